@@ -47,20 +47,20 @@ def encode(
     """
     from latentkit.contracts import TaskContext
     from latentkit.recipe.schema import EncodeRecipe, parse_recipe
-    from latentkit.tasks.encode_task import run_encode, say
+    from latentkit.tasks.encode_task import print_remark, run_encode
     from latentkit.tasks.recipe_from_arguments import encode_recipe
-    from latentkit.tasks.run_recipe import heed_launcher
+    from latentkit.tasks.run_recipe import check_launcher_settings
 
     named = None if encoder is None else os.fspath(encoder)
     values, remarks = encode_recipe(os.fspath(source), os.fspath(output), named, size, overrides)
     for remark in remarks:
-        say(remark)
+        print_remark(remark)
     recipe = parse_recipe(values, "encode", Path.cwd(), overrides)
     if not isinstance(recipe, EncodeRecipe) or recipe.encoder is None:
         raise ValueError(
             "overrides of encode can't change the task or name several encoders; use latentkit.run"
         )
-    heed_launcher()
+    check_launcher_settings()
     context = TaskContext(device=device, devices=tuple(devices), fits=True)
     return run_encode(recipe, context).datasets()[""]
 

@@ -15,13 +15,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import fsspec
-import numpy as np
 import pytest
 import torch
 from hub_server import FakeHub
-from PIL import Image
-
-SIDE = 48
+from pictures import draw_picture
 
 # See tests/devices/README.md: the tests run on the simulated device, here and in the processes that
 # they start.
@@ -40,16 +37,6 @@ def no_device_mistakes() -> Iterator[None]:
     """Fail a test that leaves a mistake on the simulated device behind."""
     yield
     assert not (ON_SIM and torch.sim.violations())  # type: ignore[attr-defined]
-
-
-def draw_picture(number: int, height: int = SIDE, width: int = SIDE) -> Image.Image:
-    """A smooth picture that differs from every other number's."""
-    rows, columns = np.mgrid[0:height, 0:width]
-    phase = number * 0.7
-    channels = [
-        127.5 + 127 * np.sin(rows / (5 + c) + columns / (7 - c) + phase * (c + 1)) for c in range(3)
-    ]
-    return Image.fromarray(np.stack(channels, -1).round().astype(np.uint8))
 
 
 WritePhotos = Callable[..., Path]

@@ -16,20 +16,20 @@ from latentkit.hooks import hookimpl
 def _build_safetensors(config: SafetensorsConfig, context: BuildContext) -> Any:
     from latentkit.exporters.safetensors import SafetensorsExporter
 
-    return SafetensorsExporter(config.values)
+    return SafetensorsExporter(config)
 
 
 def _build_webdataset(config: WebdatasetConfig, context: BuildContext) -> Any:
     from latentkit.exporters.webdataset import WebdatasetExporter
 
-    return WebdatasetExporter(config.values, config.rows_per_shard)
+    return WebdatasetExporter(config)
 
 
 @hookimpl
 def latentkit_exporters() -> Iterator[ExporterSpec]:
     yield ExporterSpec(
         "safetensors",
-        "a .safetensors file per row, and metadata.jsonl",
+        "a .safetensors file per row, and metadata.jsonl; load_dataset doesn't read it",
         SafetensorsConfig,
         _build_safetensors,
     )

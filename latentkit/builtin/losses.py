@@ -9,15 +9,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from latentkit.contracts import BuildContext, LossSpec
+from latentkit.contracts.plugin_specs import NoOptions
 from latentkit.hooks import hookimpl
 from latentkit.losses.options import (
-    BernoulliConfig,
     EquivarianceConfig,
     FeatureAlignmentConfig,
     KlConfig,
-    L1Config,
     LikelihoodConfig,
-    MseConfig,
     PatchGanConfig,
     WaveletConfig,
 )
@@ -25,13 +23,13 @@ from latentkit.losses.options import (
 # ---------------------------------------------------------------- declarations
 
 
-def _build_l1(config: L1Config, context: BuildContext) -> Any:
+def _build_l1(config: NoOptions, context: BuildContext) -> Any:
     from latentkit.losses.reconstruction import l1
 
     return l1
 
 
-def _build_mse(config: MseConfig, context: BuildContext) -> Any:
+def _build_mse(config: NoOptions, context: BuildContext) -> Any:
     from latentkit.losses.reconstruction import mse
 
     return mse
@@ -49,7 +47,7 @@ def _build_gaussian_nll(config: LikelihoodConfig, context: BuildContext) -> Any:
     return open_nll(GAUSSIAN, config)
 
 
-def _build_bernoulli_nll(config: BernoulliConfig, context: BuildContext) -> Any:
+def _build_bernoulli_nll(config: NoOptions, context: BuildContext) -> Any:
     from latentkit.losses.bernoulli import BernoulliNll
 
     return BernoulliNll(context.input.range if context.input else (-1.0, 1.0))
@@ -100,8 +98,8 @@ def _build_patch_gan(config: PatchGanConfig, context: BuildContext) -> Any:
 
 @hookimpl
 def latentkit_losses() -> Iterator[LossSpec]:
-    yield LossSpec("l1", "mean absolute error", L1Config, _build_l1)
-    yield LossSpec("mse", "mean squared error", MseConfig, _build_mse)
+    yield LossSpec("l1", "mean absolute error", NoOptions, _build_l1)
+    yield LossSpec("mse", "mean squared error", NoOptions, _build_mse)
     yield LossSpec(
         "laplace-nll",
         "nats per input value under Laplace errors",
@@ -117,7 +115,7 @@ def latentkit_losses() -> Iterator[LossSpec]:
     yield LossSpec(
         "bernoulli-nll",
         "nats per input value of bits whose chance is decoded",
-        BernoulliConfig,
+        NoOptions,
         _build_bernoulli_nll,
     )
     yield LossSpec(

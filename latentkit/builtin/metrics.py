@@ -6,15 +6,13 @@ Loads no torch; `build` opens what does the work.
 from __future__ import annotations
 
 from latentkit.contracts import BuildContext, Metric, MetricSpec
-from latentkit.contracts.plugin_specs import Need
+from latentkit.contracts.plugin_specs import Need, NoOptions
 from latentkit.hooks import hookimpl
 from latentkit.metrics.options import (
     ActiveUnitsConfig,
     ElboConfig,
     IwaeConfig,
     LossMetricConfig,
-    PictureConfig,
-    PlainConfig,
     RfidConfig,
     SpectrumConfig,
 )
@@ -22,37 +20,37 @@ from latentkit.metrics.options import (
 # ---------------------------------------------------------------- declarations
 
 
-def _build_mse(config: PlainConfig, context: BuildContext) -> Metric:
+def _build_mse(config: NoOptions, context: BuildContext) -> Metric:
     from latentkit.metrics.pixels import mse
 
     return mse()
 
 
-def _build_l1(config: PlainConfig, context: BuildContext) -> Metric:
+def _build_l1(config: NoOptions, context: BuildContext) -> Metric:
     from latentkit.metrics.pixels import l1
 
     return l1()
 
 
-def _build_psnr(config: PictureConfig, context: BuildContext) -> Metric:
+def _build_psnr(config: NoOptions, context: BuildContext) -> Metric:
     from latentkit.metrics.pixels import psnr
 
-    return psnr(config.rounding == "uint8")
+    return psnr()
 
 
-def _build_ssim(config: PictureConfig, context: BuildContext) -> Metric:
+def _build_ssim(config: NoOptions, context: BuildContext) -> Metric:
     from latentkit.metrics.structure import ssim
 
-    return ssim(config.rounding == "uint8")
+    return ssim()
 
 
-def _build_ms_ssim(config: PictureConfig, context: BuildContext) -> Metric:
+def _build_ms_ssim(config: NoOptions, context: BuildContext) -> Metric:
     from latentkit.metrics.structure import ms_ssim
 
-    return ms_ssim(config.rounding == "uint8")
+    return ms_ssim()
 
 
-def _build_kl(config: PlainConfig, context: BuildContext) -> Metric:
+def _build_kl(config: NoOptions, context: BuildContext) -> Metric:
     from latentkit.metrics.likelihood import Kl
 
     return Kl()
@@ -69,7 +67,7 @@ def _build_elbo(config: ElboConfig, context: BuildContext) -> Metric:
 def _build_iwae(config: IwaeConfig, context: BuildContext) -> Metric:
     from latentkit.metrics.likelihood import Iwae
 
-    return Iwae(config.likelihood, config.scale, config.draws, config.chunk)
+    return Iwae(config.likelihood, config.scale, config.draws)
 
 
 def _build_active_units(config: ActiveUnitsConfig, context: BuildContext) -> Metric:
@@ -78,7 +76,7 @@ def _build_active_units(config: ActiveUnitsConfig, context: BuildContext) -> Met
     return ActiveUnits(config.threshold)
 
 
-def _build_latent_statistics(config: PlainConfig, context: BuildContext) -> Metric:
+def _build_latent_statistics(config: NoOptions, context: BuildContext) -> Metric:
     from latentkit.metrics.latents import LatentStatistics
 
     return LatentStatistics()
@@ -112,7 +110,7 @@ METRICS = {
         MetricSpec(
             "psnr",
             "peak signal-to-noise ratio",
-            PictureConfig,
+            NoOptions,
             _build_psnr,
             1,
             _ON_PICTURES,
@@ -121,7 +119,7 @@ METRICS = {
         MetricSpec(
             "ssim",
             "structural similarity (Wang et al. 2004)",
-            PictureConfig,
+            NoOptions,
             _build_ssim,
             1,
             _ON_PICTURES,
@@ -130,7 +128,7 @@ METRICS = {
         MetricSpec(
             "ms-ssim",
             "structural similarity at five scales (Wang et al. 2003)",
-            PictureConfig,
+            NoOptions,
             _build_ms_ssim,
             1,
             _ON_PICTURES,
@@ -139,7 +137,7 @@ METRICS = {
         MetricSpec(
             "mse",
             "mean squared error, in squared units of the input",
-            PlainConfig,
+            NoOptions,
             _build_mse,
             1,
             ("decoder",),
@@ -148,7 +146,7 @@ METRICS = {
         MetricSpec(
             "l1",
             "mean absolute error, in units of the input",
-            PlainConfig,
+            NoOptions,
             _build_l1,
             1,
             ("decoder",),
@@ -175,7 +173,7 @@ METRICS = {
         MetricSpec(
             "kl",
             "KL to N(0, I), nats per sample and bits per input value",
-            PlainConfig,
+            NoOptions,
             _build_kl,
             1,
             ("posterior",),
@@ -210,7 +208,7 @@ METRICS = {
         MetricSpec(
             "latent-statistics",
             "mean and deviation per channel, and what a model's config wants of them",
-            PlainConfig,
+            NoOptions,
             _build_latent_statistics,
             1,
             ("continuous",),

@@ -13,12 +13,13 @@ from latentkit.contracts import (
     ModalitySpec,
     SourceSpec,
 )
+from latentkit.contracts.plugin_specs import NoOptions
 from latentkit.encoders.options import DiffusersConfig, TinyKLConfig
-from latentkit.executors.options import AccelerateConfig, LocalConfig
+from latentkit.executors.options import LocalConfig
 from latentkit.hooks import hookimpl
 from latentkit.modalities.options import ImageConfig
-from latentkit.runtime.file_endings import PICTURE_SUFFIXES
-from latentkit.sources.options import DatasetsConfig, FolderConfig, SamplePhotosConfig
+from latentkit.runtime.file_endings import IMAGE_SUFFIXES
+from latentkit.sources.options import DatasetsConfig, FolderConfig
 
 
 def _build_folder(config: FolderConfig, context: BuildContext) -> Any:
@@ -33,7 +34,7 @@ def _build_datasets(config: DatasetsConfig, context: BuildContext) -> Any:
     return open_datasets(config, context)
 
 
-def _build_sample_photos(config: SamplePhotosConfig, context: BuildContext) -> Any:
+def _build_sample_photos(config: NoOptions, context: BuildContext) -> Any:
     from latentkit.sources.sample_photos import open_sample_photos
 
     return open_sample_photos()
@@ -78,7 +79,7 @@ def _build_local(config: LocalConfig, context: BuildContext) -> Any:
     return LocalExecutor(*list_devices() if is_sole else [context.device])
 
 
-def _build_accelerate(config: AccelerateConfig, context: BuildContext) -> Any:
+def _build_accelerate(config: NoOptions, context: BuildContext) -> Any:
     from latentkit.executors.accelerate import AccelerateExecutor
 
     return AccelerateExecutor(context.device)
@@ -91,7 +92,7 @@ def latentkit_sources() -> Iterator[SourceSpec]:
         "datasets", "anything the library datasets opens", DatasetsConfig, _build_datasets
     )
     yield SourceSpec(
-        "sample-photos", "photographs inside scikit-image", SamplePhotosConfig, _build_sample_photos
+        "sample-photos", "photographs inside scikit-image", NoOptions, _build_sample_photos
     )
 
 
@@ -105,7 +106,7 @@ def latentkit_modalities() -> Iterator[ModalitySpec]:
         ImageConfig,
         _build_image,
         version=2,
-        suffixes=PICTURE_SUFFIXES,
+        suffixes=IMAGE_SUFFIXES,
     )
 
 
@@ -132,5 +133,5 @@ def latentkit_executors() -> Iterator[ExecutorSpec]:
         "local", "this machine, a process for each device", LocalConfig, _build_local
     )
     yield ExecutorSpec(
-        "accelerate", "every process of an accelerate launch", AccelerateConfig, _build_accelerate
+        "accelerate", "every process of an accelerate launch", NoOptions, _build_accelerate
     )

@@ -61,9 +61,7 @@ def report_training(result: TrainResult) -> str:
 
 
 def _encoding_with(model: Path) -> str:
-    """How latents are made with a trained model: by the command that knows it by its config, or in
-    a recipe, as another plugin's.
-    """
+    """Say how latents are made with a trained model: by `encode`, or else in a recipe."""
     recipe = load_recipe(model.parent / "recipe.yaml")
     assert isinstance(recipe, TrainRecipe)
     if recipe.model.use in KNOWN_BY_CONFIG:
@@ -77,7 +75,7 @@ def _report_encode(name: str, result: EncodeRun) -> str:
     found, folder = inspect_dataset(result.folders[name]), _near(result.folders[name])
     command = f"latentkit inspect {in_shell(folder)}"
     lines = [f"{folder}: {count_latents(found['rows'], result.summaries[name])}"]
-    lines += [f"  slow          {text}" for text in _slow(result.summaries[name])]
+    lines += [f"  slow          {text}" for text in explain_slowness(result.summaries[name])]
     lines += _skipped(found, command)
     lines += [
         f"  note          {text}"
@@ -172,7 +170,7 @@ def count_latents(rows: Mapping[str, int], summary: EncodeSummary) -> str:
     return f"{held} {speed}" if here == held else f"{held}; {here} of them here {speed}"
 
 
-def _slow(summary: EncodeSummary) -> list[str]:
+def explain_slowness(summary: EncodeSummary) -> list[str]:
     """What kept the encoder from being busy, and what to do, where that cost some time."""
     if summary.seconds < SLOW_SECONDS:
         return []
@@ -228,9 +226,7 @@ def _holds_recipe(output: str) -> bool:
 
 
 def _near(path: str | Path) -> str:
-    """A path as the user would type it: relative when it lies below the working directory; a URL as
-    it is.
-    """
+    """Return a path as the user would type it, relative where it lies here; a URL as it is."""
     if is_url(str(path)):
         return str(path)
     absolute, here = Path(os.path.abspath(path)), Path.cwd()

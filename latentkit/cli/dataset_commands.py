@@ -153,14 +153,16 @@ def _preview(options: argparse.Namespace) -> int:
 
 def _export(options: argparse.Namespace) -> int:
     from latentkit.recipe.overrides import apply_override, split_overrides
-    from latentkit.store.contents import counted
     from latentkit.tasks.export import export_dataset
 
     values: dict[str, Any] = {}
     for key, value in split_overrides(options.set):
         apply_override(values, key, value)
-    num_rows = export_dataset(options.path, options.output, options.to, values)
-    print(f"{options.output}: {counted(num_rows, 'row')} as {options.to}")
+    done = export_dataset(options.path, options.output, options.to, values)
+    print(printable(f"{options.output}: {done.what} as {options.to}"))
+    for lines in (*done.remarks, done.closing):
+        if lines:
+            print(printable(lines))
     return 0
 
 

@@ -14,8 +14,7 @@ SHOW = "show"
 
 
 def spell_out(words: Sequence[str]) -> list[str]:
-    """The words of a command line, with `plugins NAME` as the command below `plugins` that it is.
-    """
+    """Return a command line's words, `plugins NAME` as the command below `plugins`."""
     names = [number for number, word in enumerate(words) if not word.startswith("-")][1:]
     if words[0] != "plugins" or not names or words[names[0]] == "new":
         return list(words)

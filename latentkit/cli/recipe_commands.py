@@ -129,7 +129,7 @@ def _check(options: argparse.Namespace) -> int:
     from latentkit.plugins import discover
     from latentkit.recipe.schema import load_recipe
     from latentkit.runtime.other_distribution import explain_other, find_other_version
-    from latentkit.tasks.check_recipe import check_recipe, find_odd_weights
+    from latentkit.tasks.check_recipe import check_recipe, warn_of_unusual_weights
 
     recipe = load_recipe(options.recipe, options.set)
     for plugin in check_recipe(recipe, discover()):
@@ -137,7 +137,7 @@ def _check(options: argparse.Namespace) -> int:
             f"{plugin.where}: {plugin.kind} {plugin.provided.spec.name}"
             f" ({plugin.provided.distribution} {plugin.provided.version})"
         )
-    for warning in find_odd_weights(recipe):
+    for warning in warn_of_unusual_weights(recipe):
         print(f"warning: {warning}")
     if (other := find_other_version()) is not None:
         print(f"warning: {explain_other(other)}")

@@ -6,9 +6,7 @@ import argparse
 
 
 def printable(text: str) -> str:
-    """Text that can't move a terminal's cursor or change its colors: control characters of file
-    names and captions are escaped.
-    """
+    """Return text whose control characters, as of file names and captions, are escaped."""
     return "".join(
         char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in text
     )

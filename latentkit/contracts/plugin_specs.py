@@ -28,6 +28,10 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class NoOptions(Config):
+    """Config of a plugin without options."""
+
+
 def neutral(default: Any, *, description: str, **constraints: Any) -> Any:
     """A config field that can't change a value of a latent (a path, a cache size); it stays out of
     the fingerprint.

@@ -17,6 +17,7 @@ from latentkit.contracts.encoder_description import InputSpec, LatentLayout, Nor
 from latentkit.contracts.samples import Entry, Sample, Shard
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     from torch import Tensor, nn
 
 # ---------------------------------------------------------------- rows
@@ -90,6 +91,14 @@ class StreamSource(Protocol):
         ...
 
 
+class RowMemory(Protocol):
+    """Where prepared tensors go: the rows that a sample has in its batch, or a `BufferPool`."""
+
+    def get(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+        """Return a C-contiguous array whose content is undefined, of its own at each call."""
+        ...
+
+
 @runtime_checkable
 class Modality(Protocol):
     """How media becomes a tensor, and a tensor something a person can look at or hear.
@@ -99,10 +108,14 @@ class Modality(Protocol):
     value. `takes_paths = True` asks for files as paths, where small ones would be read already; a
     sample whose file changes meanwhile is prepared again. An optional method `without_seeking() ->
     Modality` gives one that prepares the same rows with each file decoded from its start; `verify
-    --deep` and repairs use it, so that a row that a wrong seek made is found. An optional attribute
-    `preview_suffix`, such as ".mp4", says what `render` writes; without it, ".png". A property
-    `media_attribute` of its config, such as "text", makes that attribute of samples their media; a
-    sample then changes when that text does.
+    --deep` and repairs use it, so that a row that a wrong seek made is found. An optional
+    parameter of `prepare`, `memory: RowMemory | None = None`, is asked for an array for the tensor
+    of each view, in their order: what was prepared in its place in a batch needs no copy. An
+    optional attribute `preview_suffix`, such as ".mp4", says what `render` writes; without it,
+    ".png". `ignores_sizes = True` says that what it prepares doesn't depend on `InputSpec.sizes`,
+    which are only checked; encoders that differ in nothing else then share one pass over the
+    source. A property `media_attribute` of its config, such as "text", makes that attribute of
+    samples their media; a sample then changes when that text does.
     """
 
     metrics: Sequence[str]

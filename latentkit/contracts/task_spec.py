@@ -59,6 +59,10 @@ class Recipe(RecipePart):
         """The folder that relative paths start from, absolute."""
         return self._base_dir
 
+    def place(self, origin: str, base_dir: Path) -> None:
+        """Set `origin` and `base_dir`; the loader of recipes does."""
+        self._origin, self._base_dir = origin, base_dir
+
     def uses(self) -> Iterator[tuple[str, str, Use]]:
         """Kind of plugin, key and use of every plugin the recipe names, in its order, such as
         ("source", "source", self.source). `latentkit check` looks each up and checks its options.

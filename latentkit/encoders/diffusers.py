@@ -1,4 +1,5 @@
-"""Encoder `diffusers`: one driver for diffusers' autoencoders, by the table in `diffusers_table`.
+"""Encoder `diffusers`: every autoencoder class of diffusers, called as `diffusers_table` describes
+it.
 """
 
 from __future__ import annotations
@@ -21,22 +22,22 @@ from latentkit.encoders.diffusers_adapter import ModelAdapter
 from latentkit.encoders.diffusers_loading import (
     FoundModel,
     build_model,
+    drop_modules,
     find_config_file,
     find_model,
-    forget,
+    inspect_model,
     load_model,
-    look_at_model,
     read_config,
-    read_some,
+    read_named_tensors,
 )
 from latentkit.encoders.diffusers_normalization import (
-    PLACES,
+    STATISTICS_NAMES,
     has_statistics,
     put_statistics,
     read_normalization,
 )
 from latentkit.encoders.diffusers_sizes import measure_model, prepare_model
-from latentkit.encoders.diffusers_table import computing_config
+from latentkit.encoders.diffusers_table import encode_config
 from latentkit.encoders.hashing import hash_tensors
 from latentkit.encoders.hub import hub_commit
 from latentkit.errors import EncoderError
@@ -50,10 +51,11 @@ ENCODING_ONLY = ("encoder", "quant_conv")
 
 
 def open_diffusers(config: DiffusersConfig, context: BuildContext) -> DiffusersEncoder:
-    """The encoder of a recipe. Weights are read when first needed.
+    """Return the encoder that a recipe names. Its weights are read when they are first needed.
 
     Raises:
-        EncoderError: there is no such model, its class isn't driven, or an option doesn't fit it.
+        EncoderError: there is no such model, its class isn't supported, or an option
+            doesn't fit it.
     """
     config_file = find_config_file(config.config, context.recipe_dir) if config.config else None
     path = None
@@ -76,23 +78,26 @@ def open_diffusers(config: DiffusersConfig, context: BuildContext) -> DiffusersE
     encoder = DiffusersEncoder(path, config_file, dtype, config.tiling, context.device, **options)
     if not encoder.lacks_decoder:
         return encoder
-    return DiffusersEncoderAlone(path, config_file, dtype, config.tiling, context.device, **options)
+    return EncodeOnlyDiffusersEncoder(
+        path, config_file, dtype, config.tiling, context.device, **options
+    )
 
 
 class DiffusersEncoder:
-    """An `Encoder` that `Decodes` and is `Trainable`, around a diffusers model.
+    """An `Encoder`, `Decodes` and `Trainable` around a diffusers model.
 
     Args:
-        path: folder or single file of the weights; None starts with random ones.
-        config_file: config.json of random weights, or of a single file.
-        dtype: the network computes in this.
+        path: folder or single file of the weights; None means random weights.
+        config_file: config.json to build a model with random weights, or the one of a single
+            weights file.
+        dtype: the dtype that the network computes in.
         tiling: encode large inputs in overlapping tiles.
         device: torch device.
-        seed: of random weights.
-        modality: name of the recipe's, for classes that take several; the class's usual one where
-            it doesn't take that.
-        indices: give indices into the model's codebook; None: as is usual for its class.
-        variant: of the weights, such as "fp16", where there are several.
+        seed: seed of random weights.
+        modality: the recipe's modality, for classes that accept several; a class that doesn't
+            accept it uses its first one.
+        indices: whether to return indices into the model's codebook; None is the class's default.
+        variant: which weights to load, such as "fp16", if there are several.
     """
 
     def __init__(
@@ -114,8 +119,8 @@ class DiffusersEncoder:
         self._config_place = self._found.config_file
         self._config = read_config(self._config_place)
         measured = measure_model(self._config, modality, indices, tiling)
-        self._driver: ModelAdapter = measured.driver
-        self._traits = measured.driver.traits
+        self._adapter: ModelAdapter = measured.adapter
+        self._traits = measured.adapter.traits
         self._complete_config = measured.config
         self.modality, self.input, self.layout = measured.modality, measured.input, measured.layout
         self._mel_rows = (
@@ -126,7 +131,7 @@ class DiffusersEncoder:
         self.input = readable_input(self.input, self.layout, self._read_normalization(None))
 
     def remarks(self) -> Iterator[Remark]:
-        """What a user should know of the weights that were taken, and of their dtype."""
+        """Yield what a user should know about the chosen weights and their dtype."""
         yield from self._found.remarks
         if self._dtype == torch.float16 and self._config.get("force_upcast"):
             fix = "set on_overflow: retry-fp32, or the encoder's dtype to bfloat16 or float32"
@@ -135,8 +140,8 @@ class DiffusersEncoder:
 
     @property
     def normalization(self) -> Normalization:
-        """As the model's own pipelines do it."""
-        return self._read_normalization(self._statistics if has_statistics(self._traits) else None)
+        """Return the shift and scale that the model's own pipelines apply."""
+        return self._read_normalization(self.statistics if has_statistics(self._traits) else None)
 
     def _read_normalization(self, tensors: Mapping[str, Tensor] | None) -> Normalization:
         return read_normalization(
@@ -144,7 +149,7 @@ class DiffusersEncoder:
         )
 
     def encode(self, batch: Tensor) -> dict[str, Tensor]:
-        """Posterior moments, latents or indices of a batch.
+        """Return posterior moments, latents or indices of a batch.
 
         Args:
             batch: (N, *input.axes), such as (N, 3, H, W), in `input.range`, of sizes that
@@ -155,61 +160,68 @@ class DiffusersEncoder:
             as (N, C, H / f, W / f), unscaled, in the encoder's dtype.
 
         Raises:
-            ValueError: another number of axes or channels, or a size that the model would cut or
-                pad.
+            ValueError: the batch has a wrong number of axes or channels, or a size that the model
+                would crop or pad.
         """
         self._check(batch)
         with torch.inference_mode():
-            return self._driver.encode(self._encoding_half, batch.to(self._device))
+            return self._adapter.encode(self.encoding_half, batch.to(self._device))
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Raw latents or indices, (N, *layout.axes), to a batch like the input, (N, *input.axes),
-        about in its range, float32.
+        """Decode raw latents or indices, (N, *layout.axes), to a float32 batch like the input, (N,
+        *input.axes), with values approximately in `input.range`.
 
         Raises:
-            EncoderError: the decoder can't take them, as where the config gives it other channels
-                than the encoder.
+            EncoderError: the decoder doesn't accept these latents, for example because the config
+                gives it other channels than the encoder.
         """
         latents = (
             latents.to(self._device)
-            if self._driver.indices
+            if self._adapter.indices
             else latents.to(self._device, self._dtype)
         )
-        model = self._decoding_half
+        model = self.decoding_half
         try:
             with torch.inference_mode():
-                return self._driver.decode(model, latents).float()
+                return self._adapter.decode(model, latents).float()
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise
             raise EncoderError(
                 f"the decoder of {self._config['_class_name']} can't take latents of shape"
-                f" {tuple(latents.shape)}: {error}; the encoder's have {self.layout.channels}"
-                f" channels: look at what {self._config_place} gives its decoder"
+                f" {tuple(latents.shape)}: {error}; the encoder's latents have"
+                f" {self.layout.channels} channels. Check the decoder's channels in"
+                f" {self._config_place}"
             ) from error
 
     def compile(self) -> None:
-        """Compile the encoding half, a graph per shape: which one a batch runs, and so its bits,
-        must not depend on the batches before.
+        """Compile the encoding half, with one graph per shape.
+
+        The graph that encodes a batch, and so the last bits of its latents, must not depend on
+        earlier batches.
         """
-        self._encoding_half.encoder.compile(dynamic=False)
+        self.encoding_half.encoder.compile(dynamic=False)
 
     def fingerprint(self) -> dict[str, str]:
-        """Class and config, hash of the tensors that `encode` uses in the dtype it uses them in,
-        tiling.
+        """Return the class, hashes of the config and of the weights that `encode` uses (in the
+        dtype it computes in), and the tiling.
 
-        Recorded only: "decoder", and of a model of the hub "hub_commit", which is
-        owner/name@commit.
+        Recorded but not compared: "decoder", and "hub_commit" (owner/name@commit) of a model from
+        the hub.
         """
         text = json.dumps(
-            computing_config(self._complete_config, self._traits, self._tiling), sort_keys=True
+            encode_config(self._complete_config, self._traits, self._tiling), sort_keys=True
         )
-        tensors = self._encoding_half.state_dict()
+        tensors = self.encoding_half.state_dict()
         parts = {
             "class": self._config["_class_name"],
             "config": hashlib.sha256(text.encode()).hexdigest(),
             "weights": hash_tensors(
-                {name: tensors[name] for name in tensors if name.split(".")[0] not in PLACES}
+                {
+                    name: tensors[name]
+                    for name in tensors
+                    if name.split(".")[0] not in STATISTICS_NAMES
+                }
             ),
             "decoder": self._decoder_hash,
         }
@@ -224,19 +236,19 @@ class DiffusersEncoder:
 
     @functools.cached_property
     def module(self) -> nn.Module:
-        """The whole model, float32; its forward takes a batch in `input.range` and gives a
-        `Reconstruction` of a draw.
+        """Return the whole model in float32. Its forward takes a batch in `input.range` and returns
+        the `Reconstruction` of one posterior draw.
 
         Raises:
-            EncoderError: the model has a codebook, which needs losses of its own.
+            EncoderError: the model has a codebook, which needs special losses, or has no decoder.
         """
         if self._traits.codebook:
             raise EncoderError(
-                f"{self._config['_class_name']} can't be trained here: its codebook needs losses of"
-                " its own"
+                f"{self._config['_class_name']} can't be trained here: its codebook needs special"
+                " losses"
             )
         if self.lacks_decoder:
-            raise EncoderError(f"{self._path} holds no decoder, so it can't be trained")
+            raise EncoderError(f"{self._path} contains no decoder, so it can't be trained")
         if self._path is not None:
             model = load_model(self._path, self._config_place, torch.float32, self._variant)
         else:
@@ -244,10 +256,10 @@ class DiffusersEncoder:
                 torch.manual_seed(self._seed)
                 model = build_model(self._config)
         prepare_model(model, self._traits, self._tiling)
-        return TrainedModel(model.train().requires_grad_(True).to(self._device), self._driver)
+        return TrainedModel(model.train().requires_grad_(True).to(self._device), self._adapter)
 
     def last_layer(self) -> nn.Parameter:
-        """Weight of the decoder's last layer."""
+        """Return the weight of the decoder's last layer."""
         model = self.module.model
         assert isinstance(model, nn.Module)
         decoder, ending = self._traits.decoder[0], self._traits.last_layer
@@ -259,30 +271,27 @@ class DiffusersEncoder:
         return weights[-1]
 
     def save(self, folder: Path) -> None:
-        """A folder that any `from_pretrained` loads, with the config as it stands."""
+        """Write a folder that any `from_pretrained` loads, with the current config."""
         model: Any = self.module.model
         model.save_pretrained(folder)
 
     def set_statistics(self, mean: Tensor, std: Tensor) -> None:
-        """Put measured statistics of a draw per channel, (C,) each, where pipelines look for them
-        in what `save` writes.
+        """Store the measured mean and standard deviation of posterior draws, per channel, (C,)
+        each, where pipelines look for them in what `save` writes.
         """
         put_statistics(self.module.model, self._traits, mean, std)
 
     # ------------------------------------------------------------ inside
 
     def _check_statistics(self) -> None:
-        """Hold the number of shifts and scales, which the config decides without any weights, to
-        the latents.
-
-        Raises:
-            EncoderError: they don't fit.
+        """Check that the config has as many shifts and scales as the latents have channels. This
+        needs no weights.
         """
         traits, sizes = self._traits, {}
-        if traits.statistics == "config" and not self._driver.indices:
+        if traits.statistics == "config" and not self._adapter.indices:
             sizes = {
                 name: np.size(self._complete_config[name])
-                for name in PLACES
+                for name in STATISTICS_NAMES
                 if self._complete_config.get(name) is not None
             }
         elif has_statistics(traits):
@@ -291,7 +300,7 @@ class DiffusersEncoder:
             sizes = {
                 name: values.numel()
                 for name, values in model.named_buffers()
-                if name.startswith(PLACES) and values.ndim
+                if name.startswith(STATISTICS_NAMES) and values.ndim
             }
         channels = self.layout.channels * math.prod(
             factor or self._mel_rows for factor in traits.fold.values()
@@ -305,8 +314,8 @@ class DiffusersEncoder:
             )
             if size != channels and not per_frame:
                 raise EncoderError(
-                    f"{self._config_place}: by it {name} has {size} values for latents of"
-                    f" {channels} channels, so that they can't be normalized; fix the config"
+                    f"{self._config_place}: {name} has {size} values, but the latents have"
+                    f" {channels} channels, so they can't be normalized. Fix the config"
                 )
 
     def _check(self, batch: Tensor) -> None:
@@ -318,24 +327,26 @@ class DiffusersEncoder:
         for axis, size in zip(axes[1:], batch.shape[2:], strict=True):
             rule = self.input.sizes.get(axis)
             if rule is not None and not rule.allows(size):
-                raise ValueError(f"{axis} of a batch is {size}; the encoder takes {rule}")
+                raise ValueError(f"{axis} of the batch is {size}; the encoder accepts {rule}")
 
     def _downscale(self, axis: str) -> int | float:
+        """Return the factor by which the encoder reduces the size along one axis."""
         factors = self.layout.downscale
         return factors if isinstance(factors, int) else factors[self.input.axes.index(axis) - 1]
 
     def _load(self, what: str) -> Any:
+        """Return the model with its weights, ready to `encode` or `decode` as `what` names."""
         if self._path is None:
             raise EncoderError(
-                f"a model with random weights (option config) can be trained, but not {what}; give"
-                " its weights as model"
+                f"a model with random weights (option config) can be trained but can't {what}. Give"
+                " weights with the option model"
             )
         model = load_model(self._path, self._config_place, self._dtype, self._variant)
         prepare_model(model, self._traits, self._tiling)
         return model
 
     @property
-    def _statistics(self) -> Mapping[str, Tensor]:
+    def statistics(self) -> Mapping[str, Tensor]:
         """Statistics among the model's tensors, (C,) each, float32, as in its file.
 
         Not those of the halves, which are rounded to the dtype that these compute in.
@@ -348,27 +359,30 @@ class DiffusersEncoder:
         return {
             name: tensor
             for name, tensor in model.state_dict().items()
-            if name.split(".")[0] in PLACES
+            if name.split(".")[0] in STATISTICS_NAMES
         }
 
     @functools.cached_property
     def _stored_statistics(self) -> Mapping[str, Tensor]:
         assert self._path is not None
-        return read_some(self._path, self._config_place, PLACES, self._variant)
+        return read_named_tensors(self._path, self._config_place, STATISTICS_NAMES, self._variant)
 
     @functools.cached_property
-    def _encoding_half(self) -> Any:
+    def encoding_half(self) -> Any:
+        """The model in eval mode without its decoder, in the encoder's dtype and on its device;
+        loaded when first asked for.
+        """
         model = self._load("encode")
         tensors = model.state_dict()
         self._decoder_hash = hash_tensors(
             {name: tensors[name] for name in tensors if name.split(".")[0] in self._traits.decoder}
         )
-        forget(
+        drop_modules(
             model,
             tuple(
                 name
                 for name in self._traits.decoder
-                if not (self._driver.indices and name == self._traits.codebook)
+                if not (self._adapter.indices and name == self._traits.codebook)
             ),
         )
         takes_form = self._traits.axes == "CHW" and all(
@@ -378,31 +392,32 @@ class DiffusersEncoder:
         return model.to(self._device, memory_format=form)
 
     @functools.cached_property
-    def _decoding_half(self) -> Any:
+    def decoding_half(self) -> Any:
+        """The model without what only encodes, likewise."""
         model = self._load("decode")
-        forget(model, ENCODING_ONLY)
+        drop_modules(model, ENCODING_ONLY)
         return model.to(self._device)
 
 
-class DiffusersEncoderAlone(DiffusersEncoder):
-    """One whose weights have no decoder, so that it is no `Decodes`."""
+class EncodeOnlyDiffusersEncoder(DiffusersEncoder):
+    """An encoder whose weights contain no decoder, so it doesn't satisfy `Decodes`."""
 
     decode = None  # type: ignore[assignment]
 
 
 class TrainedModel(nn.Module):
-    """A diffusers autoencoder whose forward is that of the contract `Trainable`."""
+    """A diffusers autoencoder with the forward that the contract `Trainable` asks for."""
 
-    def __init__(self, model: Any, driver: ModelAdapter) -> None:
+    def __init__(self, model: Any, adapter: ModelAdapter) -> None:
         super().__init__()
         self.model = model
-        self._driver = driver
+        self._adapter = adapter
 
     def forward(self, batch: Tensor) -> Reconstruction:
-        """A batch in the input's range to the reconstruction of a draw from the posterior (or of
-        the latents, where there is none).
+        """Return the reconstruction of a batch from one posterior draw, or from the latents of a
+        deterministic model.
         """
-        latents = self._driver.encode(self.model, batch)
+        latents = self._adapter.encode(self.model, batch)
         if "latent" in latents:
             return Reconstruction(self.decode(latents["latent"]), latents["latent"])
         mean, logvar = latents["mean"], latents["logvar"]
@@ -410,14 +425,17 @@ class TrainedModel(nn.Module):
         return Reconstruction(self.decode(draw), draw, Moments(mean, logvar))
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Raw latents (N, *layout.axes) to a batch like the input."""
-        return self._driver.decode(self.model, latents)
+        """Decode raw latents (N, *layout.axes) to a batch like the input."""
+        return self._adapter.decode(self.model, latents)
 
 
 def _find(
     path: Path | None, config_file: Path | None, variant: str | None, modality: str
 ) -> FoundModel:
+    """Return what is known of a model without its weights: from its folder or file, or from the
+    config alone.
+    """
     if path is not None:
-        return look_at_model(path, config_file, variant, modality)
+        return inspect_model(path, config_file, variant, modality)
     assert config_file is not None  # by the recipe
     return FoundModel(config_file)

@@ -1,5 +1,5 @@
-"""Calls of any diffusers autoencoder, as its `ModelTraits` say: prepared batches to latents under
-our names, and back.
+"""Calls any diffusers autoencoder as its `ModelTraits` describe: from prepared batches to latents
+under latentkit's names, and back.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from latentkit.runtime.device import memory_format
 
 @dataclass(frozen=True)
 class ModelAdapter:
-    """How one model is called. A batch is (N, *axes), in the input's range; latents are unscaled.
+    """Calls one model. A batch is (N, *axes) in the input's range; latents are unscaled.
 
     Args:
-        traits: of its class.
-        axes: of one prepared input; those of the class, but for T where a video class is given
-            pictures or a picture class videos.
-        indices: latents are indices into the codebook, without a channel axis.
+        traits: description of the model's class.
+        axes: axes of one prepared input. They are the class's axes, except for T: a video class may
+            be given images, and an image class videos.
+        indices: whether latents are indices into the codebook, without a channel axis.
     """
 
     traits: ModelTraits
@@ -34,12 +34,12 @@ class ModelAdapter:
 
     @property
     def kind(self) -> Literal["gaussian", "deterministic", "quantised"]:
-        """Of the latents, as in `LatentLayout`."""
+        """Return the kind of the latents, as in `LatentLayout`."""
         return "quantised" if self.indices else self.traits.kind
 
     def encode(self, model: Any, batch: Tensor) -> dict[str, Tensor]:
-        """Latents of a batch: "mean" and "logvar" (in [-30, 20]), "latent" or "indices", in the
-        dtype the model gives.
+        """Return latents of a batch: "mean" and "logvar" (in [-30, 20]), "latent" or "indices", in
+        the dtype that the model returns.
         """
         if not self.traits.one_by_one or len(batch) == 1:
             return self._encode(model, batch)
@@ -47,7 +47,7 @@ class ModelAdapter:
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def decode(self, model: Any, latents: Tensor) -> Tensor:
-        """The batch that latents stand for, in the dtype the model gives."""
+        """Decode latents to a batch, in the dtype that the model returns."""
         if not self.traits.one_by_one or len(latents) == 1:
             return self._decode(model, latents)
         return torch.cat([self._decode(model, row[None]) for row in latents.unbind()])
@@ -55,11 +55,11 @@ class ModelAdapter:
     # ------------------------------------------------------------ inside
 
     def _encode(self, model: Any, batch: Tensor) -> dict[str, Tensor]:
-        inputs = self._enter(batch, 2)
+        inputs = self._match_model_axes(batch, 2)
         if self.traits.pixel_mean:
-            inputs = (inputs.float() - _per_channel(self.traits.pixel_mean, inputs)) / _per_channel(
-                self.traits.pixel_std, inputs
-            )
+            inputs = (
+                inputs.float() - _channel_values(self.traits.pixel_mean, inputs)
+            ) / _channel_values(self.traits.pixel_std, inputs)
         if self.traits.pads_front:
             inputs = torch.cat(
                 [inputs[:, :, :1]] * (model.temporal_compression_ratio - 1) + [inputs], dim=2
@@ -75,18 +75,18 @@ class ModelAdapter:
         try:
             output = model.encode(inputs, **self.traits.encode_options)
         except BaseException:
-            # What is cached of a batch that failed would make every later one fail.
+            # What the model cached of the failed batch would make every later batch fail.
             if self.traits.recover:
                 getattr(model, self.traits.recover)()
             raise
-        latents = self._choose(model, read_latents(output))
+        latents = self._select_stored(model, read_latents(output))
         return {
-            name: self._leave(tensor, len(batch), 1 if self.indices else 2)
+            name: self._restore_axes(tensor, len(batch), 1 if self.indices else 2)
             for name, tensor in latents.items()
         }
 
-    def _choose(self, model: Any, latents: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Of all that `encode` gave, what is stored."""
+    def _select_stored(self, model: Any, latents: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Select which of the tensors that `encode` returned are stored."""
         if self.indices:
             return {
                 "indices": (
@@ -103,7 +103,7 @@ class ModelAdapter:
         options = dict(self.traits.decode_options)
         if "num_frames" in options and "T" in self.axes:
             options["num_frames"] = latents.shape[2]
-        inputs = self._enter(latents, 1 if self.indices else 2)
+        inputs = self._match_model_axes(latents, 1 if self.indices else 2)
         if self.indices:
             inputs, how = _look_up(model, self.traits.codebook, inputs)
             options |= how
@@ -111,27 +111,31 @@ class ModelAdapter:
             options["temb"] = inputs.new_zeros(len(inputs))
         output = model.decode(inputs, **options)
         decoded: Tensor = output if isinstance(output, Tensor) else output.sample
-        decoded = self._leave(
+        decoded = self._restore_axes(
             decoded.transpose(1, 2) if self.traits.decodes_frames_first else decoded,
             len(latents),
             2,
         )
         if self.traits.pixel_mean:
-            decoded = decoded.float() * _per_channel(self.traits.pixel_std, decoded) + _per_channel(
-                self.traits.pixel_mean, decoded
-            )
+            decoded = decoded.float() * _channel_values(
+                self.traits.pixel_std, decoded
+            ) + _channel_values(self.traits.pixel_mean, decoded)
         return decoded
 
-    def _enter(self, tensor: Tensor, time: int) -> Tensor:
-        """A tensor with or without T, as the class has it; `time` is where T stands, or would."""
+    def _match_model_axes(self, tensor: Tensor, time: int) -> Tensor:
+        """Add or remove the axis T (at position `time`) so that the tensor has the class's axes.
+
+        For a video class an image becomes a clip of one frame. For an image class every frame of a
+        video becomes an image.
+        """
         if "T" in self.traits.axes and "T" not in self.axes:
             return tensor.unsqueeze(time)
         if "T" in self.axes and "T" not in self.traits.axes:
             return tensor.movedim(time, 1).flatten(0, 1)
         return tensor
 
-    def _leave(self, tensor: Tensor, num_rows: int, time: int) -> Tensor:
-        """The inverse of `_enter`."""
+    def _restore_axes(self, tensor: Tensor, num_rows: int, time: int) -> Tensor:
+        """Undo `_match_model_axes`."""
         if "T" in self.traits.axes and "T" not in self.axes:
             return tensor.squeeze(time)
         if "T" in self.axes and "T" not in self.traits.axes:
@@ -140,11 +144,11 @@ class ModelAdapter:
 
 
 def read_latents(output: Any) -> dict[str, Tensor]:
-    """What `encode` of any class gave, under our names: "mean" and "logvar", or "latent", and
-    "indices" where there are some.
+    """Return the output of any class's `encode` under latentkit's names: "mean" and "logvar", or
+    "latent"; and "indices" if it has them.
 
     Raises:
-        EncoderError: it is of no known form.
+        EncoderError: the output has an unknown form.
     """
     if isinstance(output, tuple):
         named = {} if len(output) == 1 else {"indices": output[1]}
@@ -161,23 +165,25 @@ def read_latents(output: Any) -> dict[str, Tensor]:
     if hasattr(posterior, "mode"):
         return {"latent": posterior.mode()}
     raise EncoderError(
-        f"encode gave {type(output).__name__}, which has neither a latent_dist (with mean and std,"
+        f"encode returned {type(output).__name__}, which has neither a latent_dist (with mean and"
+        " std,"
         " or mode) nor latents nor latent"
     )
 
 
-def _per_channel(values: tuple[float, ...], like: Tensor) -> Tensor:
+def _channel_values(values: tuple[float, ...], like: Tensor) -> Tensor:
+    """Return one value per channel, shaped to broadcast over `like`, (N, C, ...)."""
     return torch.tensor(values, device=like.device).reshape(-1, *[1] * (like.ndim - 2))
 
 
 def _find_indices(model: Any, latent: Tensor) -> Tensor:
-    """Indices (N, h, w) of a `VQModel`'s continuous latents (N, C, h, w)."""
+    """Return the codebook indices (N, h, w) of a `VQModel`'s continuous latents (N, C, h, w)."""
     found: Tensor = model.quantize(latent)[2][2]
     return found.reshape(len(latent), *latent.shape[2:])
 
 
 def _look_up(model: Any, codebook: str, indices: Tensor) -> tuple[Tensor, dict[str, Any]]:
-    """What `decode` takes for indices: its first argument, and further ones."""
+    """Return the first argument and the keyword arguments with which `decode` takes indices."""
     if codebook != "quantize":
         return indices, {"decode_from_indices": True}
     shape = (*indices.shape, model.quantize.vq_embed_dim)

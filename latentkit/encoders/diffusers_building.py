@@ -1,4 +1,4 @@
-"""Models of diffusers by their config, before any weights."""
+"""Builds diffusers models from their configs, before any weights are read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from latentkit.errors import EncoderError
 
 
 def build_model(config: Mapping[str, Any]) -> Any:
-    """A model with random weights (torch's global generator), float32.
+    """Build a float32 model with random weights, drawn from torch's global generator.
 
     Raises:
         EncoderError: the config doesn't fit its class.
@@ -34,13 +34,13 @@ def build_model(config: Mapping[str, Any]) -> Any:
         NameError,
     ) as error:
         raise EncoderError(
-            f"{name} can't be built by its config: {str(error).strip()[:500]}"
+            f"{name} can't be built from its config: {str(error).strip()[:500]}"
         ) from error
 
 
 def build_unset(config: Mapping[str, Any], dtype: torch.dtype, device: str = "cpu") -> Any:
-    """A model in the dtype, but for what its class keeps in float32; its weights are whatever was
-    in memory.
+    """Build a model with uninitialized weights, in the dtype except for what its class keeps in
+    float32.
 
     Raises:
         EncoderError: the config doesn't fit its class.
@@ -60,7 +60,7 @@ def build_unset(config: Mapping[str, Any], dtype: torch.dtype, device: str = "cp
 
 
 def build_shapes(config: Mapping[str, Any]) -> Any:
-    """A model without weights, for the names and shapes of its tensors.
+    """Build a model without weights, for the names and shapes of its tensors.
 
     Raises:
         EncoderError: the config doesn't fit its class.
@@ -75,8 +75,8 @@ def build_shapes(config: Mapping[str, Any]) -> Any:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence diffusers' warnings about what a `Fit` turns into errors, and torch's about what
-    diffusers uses of it.
+    """Silence diffusers' warnings about problems that `Fit` reports as errors, and torch's
+    deprecation warnings about diffusers.
     """
     level = diffusers.utils.logging.get_verbosity()
     diffusers.utils.logging.set_verbosity(50)

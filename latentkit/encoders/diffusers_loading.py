@@ -1,4 +1,6 @@
-"""From a folder, a single file or a hub id to a diffusers model whose weights fit strictly."""
+"""Loads diffusers models from a folder, a single file or a hub id. Their weights must fit
+exactly.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +22,14 @@ from latentkit.encoders.diffusers_building import build_shapes, build_unset
 from latentkit.encoders.diffusers_building import quiet as quiet
 from latentkit.encoders.diffusers_table import TRAITS, find_traits
 from latentkit.encoders.hub import find_model_folder
-from latentkit.encoders.published_configs import find_published, list_published, recognize
+from latentkit.encoders.published_configs import find_published, list_published, recognize_config
 from latentkit.encoders.weight_files import read_metadata
 from latentkit.encoders.weight_fitting import Fit, choose_fit, find_fits
 from latentkit.encoders.weight_folders import SUFFIXES, WeightFiles, find_weights
 from latentkit.errors import EncoderError
 
 SUBFOLDERS = ("vae", "audio_vae")
-"""Where a pipeline keeps its autoencoder."""
+"""Folders of a pipeline that contain its autoencoder."""
 
 
 def find_model(
@@ -38,46 +40,48 @@ def find_model(
     modality: str = "",
     variant: str | None = None,
 ) -> Path:
-    """The local folder (with its config.json) or the single file of a model; a hub id is
+    """Return the local folder (with its config.json) or the single file of a model. A hub id is
     downloaded.
 
     Args:
-        modality: the recipe's; of several autoencoders in a pipeline, the first that takes it is
-            meant.
-        variant: of the weights on the hub, such as "fp16"; None takes the plain ones, or the only
-            ones there are.
+        modality: the recipe's modality; of several autoencoders in a pipeline, the first that
+            accepts it is chosen.
+        variant: which weights to take from the hub, such as "fp16"; None takes the plain ones, or
+            the only ones there are.
 
     Raises:
-        EncoderError: nothing is there, the hub can't be reached, or another subfolder than the
-            named one takes the modality.
+        EncoderError: nothing is there, the hub can't be reached, or the named subfolder doesn't
+            accept the modality but another one does.
     """
     choose = functools.partial(_choose_folder, model, subfolder, modality)
     return find_model_folder(model, subfolder, revision, recipe_dir, choose, variant)
 
 
 def _choose_folder(model: str, subfolder: str | None, modality: str, path: Path) -> Path:
-    """The folder of the autoencoder in the folder of a model or a pipeline, by its configs alone.
+    """Choose the autoencoder's folder inside the folder of a model or pipeline, from the configs
+    alone.
     """
     folders = _model_folders(path, subfolder)
     if not folders:
         if not subfolder and _has_weights(path):
-            return path  # what it holds is told by its names; and what is wrong, when they are read
+            return path  # the names of its tensors show what it contains when they are read
         where = subfolder or f"it, {', '.join(SUBFOLDERS)}"
         wanted = (
             "the folder of a diffusers autoencoder or pipeline, or a file of weights "
             "(.safetensors, .ckpt, .pt, .pth, .bin)"
         )
         raise EncoderError(f"model {model}: no config.json in {where}; expected {wanted}")
-    fitting = [folder for folder in folders if _takes(folder, modality)]
+    fitting = [folder for folder in folders if _accepts_modality(folder, modality)]
     beside = [
         folder
         for folder in _model_folders(folders[0].parent, None)
-        if not fitting and _takes(folder, modality)
+        if not fitting and _accepts_modality(folder, modality)
     ]
     if beside:
         name = folders[0].name
         raise EncoderError(
-            f"model {model}: {name} doesn't take the modality {modality!r}; {beside[0].name} beside"
+            f"model {model}: {name} doesn't accept the modality {modality!r}; {beside[0].name}"
+            " beside"
             " it does"
         )
     chosen = (fitting or folders)[0]
@@ -86,15 +90,15 @@ def _choose_folder(model: str, subfolder: str | None, modality: str, path: Path)
 
 
 def _model_folders(path: Path, subfolder: str | None) -> list[Path]:
-    """Folders with a config.json, the likeliest autoencoder first: those named so, then any that
-    has one's class.
+    """Return the folders with a config.json, the likeliest autoencoder first: those with a usual
+    name, then any whose config is an autoencoder's.
     """
     if subfolder:
         places = [path / subfolder]
     else:
         named = [path, *(path / name for name in SUBFOLDERS)]
         places = named + [
-            place for place in sorted(path.iterdir()) if place not in named and _is_driven(place)
+            place for place in sorted(path.iterdir()) if place not in named and _is_supported(place)
         ]
     return [place for place in places if (place / "config.json").is_file()]
 
@@ -103,16 +107,14 @@ def _has_weights(folder: Path) -> bool:
     return any(file.is_file() and file.name.lower().endswith(SUFFIXES) for file in folder.iterdir())
 
 
-def _is_driven(folder: Path) -> bool:
+def _is_supported(folder: Path) -> bool:
     with contextlib.suppress(EncoderError):
         return bool(read_config(folder))
     return False
 
 
-def _takes(folder: Path, modality: str) -> bool:
-    """Whether a folder holds a model of this modality; a folder without one, or with one that can't
-    be driven, doesn't.
-    """
+def _accepts_modality(folder: Path, modality: str) -> bool:
+    """Return whether the folder contains a supported model that accepts the modality."""
     try:
         config = read_config(folder)
     except EncoderError:
@@ -123,11 +125,11 @@ def _takes(folder: Path, modality: str) -> bool:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of a diffusers model, by its folder or the file itself.
+    """Read the config.json of a diffusers model, given the file or its folder.
 
     Raises:
-        EncoderError: missing, no JSON, or of a class that the table or the installed diffusers
-            doesn't know.
+        EncoderError: the file is missing or isn't JSON, or neither the table nor the installed
+            diffusers knows its class.
     """
     file = folder / "config.json" if folder.is_dir() else folder
     try:
@@ -145,15 +147,15 @@ def read_config(folder: Path) -> dict[str, Any]:
             raise EncoderError(
                 f"{file}: diffusers {diffusers.__version__} has no {name}; pip install -U diffusers"
             )
-    elif not (isinstance(name, str) and _might_be_driven(name)):
+    elif not (isinstance(name, str) and _looks_like_autoencoder(name)):
         raise EncoderError(
-            f"{file}: _class_name is {name!r}; this version drives {', '.join(TRAITS)}, and other"
+            f"{file}: _class_name is {name!r}; this version supports {', '.join(TRAITS)}, and other"
             f" models of diffusers {diffusers.__version__} that have encode and decode"
         )
     return {**config, "_class_name": name}
 
 
-def _might_be_driven(name: str) -> bool:
+def _looks_like_autoencoder(name: str) -> bool:
     found = getattr(diffusers, name, None)
     return (
         isinstance(found, type)
@@ -164,11 +166,11 @@ def _might_be_driven(name: str) -> bool:
 
 
 def find_config_file(name: str, recipe_dir: Path) -> Path:
-    """The config.json that the option config means: a file, a folder with one, or a name of
+    """Return the config.json that the option config names: a file, a folder with one, or a name in
     `published_configs`.
 
     Raises:
-        EncoderError: it is none of these; lists the names.
+        EncoderError: the option is none of these; the message lists the names.
     """
     path = recipe_dir / Path(name).expanduser()
     places = [path, *(path / folder / "config.json" for folder in ("", *SUBFOLDERS))]
@@ -188,8 +190,8 @@ class FoundModel:
 
     Args:
         config_file: its config.json.
-        remarks: what a user should know of how it was found.
-        lacks_decoder: a file that can encode only.
+        remarks: what a user should know about how it was found.
+        lacks_decoder: whether its file contains only the encoder.
     """
 
     config_file: Path
@@ -197,23 +199,25 @@ class FoundModel:
     lacks_decoder: bool = False
 
 
-def look_at_model(
+def inspect_model(
     path: Path, config_file: Path | None, variant: str | None = None, modality: str = ""
 ) -> FoundModel:
-    """The config of a model; a single file, and a folder without a config, by the names in it.
+    """Find a model's config and what is special about its weights, without loading them.
+
+    The names and shapes of the tensors decide for a single file, and for a folder without a config.
 
     Args:
         path: folder, or single file.
-        config_file: where the recipe names one; None takes the one in the folder or beside the
-            file, else that of the published autoencoder that the weights fit.
-        variant: of the weights.
-        modality: the recipe's, for files with several networks.
+        config_file: the config that the recipe names; None takes the one in the folder or beside
+            the file, or else that of the published autoencoder that the weights fit.
+        variant: which of several weights.
+        modality: the recipe's modality, for files with several networks.
 
     Raises:
-        EncoderError: the weights can't be read, or no config or several fit them.
+        EncoderError: the weights can't be read, or not exactly one config fits them.
     """
     beside = path / "config.json" if path.is_dir() else path.with_name("config.json")
-    if config_file is None and beside.is_file() and (path.is_dir() or _is_driven(beside)):
+    if config_file is None and beside.is_file() and (path.is_dir() or _is_supported(beside)):
         config_file = beside
     if config_file is not None and path.is_dir():
         with contextlib.suppress(EncoderError):  # which loading says
@@ -224,7 +228,9 @@ def look_at_model(
     tensors = weights.read()
     remarks = [weights.remark] if weights.remark else []
     if config_file is None:
-        config_file, *equals = recognize(path, tensors, read_metadata(weights.files[0]), modality)
+        config_file, *equals = recognize_config(
+            path, tensors, read_metadata(weights.files[0]), modality
+        )
         same = (
             f" ({', '.join(file.stem for file in equals)} would give the same latents)"
             if equals
@@ -232,7 +238,7 @@ def look_at_model(
         )
         remarks.append(
             Remark(
-                f"no config.json: taken for {config_file.stem}, by the names and shapes of the"
+                f"no config.json: recognized as {config_file.stem} by the names and shapes of the"
                 f" weights{same}"
             )
         )
@@ -241,14 +247,13 @@ def look_at_model(
     if any("float8" in str(tensor.dtype) for tensor in fit.tensors.values()):
         remarks.append(
             Remark(
-                "the weights are in 8 bits (fp8), so that latents differ from those of the full"
-                " weights"
+                "the weights are in 8 bits (fp8), so latents differ from those of the full weights"
             )
         )
     if fit.lacks_decoder:
         remarks.append(
             Remark(
-                "the file holds no decoder: it encodes; decoding, and previews of it, need the"
+                "the file contains no decoder: it can encode, but decoding and previews need the"
                 " decoder"
             )
         )
@@ -258,36 +263,37 @@ def look_at_model(
 def load_model(
     path: Path, config_file: Path | None, dtype: torch.dtype, variant: str | None = None
 ) -> Any:
-    """A model in eval mode without gradients, every tensor of which came from its file.
+    """Load a model in eval mode, without gradients. Every tensor comes from its file.
 
     Args:
         path: folder, or single file.
-        config_file: of the weights; None as `look_at_model` finds it.
-        dtype: of the weights.
-        variant: of the weights, of several.
+        config_file: config of the weights; None finds it as `inspect_model` does.
+        dtype: dtype of the loaded weights.
+        variant: which of several weights.
 
     Raises:
-        EncoderError: no weights, or weights that don't fit: names missing, unexpected and misshaped
-            keys.
+        EncoderError: there are no weights, or they don't fit; the message names missing,
+            unexpected and misshaped keys.
     """
-    config = read_config(config_file or look_at_model(path, None, variant).config_file)
+    config = read_config(config_file or inspect_model(path, None, variant).config_file)
     model = build_unset(config, dtype)
     fit = _read_fit(path, variant, model)
     model.load_state_dict(fit.tensors, strict=False)  # the fit was strict
     if fit.lacks_decoder:
-        forget(model, find_traits(config["_class_name"], config)[0].decoder)
+        drop_modules(model, find_traits(config["_class_name"], config)[0].decoder)
     model.eval()
     model.requires_grad_(False)
     return model
 
 
-def read_some(
+def read_named_tensors(
     path: Path, config_file: Path, places: tuple[str, ...], variant: str | None = None
 ) -> dict[str, Tensor]:
-    """The tensors of some of a model's modules and buffers, float32, by name; no others are read.
+    """Return, in float32 and by name, those tensors of a model whose names start with given words.
+    No others are read.
 
     Args:
-        places: first words of their names.
+        places: first words of the tensors' names.
         path, config_file, variant: as for `load_model`.
 
     Raises:
@@ -302,6 +308,7 @@ def read_some(
 
 
 def _read_fit(path: Path, variant: str | None, model: Any) -> Fit:
+    """Read the weights and match them to the model."""
     weights = find_weights(path, variant)
     return choose_fit(
         weights.files[0], find_fits(weights.read(), model), _other_variant(weights, variant)
@@ -309,14 +316,15 @@ def _read_fit(path: Path, variant: str | None, model: Any) -> Fit:
 
 
 def _other_variant(weights: WeightFiles, variant: str | None) -> str | None:
-    """A variant that isn't a file's, so one within a checkpoint."""
+    """Return the variant if it doesn't name a file, so it must name weights inside a checkpoint."""
     return None if variant == weights.variant else variant
 
 
-def forget(model: nn.Module, names: Iterable[str]) -> None:
-    """Empty sub-modules, so that they neither take memory nor count as the encoder's.
+def drop_modules(model: nn.Module, names: Iterable[str]) -> None:
+    """Replace sub-modules by empty ones, so that they take no memory and don't count as the
+    encoder's.
 
-    Some classes walk through them, so they stay.
+    They aren't deleted because some classes walk through them.
     """
     for name in names:
         if getattr(model, name, None) is not None:

@@ -1,5 +1,5 @@
-"""Shift and scale of a latent, as the pipelines of its autoencoder apply them, and measured ones
-put into a model.
+"""Normalization of latents as the pipelines of an autoencoder apply it: read from a model, and
+written into one after training.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from torch import Tensor
 from latentkit.contracts import LatentLayout, Normalization
 from latentkit.encoders.diffusers_table import NORMALIZATION_KEYS, ModelTraits
 
-PLACES = ("bn", "latents_mean", "latents_std")
-"""Modules and buffers in which models hold statistics that are applied after `encode`."""
+STATISTICS_NAMES = ("bn", "latents_mean", "latents_std")
+"""Modules and buffers in which models store statistics that are applied after `encode`."""
 
 
 def has_statistics(traits: ModelTraits) -> bool:
-    """Whether shift and scale are among the model's tensors, instead of in its config."""
+    """Return whether shift and scale are among the model's tensors instead of in its config."""
     return traits.statistics in ("buffers", "batch-norm")
 
 
@@ -28,22 +28,22 @@ def read_normalization(
     tensors: Mapping[str, Tensor] | None = None,
     whole: int = 0,
 ) -> Normalization:
-    """What the model's own pipelines do to raw latents before the transformer.
+    """Return what the model's own pipelines do to raw latents before the transformer.
 
-    (z - latents_mean) * scaling_factor / latents_std per channel
-    (`StableDiffusionXLImg2ImgPipeline`, `WanImageToVideoPipeline`; from buffers in
-    `LTXImageToVideoPipeline`), else (z - shift_factor) * scaling_factor (`FluxImg2ImgPipeline`),
-    else z * scaling_factor (`StableDiffusionImg2ImgPipeline`) or, by newer configs of
-    `CogVideoXImageToVideoPipeline`, z / scaling_factor; by batch-norm statistics of 2 x 2 patches
-    in `Flux2Pipeline`.
+    Per channel, (z - latents_mean) * scaling_factor / latents_std
+    (`StableDiffusionXLImg2ImgPipeline`, `WanImageToVideoPipeline`; with buffers in
+    `LTXImageToVideoPipeline`). Else (z - shift_factor) * scaling_factor (`FluxImg2ImgPipeline`).
+    Else z * scaling_factor (`StableDiffusionImg2ImgPipeline`), or z / scaling_factor with newer
+    configs of `CogVideoXImageToVideoPipeline`. `Flux2Pipeline` uses batch-norm statistics of 2 x 2
+    patches.
 
     Args:
-        config: with its defaults filled in.
-        traits: of the class.
-        layout: of its latents.
-        tensors: those of the model in `PLACES`, where it has statistics; None leaves shift and
-            scale out, for the fold alone.
-        whole: size of a latent along the axis that is folded whole.
+        config: config with the class's defaults filled in.
+        traits: description of the model's class.
+        layout: layout of its latents.
+        tensors: the model's tensors named in `STATISTICS_NAMES`, if its class has them; None
+            returns the fold alone, without shift and scale.
+        whole: size of a latent along the axis that is folded as a whole.
     """
     if traits.statistics in ("inside", "none"):
         return Normalization()
@@ -73,8 +73,8 @@ def _normalization(
 
 
 def _per_frame(values: Sequence[float], layout: LatentLayout) -> list[Any]:
-    """Values per channel; or (C, frames, 1, 1) where a config has them per channel and latent
-    frame, as `CosmosVideoToWorldPipeline` reads them, of which pictures have the first.
+    """Return one value per channel, or (C, frames, 1, 1) if the config has values per channel and
+    latent frame, as `CosmosVideoToWorldPipeline` reads them. Images use the first frame's.
     """
     frames = max(1, len(values) // layout.channels)
     rows = [
@@ -87,13 +87,13 @@ def _per_frame(values: Sequence[float], layout: LatentLayout) -> list[Any]:
 
 
 def put_statistics(model: Any, traits: ModelTraits, mean: Tensor, std: Tensor) -> None:
-    """Put the mean and standard deviation of a draw per channel, (C,) each, where the model's own
-    pipelines look for them.
+    """Store the mean and standard deviation of posterior draws, per channel, (C,) each, where the
+    model's own pipelines look for them.
 
-    Where a config has a field for a shift, pipelines apply per-channel fields *and*
-    `scaling_factor`, so one pair over all channels is what every one of them, the oldest included,
-    gets right: the per-channel fields stay empty. A class without any place for them is left alone.
-    Either way a training run writes what it measured of each channel to `latent_statistics.json` in
+    If a config has a field for a shift, pipelines apply the per-channel fields *and*
+    `scaling_factor`. One pair for all channels works in every pipeline, the oldest included, so the
+    per-channel fields stay empty. A class that stores no statistics is left unchanged. In every
+    case a training run writes the measured values of each channel to `latent_statistics.json` in
     the model's folder (`latentkit.training.result`).
     """
     mean, std = mean.double(), std.double()

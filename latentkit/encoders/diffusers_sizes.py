@@ -1,5 +1,5 @@
-"""Sizes of a diffusers autoencoder, measured on a model without memory: attributes of the classes
-are missing or wrong.
+"""Measures what a diffusers autoencoder takes and returns, on a model without memory, because
+attributes of the classes are missing or wrong.
 """
 
 from __future__ import annotations
@@ -22,12 +22,14 @@ from latentkit.errors import EncoderError
 
 META_SIDE = 256
 CPU_SIDE = 64
-"""Pixels of the picture that down-scaling is measured with, without memory and with."""
+"""Sides in pixels of the image that the downscale factor is measured with, on torch's meta device
+and on the CPU.
+"""
 
 LENGTH = 2**12 * 3 * 5**2
-"""Samples of the sound: divisible by every hop in use."""
+"""Samples of the waveform for the measurement: divisible by the hop of every known class."""
 
-MOST_FRAMES = 64
+MAX_EXTRA_FRAMES = 64
 CHANNEL_KEYS = (
     "input_channels",
     "audio_channels",
@@ -39,17 +41,17 @@ RATE_KEYS = ("sample_rate", "sampling_rate")
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredModel:
     """What is known of a model without its weights.
 
     Args:
-        driver: how it is called.
-        config: with its defaults filled in.
-        modality: whose tensors it takes here.
+        adapter: how to call it.
+        config: config with the class's defaults filled in.
+        modality: the modality whose tensors it takes here.
         input, layout: as the contract `Encoder` has them.
     """
 
-    driver: ModelAdapter
+    adapter: ModelAdapter
     config: Mapping[str, Any]
     modality: str
     input: InputSpec
@@ -58,18 +60,17 @@ class Measured:
 
 def measure_model(
     config: Mapping[str, Any], modality: str, indices: bool | None, tiling: bool
-) -> Measured:
-    """What a model of this config takes and gives.
+) -> MeasuredModel:
+    """Measure what a model of this config takes and returns.
 
     Args:
-        config: as config.json has it.
-        modality: the recipe's; the class's usual one where it doesn't take that.
-        indices: into the codebook instead of continuous latents; None: as is usual for the class.
-        tiling: whether it is to encode in tiles.
+        config: content of config.json.
+        modality: the recipe's modality; a class that doesn't accept it uses its first one.
+        indices: whether to return indices into the codebook; None is the class's default.
+        tiling: whether to encode in tiles.
 
     Raises:
-        EncoderError: the class can't be driven, the config doesn't fit it, or an option doesn't;
-            says which.
+        EncoderError: the class isn't supported, or the config or an option doesn't fit it.
     """
     name = config["_class_name"]
     candidates = find_traits(name, config)
@@ -83,7 +84,7 @@ def measure_model(
     reasons = []
     for traits in candidates:
         for device, side in (("meta", META_SIDE), ("cpu", CPU_SIDE)):
-            with _alone(device):
+            with _isolated(device):
                 try:
                     model = build_model(config)
                 except EncoderError:
@@ -100,14 +101,14 @@ def measure_model(
                         f"{traits.axes} on {device}: {type(error).__name__}:"
                         f" {str(error).strip()[:200]}"
                     )
-    raise EncoderError(f"{name} can't be driven; tried as {'; '.join(reasons)}")
+    raise EncoderError(f"{name} isn't supported: calling it failed as {'; '.join(reasons)}")
 
 
 def prepare_model(model: Any, traits: ModelTraits, tiling: bool) -> None:
-    """Put a model into the state it encodes in.
+    """Put a model into the state in which it encodes.
 
     Raises:
-        EncoderError: its class can't tile.
+        EncoderError: its class can't encode in tiles.
     """
     model.eval()
     if tiling or traits.tiles:
@@ -123,27 +124,32 @@ def prepare_model(model: Any, traits: ModelTraits, tiling: bool) -> None:
 
 
 @contextmanager
-def _alone(device: str) -> Iterator[None]:
-    """Build and call models on a device, random numbers and warnings unmoved."""
+def _isolated(device: str) -> Iterator[None]:
+    """Build and call models on a device without changing torch's random numbers and without
+    warnings.
+    """
     with quiet(), torch.random.fork_rng(devices=[]), torch.device(device), torch.no_grad():
         yield
 
 
 def _measure(
     model: Any, traits: ModelTraits, modality: str, indices: bool | None, side: int
-) -> Measured:
+) -> MeasuredModel:
+    """Encode an empty input, with side `side` in pixels, and read all sizes and shapes from the
+    result.
+    """
     name, config = type(model).__name__, dict(model.config)
-    driver = ModelAdapter(traits, traits.axes, _wants_indices(name, traits, indices))
+    adapter = ModelAdapter(traits, traits.axes, _wants_indices(name, traits, indices))
     channels = traits.channels or _count_channels(config, traits)
     sizes = {axis: _first_size(axis, model, traits, side) for axis in traits.axes[1:]}
-    latents = driver.encode(model, torch.empty(1, channels, *sizes.values()))
+    latents = adapter.encode(model, torch.empty(1, channels, *sizes.values()))
     latent = next(iter(latents.values()))
     if name not in TRAITS:
-        driver = replace(
-            driver,
+        adapter = replace(
+            adapter,
             traits=replace(traits, kind="gaussian" if "mean" in latents else "deterministic"),
         )
-        _check_decoding(name, driver.decode(model, latent), sizes)
+        _check_decoding(name, adapter.decode(model, latent), sizes)
     modality = modality if modality in traits.modalities else traits.modalities[0]
     axes = {"image": "CHW", "video": "CTHW"}.get(modality, traits.axes)
     factors = {
@@ -151,15 +157,15 @@ def _measure(
         for axis, size in zip(sizes, latent.shape[-len(sizes) :], strict=True)
     }
     rules = {
-        axis: _rule(axis, factors[axis], sizes[axis], model, traits)
+        axis: _size_rule(axis, factors[axis], sizes[axis], model, traits)
         for axis in sizes
         if axis != "T"
     }
     if "T" in sizes and "T" in axes:
         factors["T"], rules["T"] = _measure_frames(
-            model, driver, channels, sizes, latent.shape[-len(sizes)]
+            model, adapter, channels, sizes, latent.shape[-len(sizes)]
         )
-    driver = replace(driver, axes=axes)
+    adapter = replace(adapter, axes=axes)
     rate = next((int(config[key]) for key in RATE_KEYS if key in config), None)
     mel = traits.mel and replace(traits.mel, bins=config["mel_bins"], hop=config["mel_hop_length"])
     taken = InputSpec(
@@ -170,19 +176,21 @@ def _measure(
         axes,
         mel,
     )
-    downscale = tuple(_whole(factors.get(axis, Fraction(1))) for axis in axes[1:])
+    downscale = tuple(_int_if_whole(factors.get(axis, Fraction(1))) for axis in axes[1:])
     layout = LatentLayout(
         "latent",
-        driver.kind,
-        axes[1:] if driver.indices else axes,
-        1 if driver.indices else int(latent.shape[1]),
+        adapter.kind,
+        axes[1:] if adapter.indices else axes,
+        1 if adapter.indices else int(latent.shape[1]),
         downscale[0] if len(set(downscale)) == 1 else downscale,
     )
-    return Measured(driver, config, modality, taken, layout)
+    return MeasuredModel(adapter, config, modality, taken, layout)
 
 
 def _count_channels(config: Mapping[str, Any], traits: ModelTraits) -> int:
-    """Channels of the input: the config's, over the area of its patches where they are those."""
+    """Return the channels of the input. A config that counts those of a patch is divided by the
+    patch's area.
+    """
     channels = int(next((config[key] for key in CHANNEL_KEYS if key in config), 3))
     return channels // patch_area(config) if traits.patched else channels
 
@@ -194,7 +202,7 @@ def _wants_indices(name: str, traits: ModelTraits, indices: bool | None) -> bool
 
 
 def _first_size(axis: str, model: Any, traits: ModelTraits, side: int) -> int:
-    """A size of the axis that every model of the class takes."""
+    """Return a size of the axis that every model of the class accepts."""
     if axis == "T":
         return traits.frames[1]
     if axis == "L":
@@ -206,35 +214,40 @@ def _first_size(axis: str, model: Any, traits: ModelTraits, side: int) -> int:
     return int(getattr(model, traits.side)) if traits.side else side
 
 
-def _rule(axis: str, factor: Fraction, size: int, model: Any, traits: ModelTraits) -> SizeRule:
+def _size_rule(axis: str, factor: Fraction, size: int, model: Any, traits: ModelTraits) -> SizeRule:
+    """Return which sizes of an axis the model encodes without cropping or padding, given the
+    downscale factor.
+    """
     if axis == "M" or traits.side:
         return SizeRule(multiple=size, minimum=size, maximum=size)
     if traits.tiles:
         return SizeRule(int(model.stride["THW".index(axis)]), size, size)
     if factor.denominator != 1:
         raise EncoderError(
-            f"{type(model).__name__}: {size} along {axis} gave {size / factor} latents, so no size"
-            " is sure to be kept"
+            f"{type(model).__name__}: {size} along {axis} gave {size / factor} latents. No size"
+            " is certain to be encoded whole"
         )
     return SizeRule(multiple=int(factor), minimum=int(factor))
 
 
 def _measure_frames(
-    model: Any, driver: ModelAdapter, channels: int, sizes: Mapping[str, int], before: int
+    model: Any, adapter: ModelAdapter, channels: int, sizes: Mapping[str, int], before: int
 ) -> tuple[Fraction, SizeRule]:
-    """Frames that one more latent stands for, and the frame counts allowed: none between two that
-    give another number of latents.
+    """Return how many frames one more latent stands for, and which frame counts are allowed: those
+    at which the number of latents changes.
     """
-    step, first = driver.traits.frames
-    while step <= MOST_FRAMES:
+    step, first = adapter.traits.frames
+    while step <= MAX_EXTRA_FRAMES:
         batch = torch.empty(
             1, channels, *(size + step if axis == "T" else size for axis, size in sizes.items())
         )
-        after = next(iter(driver.encode(model, batch).values())).shape[-len(sizes)]
+        after = next(iter(adapter.encode(model, batch).values())).shape[-len(sizes)]
         if after > before:
             return Fraction(step, after - before), SizeRule(step, first if step > 1 else 0, first)
         step *= 2
-    raise EncoderError(f"{type(model).__name__}: {MOST_FRAMES} more frames gave no further latent")
+    raise EncoderError(
+        f"{type(model).__name__}: {MAX_EXTRA_FRAMES} more frames gave no further latent"
+    )
 
 
 def _check_decoding(name: str, decoded: Tensor, sizes: Mapping[str, int]) -> None:
@@ -245,6 +258,8 @@ def _check_decoding(name: str, decoded: Tensor, sizes: Mapping[str, int]) -> Non
         )
 
 
-def _whole(factor: Fraction) -> Any:
-    """The factor as an int; a float where it is none, as 17 frames for 5 latents."""
+def _int_if_whole(factor: Fraction) -> Any:
+    """Return the factor as an int if it is whole, else as a float, such as 17 frames for 5
+    latents.
+    """
     return int(factor) if factor.denominator == 1 else float(factor)

@@ -1,8 +1,8 @@
-"""What has to be known of each diffusers autoencoder class and can't be measured on it or read from
-its config: one row per class.
+"""What must be known about each diffusers autoencoder class and can't be measured or read from its
+config: one row per class.
 
-`docs/autoencoders.md` is this table in words. A class without a row is tried as `UNLISTED` says,
-and driven when its `encode` takes one tensor and gives a `latent_dist`, `latent`, `latents` or a
+`docs/autoencoders.md` is this table in words. A class without a row is tried as each of `UNLISTED`,
+and accepted if its `encode` takes one tensor and returns a `latent_dist`, `latent`, `latents` or a
 tuple.
 """
 
@@ -19,47 +19,47 @@ Statistics = Literal["config", "scale", "buffers", "batch-norm", "inside", "none
 
 @dataclass(frozen=True)
 class ModelTraits:
-    """One class of autoencoder.
+    """Description of one autoencoder class.
 
-    Sizes aren't here: they are measured (`diffusers_measuring`), as attributes of the classes can
-    be wrong.
+    Sizes are missing here because they are measured (`diffusers_sizes`).
 
     Args:
-        modalities: whose tensors it takes, the usual one first. A video class that takes pictures
-            sees clips of one frame; a picture class that takes videos sees every frame as a
-            picture.
-        axes: of one input, as the class itself has them, without the batch.
-        kind: of its continuous latents, as in `LatentLayout`.
-        channels: of the input, where its config doesn't tell.
-        patched: the config's channels are those of patches of its `patch_size`, which the class
-            makes of the input.
-        range: of the input.
-        pixel_mean, pixel_std: the network takes (input - mean) / std; one number, or one per
-            channel; empty for the input as it is.
-        frames: (a, b): frame counts are a * k + b, k from 0, as far as the model gives as many
-            back.
-        pads_front: the first frame is repeated in front until the count divides by the
-            down-scaling, as the class's own `forward` does.
-        tiles: it only ever computes whole tiles: sizes are those that tiles cover.
-        side: attribute of the one height and width taken; empty where every multiple is.
-        mel: of the sound it takes instead of a waveform, but for what its config says.
-        encode_options: further arguments of `encode`.
-        decode_options: further arguments of `decode`.
-        decodes_frames_first: `decode` gives (N, T, C, H, W).
-        one_by_one: a batch can't be encoded, or its rows would change each other.
-        recover: method that repairs the model after `encode` failed.
-        statistics: where its pipelines take shift and scale of a latent from; "scale" is the
-            config's scaling_factor alone, "inside" means that `encode` has applied them already.
-        fold: factors of the latent's axes that are moved into channels before; 0 stands for the
-            whole axis.
-        codebook: attribute that turns latents into indices and back.
-        gives_indices: into the codebook, unless the recipe wants continuous latents.
+        modalities: modalities it accepts, the default first. A video class that accepts images sees
+            clips of one frame; an image class that accepts videos sees every frame as an image.
+        axes: axes of one input, as the class has them, without the batch.
+        kind: kind of its continuous latents, as in `LatentLayout`.
+        channels: channels of the input, if its config doesn't contain them.
+        patched: whether the config counts channels after the class has turned patches of
+            `patch_size` into channels.
+        range: range of the input's values.
+        pixel_mean, pixel_std: the network takes (input - mean) / std, with one number or one per
+            channel; empty leaves the input unchanged.
+        frames: (a, b): accepted frame counts are a * k + b for k = 0, 1, 2 and so on.
+        pads_front: whether the first frame is repeated at the start until the count divides by the
+            downscale factor, as the class's own `forward` does.
+        tiles: whether it only computes whole tiles, so that sizes must be those that tiles cover.
+        side: attribute with the only accepted height and width; empty if every multiple is
+            accepted.
+        mel: mel spectrogram that it takes instead of a waveform, except for what its config states.
+        encode_options: further arguments for `encode`.
+        decode_options: further arguments for `decode`.
+        decodes_frames_first: whether `decode` returns (N, T, C, H, W).
+        one_by_one: whether samples must be encoded one at a time, because a batch fails or its rows
+            change each other.
+        recover: method that repairs the model after `encode` has failed.
+        statistics: where its pipelines read the shift and scale of latents; "scale" means the
+            config's scaling_factor alone, "inside" that `encode` has already applied them.
+        fold: factors by which latent axes are folded into channels before normalization; 0 means
+            the whole axis.
+        codebook: attribute that converts latents to indices and back.
+        gives_indices: whether it returns indices into the codebook unless the recipe asks for
+            continuous latents.
         decoder: modules that `encode` doesn't use.
-        last_layer: end of the name of the decoder's last weight, where that isn't the decoder's
-            last of two axes or more.
-        variants: (config key, value) to what is different where the config has that value.
-        needs: package beside diffusers that it can't be built without.
-        refused: why it can't be driven; empty where it can.
+        last_layer: end of the name of the decoder's last weight, if that isn't the decoder's last
+            weight with at least two axes.
+        variants: (config key, value) to the traits that differ if the config has that value.
+        needs: package, in addition to diffusers, without which it can't be built.
+        refused: why it isn't supported; empty if it is.
     """
 
     modalities: tuple[str, ...] = ("image", "video")
@@ -92,12 +92,12 @@ class ModelTraits:
 
 
 def video(frames: tuple[int, int], **different: Any) -> ModelTraits:
-    """A class that takes clips, and pictures as clips of one frame."""
+    """Return the traits of a class that accepts clips, and images as clips of one frame."""
     return replace(ModelTraits(("video", "image"), "CTHW", frames=frames), **different)
 
 
 def audio(**different: Any) -> ModelTraits:
-    """A class that takes waveforms."""
+    """Return the traits of a class that accepts waveforms."""
     return replace(ModelTraits(("audio",), "CL"), **different)
 
 
@@ -106,14 +106,16 @@ IMAGENET: Mapping[str, Any] = {
     "pixel_mean": (0.485, 0.456, 0.406),
     "pixel_std": (0.229, 0.224, 0.225),
 }
-OF_128: Mapping[str, Any] = {"pixel_mean": (128 / 127.5 - 1,), "pixel_std": (128 / 127.5,)}
-"""Pixels / 128 - 1, from pixels / 127.5 - 1."""
+PIXELS_BY_128: Mapping[str, Any] = {"pixel_mean": (128 / 127.5 - 1,), "pixel_std": (128 / 127.5,)}
+"""Converts pixels / 127.5 - 1 to pixels / 128 - 1."""
 
 LOG_MEL = MelSpec(bins=64, n_fft=1024, hop=160)
 
 DETERMINISTIC: Mapping[str, Any] = {"kind": "deterministic"}
 UNLISTED = (ModelTraits(), video((8, 1)), audio())
-"""How a class without a row is tried, in this order; its kind is what it gives."""
+"""Traits with which a class without a row is tried, in this order; the kind is then read from its
+output.
+"""
 
 NOT_ONE_TENSOR = (
     "its encode takes about ten aligned tensors (coordinates, masks, token types, conditioning)"
@@ -121,7 +123,7 @@ NOT_ONE_TENSOR = (
 )
 
 TRAITS: Mapping[str, ModelTraits] = {
-    # pictures
+    # image
     "AsymmetricAutoencoderKL": ModelTraits(),
     "AutoencoderDC": ModelTraits(**DETERMINISTIC),
     "AutoencoderKL": ModelTraits(),
@@ -178,8 +180,8 @@ TRAITS: Mapping[str, ModelTraits] = {
             },
         },
     ),
-    "Kandinsky6SRVAE": video((4, 1), **OF_128),
-    # sound
+    "Kandinsky6SRVAE": video((4, 1), **PIXELS_BY_128),
+    # audio
     "AutoencoderKLKVAEAudio": audio(decoder=("decoder", "out_proj")),
     "AutoencoderKLLTX2Audio": audio(
         axes="CTM",
@@ -202,7 +204,9 @@ TRAITS: Mapping[str, ModelTraits] = {
 
 
 def find_traits(class_name: str, config: Mapping[str, Any]) -> tuple[ModelTraits, ...]:
-    """The row of a class as its config has it; for a class without a row, those that may fit."""
+    """Return the row of a class, adapted to its config; for a class without a row, all rows that
+    may fit.
+    """
     if class_name not in TRAITS:
         patched = tuple(replace(traits, patched=True) for traits in UNLISTED)
         return UNLISTED + patched if patch_area(config) > 1 else UNLISTED
@@ -214,14 +218,14 @@ def find_traits(class_name: str, config: Mapping[str, Any]) -> tuple[ModelTraits
 
 
 def patch_area(config: Mapping[str, Any]) -> int:
-    """Pixels of a square patch of the config's `patch_size`; 1 where it has none."""
+    """Return the pixels in a square patch of the config's `patch_size`, or 1 if it has none."""
     side = config.get("patch_size")
     return side * side if isinstance(side, int) else 1
 
 
 NORMALIZATION_KEYS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
 
-NOT_COMPUTED_WITH = frozenset(
+UNUSED_BY_ENCODE = frozenset(
     {
         "batch_norm_eps",
         "batch_norm_momentum",
@@ -238,15 +242,15 @@ NOT_COMPUTED_WITH = frozenset(
         "use_post_quant_conv",
     }
 )
-NOT_COMPUTED_WITH_STARTS = ("_", "decode", "up")
-"""Config keys, and their starts, that no encoder looks at."""
+UNUSED_BY_ENCODE_PREFIXES = ("_", "decode", "up")
+"""Config keys, and starts of config keys, that no encoder uses."""
 
 
-def computing_config(
-    config: Mapping[str, Any], traits: ModelTraits, tiling: bool
-) -> dict[str, Any]:
-    """The part of a complete config (defaults filled in) that the encoder's values depend on."""
-    left_out = set(NOT_COMPUTED_WITH)
+def encode_config(config: Mapping[str, Any], traits: ModelTraits, tiling: bool) -> dict[str, Any]:
+    """Return the part of a complete config (defaults filled in) that the encoder's values depend
+    on.
+    """
+    left_out = set(UNUSED_BY_ENCODE)
     if traits.statistics != "inside":
         left_out.update(NORMALIZATION_KEYS)
     if not (tiling or traits.tiles):
@@ -254,5 +258,5 @@ def computing_config(
     return {
         key: value
         for key, value in sorted(config.items())
-        if not key.startswith(NOT_COMPUTED_WITH_STARTS) and key not in left_out
+        if not key.startswith(UNUSED_BY_ENCODE_PREFIXES) and key not in left_out
     }

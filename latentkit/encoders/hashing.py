@@ -1,4 +1,4 @@
-"""Hashes of weights: what fingerprints are made of."""
+"""Hashes of weights, for fingerprints."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor
 
 
 def hash_tensors(named: Mapping[str, Tensor]) -> str:
-    """sha256 of tensors by name, 64 hexadecimal digits: over name, dtype, shape and bytes, sorted
-    by name.
+    """Return the sha256 (64 hexadecimal digits) of tensors: over name, dtype, shape and bytes,
+    sorted by name.
 
-    The device and the memory format make no difference; the dtype does, so hash the tensors as they
-    are computed with.
+    The device and the memory format make no difference. The dtype does, so hash tensors in the
+    dtype that they are computed with.
 
     Args:
         named: tensors of any shape, dtype and device, such as a `state_dict()` or a part of one.

@@ -1,5 +1,5 @@
-"""From what a recipe calls a model to files on this machine; of a repository on the hub, no more of
-them than are needed.
+"""Finds the files of the model that a recipe names. From a repository on the hub it downloads only
+the files that are needed.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from typing import Any
 from huggingface_hub import HfApi, snapshot_download
 from tqdm.auto import tqdm
 
-from latentkit.encoders.hub_weights import choose_weights, find_weights, shards_of
+from latentkit.encoders.hub_weights import choose_weights, find_weights, list_shards
 from latentkit.errors import EncoderError
-from latentkit.runtime.hub_errors import HUB_ERRORS, explain_hub_error, page_of
+from latentkit.runtime.hub_errors import HUB_ERRORS, explain_hub_error, hub_page_url
 from latentkit.runtime.hub_places import HubPlace, parse_hub_place
 
 TIMEOUT_SECONDS = 10.0
-MOST_OFFERED = 3
+MAX_SUGGESTIONS = 3
 CONFIG = "config.json"
 INDEX = "model_index.json"
 SNAPSHOT = re.compile(
@@ -31,28 +31,28 @@ NAMED_VAE = re.compile(r"(^|[^a-z])(vae|ae)([^a-z]|$)", re.IGNORECASE)
 
 
 class _NoBar(tqdm):  # type: ignore[misc]
-    """No bar of progress, for files of a few kilobytes."""
+    """A progress bar that shows nothing, for files of a few kilobytes."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{**kwargs, "disable": True})
 
 
 def find_local_or_hub(model: str, revision: str | None, recipe_dir: Path) -> Path | HubPlace:
-    """What a recipe calls a model: a path, relative to the recipe's folder, or a place on the hub,
-    which is not asked yet.
+    """Return the local path that a recipe's model names, relative to the recipe's folder, or the
+    place on the hub. The hub is not asked yet.
 
     Args:
-        model: a path, `owner/name` with a path behind it or not, or the address of its page.
-        revision: branch, tag or commit on the hub; None is the one that `model` names, or the main
+        model: a path, `owner/name` with or without a path behind it, or the address of its page.
+        revision: branch, tag or commit on the hub; None is the one in `model`, or else the main
             branch.
-        recipe_dir: folder that relative paths are in.
+        recipe_dir: folder that relative paths start from.
 
     Raises:
-        EncoderError: it is neither, or names another revision than `revision`.
+        EncoderError: `model` is neither, or contains another revision than `revision`.
     """
     path = recipe_dir / Path(model).expanduser()
     if path.exists():
-        return path
+        return _snapshot_in(path, revision or "main")
     place = parse_hub_place(model)
     if place is None:
         instead = (
@@ -60,29 +60,46 @@ def find_local_or_hub(model: str, revision: str | None, recipe_dir: Path) -> Pat
             if "://" in model
             else ", nor a hub id (owner/name)"
         )
-        raise EncoderError(f"model {model}: there is no such file or folder ({path}){instead}")
+        raise EncoderError(f"model {model}: no such file or folder ({path}){instead}")
     if place.kind != "model":
-        raise EncoderError(f"model {model}: it names a {place.kind} of the hub; expected a model")
+        raise EncoderError(f"model {model}: this is a {place.kind} on the hub; expected a model")
     if revision is not None and place.revision not in (None, revision):
         raise EncoderError(
-            f"model {model}: it names the revision {place.revision!r}, and the option revision"
-            f" {revision!r}; leave one out"
+            f"model {model}: it contains the revision {place.revision!r}, but the option revision"
+            f" is {revision!r}. Leave one out"
         )
     return HubPlace(place.repository, revision or place.revision, place.path)
+
+
+def _snapshot_in(path: Path, revision: str) -> Path:
+    """The snapshot of a revision where `path` is a repository in the hub's cache, such as
+    models--owner--name; else `path`.
+    """
+    if not (path / "snapshots").is_dir():
+        return path
+    ref, there = path / "refs" / revision, sorted((path / "snapshots").iterdir())
+    name = ref.read_text(encoding="utf-8").strip() if ref.is_file() else revision
+    found = [one for one in there if one.name == name] or there
+    if len(found) != 1:
+        raise EncoderError(
+            f"{path}: none of its {len(there)} snapshots is of the revision {revision!r}; give the"
+            " path of one"
+        )
+    return found[0]
 
 
 def find_model_path(
     model: str, revision: str | None, patterns: Sequence[str], recipe_dir: Path
 ) -> Path:
-    """The path of a model: what lies there, relative to the recipe's folder, or the files of a hub
-    id, downloaded once.
+    """Return the path of a model: the local one, relative to the recipe's folder, or that of the
+    files downloaded from the hub.
 
     Args:
-        model: a path, `owner/name` with a path behind it or not, or the address of its page on the
-            hub.
+        model: a path, `owner/name` with or without a path behind it, or the address of its page on
+            the hub.
         revision: branch, tag or commit on the hub; None is the main branch.
-        patterns: globs of the files wanted from the hub.
-        recipe_dir: folder that relative paths are in.
+        patterns: globs of the files to download.
+        recipe_dir: folder that relative paths start from.
 
     Raises:
         EncoderError: nothing is there, or the hub can't be reached.
@@ -96,7 +113,7 @@ def find_model_path(
         name for name in files.names if any(fnmatch(name, below + pattern) for pattern in patterns)
     ]
     if not wanted:
-        page = f"{page_of(found)}/tree/{found.revision or 'main'}"
+        page = f"{hub_page_url(found)}/tree/{found.revision or 'main'}"
         raise EncoderError(
             f"model {model}: {found} has none of {', '.join(patterns)}; its files: {page}"
         )
@@ -111,19 +128,19 @@ def find_model_folder(
     choose: Callable[[Path], Path],
     variant: str | None = None,
 ) -> Path:
-    """The local folder or single file of a model; from the hub, its configs first, then the weights
-    of the folder they name.
+    """Return the local folder or single file of a model. From the hub, configs are downloaded
+    first, then the weights of the chosen folder.
 
     Args:
-        model: a path, `owner/name` with a path behind it or not, or the address of its page on the
-            hub.
-        subfolder: folder inside the model's, whose config is wanted too.
+        model: a path, `owner/name` with or without a path behind it, or the address of its page on
+            the hub.
+        subfolder: folder inside the model's folder whose config is needed too.
         revision: branch, tag or commit on the hub; None is the main branch.
-        recipe_dir: folder that relative paths are in.
-        choose: takes the folder of a model or pipeline with its configs, and returns the one whose
-            weights are wanted, or raises an `EncoderError`; for a single file it isn't asked.
-        variant: of the weights on the hub, such as "fp16"; None takes the plain ones, or the only
-            ones there are.
+        recipe_dir: folder that relative paths start from.
+        choose: takes the folder of a model or pipeline with its configs and returns the folder
+            whose weights are needed, or raises an `EncoderError`; not called for a single file.
+        variant: which weights to take from the hub, such as "fp16"; None takes the plain ones, or
+            the only ones there are.
 
     Raises:
         EncoderError: nothing is there, the hub can't be reached, there are no weights, or `choose`
@@ -146,33 +163,35 @@ def find_model_folder(
         )
         raise EncoderError(
             f"model {model}: {found.repository} has"
-            f" {what}{f' in {place}' if place else ''}{_offer(files, found)}"
+            f" {what}{f' in {place}' if place else ''}{_suggest_alternatives(files, found)}"
         )
     root = files.download(configs)
     try:
         folder = choose(root / found.path)
     except EncoderError as error:
-        raise EncoderError(f"{error}{_offer(files, found)}") from error
+        raise EncoderError(f"{error}{_suggest_alternatives(files, found)}") from error
     _download_weights(files, folder.relative_to(root).as_posix(), variant)
     return folder
 
 
 def hub_commit(path: Path | None) -> str | None:
-    """`owner/name@commit` of a file or folder in the hub library's cache; None for any other."""
+    """Return `owner/name@commit` of a file or folder in the hub library's cache; None for any other
+    path.
+    """
     found = SNAPSHOT.search(str(path))
     return f"{found['owner']}/{found['name']}@{found['commit']}" if found else None
 
 
 class RepositoryFiles:
-    """The names of a repository's files, and the files as they are wanted; what is in the hub
-    library's cache is not fetched again.
+    """File names of a hub repository, with download on demand. Files in the hub library's cache are
+    not downloaded again.
 
-    Where the hub gives no answer, the names are those of the snapshot in the cache.
+    If the hub doesn't answer, the names are those of the snapshot in the cache.
 
     Args:
-        model: what the recipe calls it, for messages.
-        place: in the repository.
-        recipe_dir: for messages.
+        model: the recipe's name of the model, for messages.
+        place: repository, revision and path on the hub.
+        recipe_dir: folder of the recipe, for messages.
 
     Raises:
         EncoderError: there is no such repository or revision, or the hub can't be reached and
@@ -197,43 +216,48 @@ class RepositoryFiles:
             }
 
     def below(self, folder: str) -> list[str]:
-        """The names of the files in a folder and below it, from there; "" is the repository's own.
+        """Return the names of all files below a folder, relative to it. "" is the repository's
+        root.
         """
         start = f"{folder}/" if folder else ""
         return [name.removeprefix(start) for name in self.names if name.startswith(start)]
 
     def download(self, names: Collection[str]) -> Path:
-        """The repository's folder in the cache, in which these files lie now.
+        """Make sure that these files are in the cache, and return the repository's folder there.
 
         Raises:
-            EncoderError: they can't be had.
+            EncoderError: a file can't be downloaded.
         """
         root = self._root
         try:
             if root is None or not all((root / name).is_file() for name in names):
                 root = self._root = self._fetch(names, self.hub_error is not None)
         except HUB_ERRORS as error:
-            raise EncoderError(self._failure(explain_hub_error(error, self.place))) from error
+            raise EncoderError(self._message(explain_hub_error(error, self.place))) from error
         missing = sorted(name for name in names if not (root / name).is_file())
-        if missing:  # the hub's library returns what it has where the hub refuses to say more
+        if missing:  # offline, the hub's library returns what it has
             raise EncoderError(
-                self._failure(
-                    f"{', '.join(missing)} can't be had from the hub now; run again in a few"
-                    " minutes"
+                self._message(
+                    f"{', '.join(missing)} can't be downloaded from the hub now; run again in a"
+                    " few minutes"
                 )
             )
         return root
 
     def _cached(self, error: Exception) -> Path:
+        """Return the repository's folder in the cache."""
         try:
             return self._fetch([], True)
         except HUB_ERRORS:
-            raise EncoderError(self._failure(str(self.hub_error))) from error
+            raise EncoderError(self._message(str(self.hub_error))) from error
 
     def _fetch(self, names: Collection[str], only_cached: bool) -> Path:
+        """Download the named files, or find them in the cache, and return the repository's
+        folder.
+        """
         revision = (
             self.place.revision if self._root is None else self._root.name
-        )  # what came first decides the commit
+        )  # the first download decides the commit
         is_small = all(name.endswith(".json") for name in names)
         found = snapshot_download(
             self.place.repository,
@@ -244,7 +268,8 @@ class RepositoryFiles:
         )
         return Path(found)
 
-    def _failure(self, reason: str) -> str:
+    def _message(self, reason: str) -> str:
+        """Return the text of an error: model, where was looked, reason."""
         here = (
             ""
             if "://" in self.model
@@ -254,7 +279,7 @@ class RepositoryFiles:
 
 
 def _configs(files: RepositoryFiles, path: str, subfolder: str | None) -> list[str]:
-    """The configs of a model or pipeline: in its folder, in those directly below, and in
+    """Return the configs of a model or pipeline: in its folder, directly below it, and in
     `subfolder`.
     """
     below = f"{path}/" if path else ""
@@ -269,11 +294,8 @@ def _configs(files: RepositoryFiles, path: str, subfolder: str | None) -> list[s
 
 
 def _download_weights(files: RepositoryFiles, folder: str, variant: str | None) -> None:
-    """Fetch the weights of one folder: one form of them, and of a form in several files those that
-    its index names.
-
-    Raises:
-        EncoderError: there are none, or several forms with nothing to choose between them.
+    """Download the weights of one folder in one form. If an index lists several files, those it
+    names are downloaded.
     """
     below = "" if folder == "." else f"{folder}/"
     here = files.below(below.rstrip("/"))
@@ -297,13 +319,13 @@ def _download_weights(files: RepositoryFiles, folder: str, variant: str | None) 
     if index is not None:
         root = files.download([below + index])
         weights = json.loads((root / below / index).read_text(encoding="utf-8"))
-        chosen = [index, *shards_of(weights, chosen, f"{where}: {index}")]
+        chosen = [index, *list_shards(weights, chosen, f"{where}: {index}")]
     files.download([below + name for name in chosen])
 
 
-def _offer(files: RepositoryFiles, place: HubPlace) -> str:
-    """What to give instead of a repository without an autoencoder that can be used: one in
-    diffusers' form, or a file in it.
+def _suggest_alternatives(files: RepositoryFiles, place: HubPlace) -> str:
+    """Return a text that suggests what to name instead of a repository without a usable
+    autoencoder: one in diffusers' format, or a file in it.
     """
     offers = []
     sibling = f"{place.repository}-Diffusers"
@@ -312,7 +334,7 @@ def _offer(files: RepositoryFiles, place: HubPlace) -> str:
         and not place.repository.lower().endswith("diffusers")
         and _is_model(sibling)
     ):
-        offers.append(f"{sibling} has it in diffusers' form")
+        offers.append(f"{sibling} has it in diffusers' format")
     named = sorted(
         name
         for name in find_weights(files.names, any_name=True)
@@ -320,17 +342,18 @@ def _offer(files: RepositoryFiles, place: HubPlace) -> str:
     )
     if named:
         offers.append(
-            "a single file is given as "
-            + " or ".join(f"{place.repository}/{name}" for name in named[:MOST_OFFERED])
+            "name a single file as "
+            + " or ".join(f"{place.repository}/{name}" for name in named[:MAX_SUGGESTIONS])
         )
     return (
         f"; {'; '.join(offers)}"
         if offers
-        else f"; its files: {page_of(place)}/tree/{place.revision or 'main'}"
+        else f"; its files: {hub_page_url(place)}/tree/{place.revision or 'main'}"
     )
 
 
 def _is_model(repository: str) -> bool:
+    """Return whether the hub has a model repository of this name."""
     try:
         return bool(HfApi().model_info(repository, timeout=TIMEOUT_SECONDS).id)
     except HUB_ERRORS:

@@ -1,4 +1,4 @@
-"""Which of a folder's files are its weights, by their names as diffusers writes them."""
+"""Chooses a folder's weight files by their names, which are those that diffusers writes."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ FILE = re.compile(
     + r"\.(?P<form>safetensors|bin)",
     re.IGNORECASE,
 )
-"""The variant stands before or after the numbers of a shard."""
+"""The variant is before or after the numbers of a shard."""
 
 INDEX = re.compile(STEM + r"\.(?P<form>safetensors|bin)\.index(?:\.(?P<after>[\w-]+))?\.json")
 
 
 @dataclass(frozen=True)
 class Form:
-    """One of the forms that the same weights may have: `variant` is "" for the plain one, else such
-    as fp16.
+    """One of the formats in which a folder has the same weights. `variant` is "" for the plain
+    ones, or for example "fp16".
     """
 
     variant: str
@@ -34,17 +34,17 @@ class Form:
 
 
 def find_weights(names: Collection[str], any_name: bool = False) -> list[str]:
-    """The names of files of weights, sorted: those that diffusers reads from a folder, or any by
-    their endings.
+    """Return the names of weight files, sorted: those that diffusers reads from a folder, or any
+    with a usual ending.
     """
     if any_name:
         return sorted(name for name in names if name.lower().endswith(WEIGHT_SUFFIXES))
     return sorted(name for name in names if FILE.fullmatch(name))
 
 
-def forms_of(names: Collection[str]) -> dict[Form, list[str]]:
-    """Return the names of weights, and of the index of several files, by form and sorted; only
-    forms that have weights.
+def group_by_form(names: Collection[str]) -> dict[Form, list[str]]:
+    """Group the names of weight files, and of their index, by form. Forms without weights are left
+    out.
     """
     forms: defaultdict[Form, list[str]] = defaultdict(list)
     for name in sorted(names):
@@ -56,8 +56,10 @@ def forms_of(names: Collection[str]) -> dict[Form, list[str]]:
 
 
 def choose_form(forms: Collection[Form], wanted: str | None) -> Form | None:
-    """Return the form to take: the plain one before a lone variant, safetensors before .bin; None
-    where there is no such variant, or nothing but variants, and more than one.
+    """Return the form to use: plain before a single variant, safetensors before .bin.
+
+    Return None if the wanted variant is missing, or if there are several variants and no plain
+    form.
     """
     variants = {form.variant for form in forms if wanted is None or form.variant == wanted}
     if "" not in variants and len(variants) != 1:
@@ -67,53 +69,49 @@ def choose_form(forms: Collection[Form], wanted: str | None) -> Form | None:
 
 
 def choose_weights(names: Collection[str], where: str, wanted: str | None = None) -> list[str]:
-    """The files of one form: plain before a variant, safetensors before .bin; with the index of
-    several files, if there is one.
+    """Return the files of one form, and the index if there are several: plain before a variant,
+    safetensors before .bin.
 
     Args:
-        names: of a folder's files.
-        where: what messages call the folder.
-        wanted: the variant that is to be taken; None: the plain form, else the only one there is.
+        names: names of a folder's files.
+        where: the folder's name in messages.
+        wanted: the variant to use; None uses the plain form, or else the only one there is.
 
     Raises:
-        EncoderError: there is no such variant, or nothing but variants, and more than one.
+        EncoderError: the variant is missing, or there are several and no plain form.
     """
-    forms = forms_of(names)
+    forms = group_by_form(names)
     chosen = choose_form(forms, wanted)
     if chosen is None:
         variants = sorted({form.variant for form in forms})
         if wanted is not None:
             there = ", ".join(name or "plain" for name in variants)
-            raise EncoderError(
-                f"{where} has no variant {wanted!r} of the weights; there is {there}"
-            )
+            raise EncoderError(f"{where} has no weights of variant {wanted!r}; available: {there}")
         advice = f"choose by the option variant, such as variant: {variants[0]}"
-        raise EncoderError(f"{where} has its weights as {' and '.join(variants)} only; {advice}")
+        raise EncoderError(f"{where} has its weights only as {' and '.join(variants)}; {advice}")
     files = forms[chosen]
     whole = [name for name in files if "-of-" not in name]
     has_index = any(name.endswith(".json") for name in files)
     return files if has_index or not whole else whole
 
 
-def shards_of(index: Any, chosen: Collection[str], where: str) -> list[str]:
-    """The files that the index of weights in several files names, sorted.
+def list_shards(index: Any, chosen: Collection[str], where: str) -> list[str]:
+    """Return the sorted names of the files that a shard index lists.
 
     Args:
-        index: as read from its JSON.
-        chosen: names of the files there.
-        where: what messages call the index.
+        index: content of the index, parsed from JSON.
+        chosen: names of the existing files.
+        where: the index's name in messages.
 
     Raises:
-        EncoderError: it is no index, or names a file that isn't there.
+        EncoderError: this is no index, or it lists a file that is missing.
     """
     weight_map = index.get("weight_map") if isinstance(index, Mapping) else None
     if not isinstance(weight_map, Mapping) or not weight_map:
-        raise EncoderError(
-            f"{where} has no weight_map; expected the index of a sharded checkpoint"
-        )
+        raise EncoderError(f"{where} has no weight_map; expected the index of a sharded checkpoint")
     shards = sorted({str(name) for name in weight_map.values()})
     if missing := [name for name in shards if name not in chosen]:
         raise EncoderError(
-            f"{where} names {missing[0]}, which isn't there: the upload is not complete"
+            f"{where} lists {missing[0]}, which is missing: the upload is incomplete"
         )
     return shards

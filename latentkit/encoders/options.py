@@ -1,4 +1,4 @@
-"""Options of core's encoders. Loads no torch."""
+"""Options of the built-in encoders. Loads no torch."""
 
 from __future__ import annotations
 
@@ -17,32 +17,35 @@ Precision = Literal["float32", "bfloat16", "float16"]
 
 
 class DiffusersConfig(Config):
-    """Encoder `diffusers`."""
+    """Options of the encoder `diffusers`."""
 
     model: str | None = neutral(
         None,
         description=(
-            "folder, single file (.safetensors, or .ckpt, .pt, .pth, .bin), or hub id of the"
-            " autoencoder, with a path behind it or not, or the address of its page"
+            "folder, single file (.safetensors, .ckpt, .pt, .pth, .bin), hub id (owner/name, or"
+            " owner/name/path) or hub page of the autoencoder"
         ),
     )
     config: str | None = neutral(
         None,
         description=(
-            "name of a published autoencoder such as sdxl, or a config.json: alone, of random"
-            " weights to train; with model, of it"
+            "name of a published autoencoder such as sdxl, or a config.json; with model: the"
+            " config of its weights; without: train from random weights"
         ),
     )
     subfolder: str | None = neutral(
         None,
-        description="folder inside the model's, such as vae; none: the one that takes the modality",
+        description=(
+            "folder inside the model's folder, such as vae; none: the first that accepts the"
+            " modality"
+        ),
     )
     revision: str | None = neutral(None, description="git revision on the hub; none: the newest")
     variant: str | None = neutral(
         None,
         description=(
-            "which weights of several, such as fp16 (by the file's name) or ema (by the name within"
-            " a checkpoint)"
+            "which of several weights, such as fp16 (in a file's name) or ema (a name inside a"
+            " checkpoint)"
         ),
     )
     dtype: Precision = Field("float32", description="the network computes in this")
@@ -67,17 +70,14 @@ class DiffusersConfig(Config):
 
 
 class TinyKLConfig(Config):
-    """Encoders `tiny-kl` and `tiny-kl-16`."""
+    """Options of the encoders `tiny-kl` and `tiny-kl-16`."""
 
     model: str | None = neutral(
         None, description="folder that training wrote; none: the weights inside the package"
     )
     init: Literal["weights", "random"] = neutral(
         "weights",
-        description=(
-            "start from those weights, or from random ones drawn from the seed, for training from"
-            " scratch"
-        ),
+        description=("start from those weights, or from random weights to train from scratch"),
     )
     dtype: Precision = Field("float32", description="the network computes in this")
 

@@ -1,4 +1,4 @@
-"""Weights under the names that their authors gave them, to the names of diffusers' classes."""
+"""Converts the names that authors gave their weights to the names of diffusers' classes."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch import Tensor
 Tensors = Mapping[str, Tensor]
 
 LDM = "encoder.down.0.block.0."
-"""In the files of everybody who trains with latent-diffusion's networks."""
+"""A name in the files of everybody who trains latent-diffusion's networks."""
 LDM_PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
-"""A trainer's file also holds its losses and averages, which are no part of the network."""
+"""Starts of the network's names. A trainer's file also contains losses and averages."""
 LDM_ATTENTION = {
     "norm": "group_norm",
     "q": "to_q",
@@ -33,30 +33,30 @@ WAN_RESIDUAL = {
 }
 
 
-def to_own_names(tensors: Tensors, config: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors by the names of the config's class, as far as they are known; what isn't known
-    keeps its name.
+def to_diffusers_names(tensors: Tensors, config: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Rename a network's tensors to the names of its diffusers class. Unknown names stay.
 
     Args:
-        tensors: of one network, without a prefix.
-        config: complete, with the class's defaults.
+        tensors: tensors of one network, without a prefix.
+        config: complete config, with the class's defaults.
     """
     convert = CONVERSIONS.get(config["_class_name"], _convert_as_diffusers)
     try:
         return convert(tensors, config)
     except (KeyError, ValueError, IndexError, AttributeError):
-        return dict(tensors)  # other names; what doesn't fit is said by them
+        return dict(tensors)  # unknown names; messages will show them
 
 
 def _convert_as_diffusers(tensors: Tensors, config: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Convert with diffusers' own function for the class, if there is one."""
     known: Mapping[str, Any] = SINGLE_FILE_LOADABLE_CLASSES
     convert = known.get(config["_class_name"], {}).get("checkpoint_mapping_fn")
     return convert(checkpoint=dict(tensors), config=config) if convert else dict(tensors)
 
 
 def _convert_ldm(tensors: Tensors, config: Mapping[str, Any]) -> dict[str, Tensor]:
-    """latent-diffusion's names, by diffusers, which leaves attention between the convolutions and
-    unknown names.
+    """Convert latent-diffusion's names with diffusers' function, which skips attention between the
+    convolutions and unknown names; these are added here.
     """
     if not any(name.startswith(LDM) for name in tensors):
         return dict(tensors)
@@ -68,7 +68,7 @@ def _convert_ldm(tensors: Tensors, config: Mapping[str, Any]) -> dict[str, Tenso
     for name, tensor in converted.items():
         if (
             ".attentions." in name and tensor.ndim == 4
-        ):  # a convolution of 1 x 1, which diffusers has as a linear layer
+        ):  # a 1 x 1 convolution that is a linear layer in diffusers
             converted[name] = tensor[:, :, 0, 0]
     used = {tensor.data_ptr() for tensor in converted.values()}
     return converted | {
@@ -77,6 +77,7 @@ def _convert_ldm(tensors: Tensors, config: Mapping[str, Any]) -> dict[str, Tenso
 
 
 def _ldm_attention(name: str, config: Mapping[str, Any]) -> str:
+    """Return diffusers' name of an attention layer of latent-diffusion's; other names unchanged."""
     found = re.fullmatch(
         r"(encoder\.down|decoder\.up)\.(\d+)\.attn\.(\d+)\.(\w+)\.(weight|bias)", name
     )
@@ -90,8 +91,8 @@ def _ldm_attention(name: str, config: Mapping[str, Any]) -> str:
 
 
 def _convert_flux2(tensors: Tensors, config: Mapping[str, Any]) -> dict[str, Tensor]:
-    """FLUX.2's own file: latent-diffusion's names, quant_conv within the halves, statistics beside
-    them.
+    """Convert FLUX.2's own file: latent-diffusion's names, with quant_conv inside the halves, and
+    statistics.
     """
     named = {
         re.sub(r"^(encoder|decoder)\.((?:post_)?quant_conv)\.", r"\2.", name): tensor
@@ -103,8 +104,8 @@ def _convert_flux2(tensors: Tensors, config: Mapping[str, Any]) -> dict[str, Ten
 
 
 def _convert_wan(tensors: Tensors, config: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Wan's own names, and those of whoever took its network: 2.1 by diffusers, the nested blocks
-    of 2.2 here.
+    """Convert Wan's names, which other networks share: 2.1 with diffusers' function, the nested
+    blocks of 2.2 here.
     """
     if any(name.startswith("encoder.downsamples.0.downsamples.") for name in tensors):
         tensors = {_wan22_block(name): tensor for name, tensor in tensors.items()}
@@ -112,6 +113,7 @@ def _convert_wan(tensors: Tensors, config: Mapping[str, Any]) -> dict[str, Tenso
 
 
 def _wan22_block(name: str) -> str:
+    """Return diffusers' name of a layer in a nested block of Wan 2.2."""
     found = re.fullmatch(
         r"(encoder\.down|decoder\.up)samples\.(\d+)\.(down|up)samples\.(\d+)\.(.+)", name
     )
@@ -128,7 +130,7 @@ def _wan22_block(name: str) -> str:
 
 
 def _convert_ltx(tensors: Tensors, config: Mapping[str, Any]) -> dict[str, Tensor]:
-    """LTX-Video's names, which diffusers knows under a prefix only."""
+    """Convert LTX-Video's names, which diffusers' function only knows under a prefix."""
     if not any(".res_blocks." in name for name in tensors):
         return dict(tensors)
     return _convert_as_diffusers(
@@ -137,7 +139,9 @@ def _convert_ltx(tensors: Tensors, config: Mapping[str, Any]) -> dict[str, Tenso
 
 
 def _convert_ltx2(tensors: Tensors, config: Mapping[str, Any]) -> dict[str, Tensor]:
-    """LTX-2's names by diffusers; the further blocks of 2.3 follow the same pattern."""
+    """Convert LTX-2's names with diffusers' function. The additional blocks of 2.3 follow the same
+    pattern.
+    """
     further = {
         "decoder.up_blocks.7.": "decoder.up_blocks.3.upsamplers.0.",
         "decoder.up_blocks.8.": "decoder.up_blocks.3.",
@@ -151,7 +155,9 @@ def _convert_ltx2(tensors: Tensors, config: Mapping[str, Any]) -> dict[str, Tens
 
 
 def _convert_tiny(tensors: Tensors, _: Mapping[str, Any]) -> dict[str, Tensor]:
-    """TAESD's layers by number: the decoder's begin with one that has no weights."""
+    """Convert TAESD's numbered layers. The decoder's numbers start with a layer that has no
+    weights.
+    """
     named = {}
     for name, tensor in tensors.items():
         found = re.fullmatch(r"(?:\w*_)?(encoder|decoder)\.(\d+)\.(.+)", name)
@@ -162,9 +168,9 @@ def _convert_tiny(tensors: Tensors, _: Mapping[str, Any]) -> dict[str, Tensor]:
     return named
 
 
-def _level_names(name: str) -> str:
-    """latent-diffusion's levels, where a class has them under diffusers' usual names and in the
-    same order.
+def _ldm_to_diffusers_names(name: str) -> str:
+    """Return a level's name in diffusers, for classes that keep latent-diffusion's order of
+    levels.
     """
     name = re.sub(
         r"\.mid\.block_(\d)\.", lambda found: f".mid_block.resnets.{int(found[1]) - 1}.", name
@@ -178,11 +184,11 @@ def _level_names(name: str) -> str:
 
 
 def _convert_hunyuan_video15(tensors: Tensors, _: Mapping[str, Any]) -> dict[str, Tensor]:
-    return {_level_names(name): tensor for name, tensor in tensors.items()}
+    return {_ldm_to_diffusers_names(name): tensor for name, tensor in tensors.items()}
 
 
 def _convert_hunyuan_image(tensors: Tensors, config: Mapping[str, Any]) -> dict[str, Tensor]:
-    """As latent-diffusion's, but all blocks of all levels count through."""
+    """Convert names as latent-diffusion's, with blocks numbered across all levels."""
     layers = config["layers_per_block"]
 
     def count(found: re.Match[str]) -> str:
@@ -193,25 +199,27 @@ def _convert_hunyuan_image(tensors: Tensors, config: Mapping[str, Any]) -> dict[
     named = {}
     for name, tensor in tensors.items():
         name = re.sub(r"\.(down|up)\.(\d+)\.(?:block\.(\d+)|(?:down|up)sample)\.", count, name)
-        named[_level_names(name).replace(".attentions.0.proj_out.", ".attentions.0.proj.")] = tensor
+        named[
+            _ldm_to_diffusers_names(name).replace(".attentions.0.proj_out.", ".attentions.0.proj.")
+        ] = tensor
     return named
 
 
 def _convert_cogvideox(tensors: Tensors, config: Mapping[str, Any]) -> dict[str, Tensor]:
-    """As latent-diffusion's, which counts the decoder's levels from the last."""
+    """Convert names as latent-diffusion's, which numbers the decoder's levels from the last."""
     last = len(config["up_block_types"]) - 1
 
     def turn(found: re.Match[str]) -> str:
         return f"decoder.up.{last - int(found[1])}."
 
     return {
-        _level_names(re.sub(r"^decoder\.up\.(\d+)\.", turn, name)): tensor
+        _ldm_to_diffusers_names(re.sub(r"^decoder\.up\.(\d+)\.", turn, name)): tensor
         for name, tensor in tensors.items()
     }
 
 
 def _convert_oobleck(tensors: Tensors, config: Mapping[str, Any]) -> dict[str, Tensor]:
-    """stable-audio-tools' layers by number, three levels deep."""
+    """Convert stable-audio-tools' numbered layers, which are nested three levels deep."""
     last = len(config["downsampling_ratios"]) + 1
     ends = {0: "conv1", last: "snake1", last + 1: "conv2"}
     inner = {
@@ -255,4 +263,4 @@ CONVERSIONS: Mapping[str, Callable[[Tensors, Mapping[str, Any]], dict[str, Tenso
     "AutoencoderOobleck": _convert_oobleck,
     "AutoencoderTiny": _convert_tiny,
 }
-"""By class; the others as diffusers does."""
+"""Conversion by class. All other classes use diffusers' own."""

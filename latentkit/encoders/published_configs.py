@@ -1,4 +1,6 @@
-"""Configs of published autoencoders by name, and which of them a file of weights fits."""
+"""Configs of published autoencoders by name, and recognition of the one that a weights file
+fits.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +14,11 @@ from torch import Tensor
 
 from latentkit.encoders.diffusers_building import build_shapes
 from latentkit.encoders.diffusers_table import NORMALIZATION_KEYS, find_traits
-from latentkit.encoders.weight_fitting import Fit, find_fits, refuse_scaled
+from latentkit.encoders.weight_fitting import Fit, find_fits, refuse_fp8_scales
 from latentkit.errors import EncoderError
 
 FOLDER = Path(__file__).with_name("published")
-"""NAME.json each; its README.md says where every one was seen."""
+"""Contains one NAME.json each; its README.md says where each config comes from."""
 
 ALIASES = {
     "chroma": "flux1",
@@ -57,7 +59,8 @@ PARTS = (
     ("model.diffusion_model.double_blocks.", "flux1"),
     ("model.diffusion_model.cap_embedder.", "flux1"),
 )
-"""Starts of names that only a whole pipeline's file has, and the autoencoder that goes with them.
+"""Starts of names that only a whole pipeline's file contains, and the autoencoder of that
+pipeline.
 """
 
 ARCHITECTURES = (
@@ -69,54 +72,53 @@ ARCHITECTURES = (
     ("flux-1", "flux1"),
     ("flux.1", "flux1"),
 )
-"""Starts of `modelspec.architecture` in a safetensors file, as the ModelSpec of Stability AI has
-it.
+"""Starts of `modelspec.architecture` in a safetensors file (Stability AI's ModelSpec), and the
+autoencoder.
 """
 
 
 def list_published() -> list[str]:
-    """Names of configs, without their aliases."""
+    """Return the names of all configs, without aliases."""
     return sorted(file.stem for file in FOLDER.glob("*.json"))
 
 
 def find_published(name: str) -> Path | None:
-    """The config of a name or alias; None where there is none."""
+    """Return the config file of a name or alias, or None."""
     known = ALIASES.get(name.lower(), name.lower())
     return FOLDER / f"{known}.json" if known in list_published() else None
 
 
-def recognize(
+def recognize_config(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], modality: str
 ) -> list[Path]:
-    """The published config that a file's names and shapes fit, and after it those that give the
-    same latents.
+    """Return the published config that fits a file's names and shapes, followed by others that
+    would give the same latents.
 
     Args:
-        path: of the file, for messages.
-        tensors: all of it, by full names.
-        metadata: texts in the file.
-        modality: the recipe's; of several networks in a file, the one that takes it is meant.
+        path: path of the file, for messages.
+        tensors: all tensors of the file, by full names.
+        metadata: texts stored in the file.
+        modality: the recipe's modality; of several networks in a file, those that accept it are
+            preferred.
 
     Raises:
-        EncoderError: none fits; or several do, whose latents are scaled otherwise, and nothing in
-            the file tells which it is.
+        EncoderError: none fits, or several fit that scale latents differently and nothing in the
+            file decides.
     """
     fits = {name: found for name in list_published() if (found := _fits(name, tensors))}
     whole = {name: fit for name, fit in fits.items() if not fit.lacks_decoder} or fits
-    names = [name for name in whole if _takes(name, modality)] or list(whole)
+    names = [name for name in whole if _accepts_modality(name, modality)] or list(whole)
     if not names:
-        refuse_scaled(path, tensors)
+        refuse_fp8_scales(path, tensors)
         raise EncoderError(
             f"{path}: its weights fit none of the published autoencoders that latentkit knows. Put"
-            " the model's config.json beside the file, or name it by the option config: a path, or"
-            f" one of {', '.join(list_published())}"
+            " the model's config.json beside the file, or set the option config to a path or one"
+            f" of {', '.join(list_published())}"
         )
-    told = _told(tensors, metadata)
+    told = _named_in_file(tensors, metadata)
     if told in names:
         names = [told]
-    if (
-        len({_scaling(name) for name in names}) == 1
-    ):  # the same latents, of a class that no file's name decides
+    if len({_scaling(name) for name in names}) == 1:  # they give the same latents
         return [FOLDER / f"{name}.json" for name in reversed(names)]
     raise EncoderError(
         f"{path}: its weights fit {', '.join(names)}, which {_differences(names)}. Say which it is:"
@@ -125,6 +127,7 @@ def recognize(
 
 
 def _fits(name: str, tensors: Mapping[str, Tensor]) -> Fit | None:
+    """Return how the tensors fit a published config, or None if they don't."""
     model = _build(
         json.dumps(
             {key: value for key, value in _read(name).items() if key not in NORMALIZATION_KEYS}
@@ -136,7 +139,7 @@ def _fits(name: str, tensors: Mapping[str, Tensor]) -> Fit | None:
 
 @functools.cache
 def _build(config: str) -> Any:
-    """A model without weights; None where the installed diffusers hasn't its class or options."""
+    """Build a model without weights; None if the installed diffusers lacks its class or options."""
     read = json.loads(config)
     try:
         return build_shapes(read)
@@ -150,15 +153,17 @@ def _read(name: str) -> dict[str, Any]:
     return config
 
 
-def _takes(name: str, modality: str) -> bool:
+def _accepts_modality(name: str, modality: str) -> bool:
     config = _read(name)
     return any(
         modality in traits.modalities for traits in find_traits(config["_class_name"], config)
     )
 
 
-def _told(names: Iterable[str], metadata: Mapping[str, str]) -> str:
-    """The config that the rest of a file tells of; empty where nothing does."""
+def _named_in_file(names: Iterable[str], metadata: Mapping[str, str]) -> str:
+    """Return the config that the file's metadata or other tensors point to; empty if nothing
+    does.
+    """
     for text in metadata.values():
         if (published := find_published(text)) is not None:
             return published.stem
@@ -176,6 +181,7 @@ def _scaling(name: str) -> tuple[str, ...]:
 
 
 def _differences(names: Sequence[str]) -> str:
+    """Return a text on how the configs' normalizations differ."""
     keys = [
         key
         for key in (*NORMALIZATION_KEYS, "invert_scale_latents")

@@ -1,4 +1,4 @@
-"""Encoders `tiny-kl` and `tiny-kl-16`: the small KL autoencoders whose weights lie inside the
+"""Encoders `tiny-kl` and `tiny-kl-16`: small KL autoencoders whose weights are part of the
 package.
 """
 
@@ -20,7 +20,7 @@ from latentkit.contracts import BuildContext, InputSpec, LatentLayout, Normaliza
 from latentkit.encoders.hashing import hash_tensors
 from latentkit.encoders.options import TinyKLConfig
 from latentkit.encoders.tiny_kl_network import DOWNSCALE, TinyKL
-from latentkit.encoders.weight_files import refuse_pages
+from latentkit.encoders.weight_files import check_is_weights
 from latentkit.errors import EncoderError
 from latentkit.runtime.device import memory_format
 
@@ -29,20 +29,22 @@ NETWORKS: Mapping[str, Mapping[str, Any]] = {
     "tiny-kl": {},
     "tiny-kl-16": {"channels": 16, "decoder_widths": (64, 124)},
 }
-"""Of random weights, by the encoder's name: arguments of `TinyKL` that aren't its defaults."""
+"""By the encoder's name, the arguments of `TinyKL` that differ from its defaults, for random
+weights.
+"""
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
-"""diffusers' name for it."""
+"""diffusers' name of a weights file."""
 HALVES = ("encoder", "decoder")
 
 
 def open_tiny_kl(
     config: TinyKLConfig, context: BuildContext, name: str = "tiny-kl"
 ) -> TinyKLEncoder:
-    """The encoder `name` with the weights that `config` names, on the context's device.
+    """Return the encoder `name` with the weights that `config` names, on the context's device.
 
     Raises:
-        EncoderError: the folder holds no such model, or weights that don't fit its config; names
-            the keys.
+        EncoderError: the folder contains no such model, or its weights don't fit its config; the
+            message names the keys.
     """
     dtype = getattr(torch, config.dtype)
     if config.init == "random":
@@ -61,8 +63,8 @@ def open_tiny_kl(
 
 
 class TinyKLEncoder:
-    """RGB pictures to 4 (or up to 16) channels at an eighth of the size, and back; satisfies
-    `Encoder`, `Decodes` and `Trainable`.
+    """Encodes RGB images to 4 (up to 16) channels at an eighth of the size, and decodes them;
+    satisfies `Encoder`, `Decodes` and `Trainable`.
 
     Each half of the network is loaded when it is first used, so encoding never reads the decoder.
     """
@@ -75,8 +77,8 @@ class TinyKLEncoder:
     def __init__(
         self, network: TinyKL, weights: Path | None, dtype: torch.dtype, device: str
     ) -> None:
-        """Takes a network on torch's device "meta" with the file to load it from, or a ready one
-        with None.
+        """Take a network on torch's device "meta" and the file to load it from, or a loaded network
+        and None.
         """
         config: Mapping[str, Any] = network.config
         self.layout = LatentLayout(
@@ -92,13 +94,13 @@ class TinyKLEncoder:
         self._unloaded = set(HALVES if weights is not None else ())
         if weights is None:
             for half in HALVES:
-                move(network.get_submodule(half), device, dtype)
+                move_network(network.get_submodule(half), device, dtype)
         self._device = torch.device(device)
 
     @property
     def normalization(self) -> Normalization:
-        """Per channel, (z - latents_mean) / latents_std, when the model was measured; else by its
-        shift and scaling factor.
+        """Return (z - latents_mean) / latents_std per channel if the model has measured values,
+        else its shift and scaling factor.
         """
         config: Mapping[str, Any] = self._network.config
         if config["latents_mean"] is None or config["latents_std"] is None:
@@ -109,7 +111,7 @@ class TinyKLEncoder:
         )
 
     def encode(self, batch: Tensor) -> dict[str, Tensor]:
-        """Posterior moments of a batch of pictures.
+        """Return the posterior moments of a batch of images.
 
         Args:
             batch: (N, 3, H, W) float32 in [-1, 1]; H and W divisible by 8.
@@ -131,19 +133,19 @@ class TinyKLEncoder:
             raise ValueError(
                 f"tiny-kl: expected (N, 3, H, W) with H and W divisible by {DOWNSCALE}, got {found}"
             )
-        network = self._loaded("encoder")
+        network = self._load_half("encoder")
         with torch.inference_mode():
-            moments = network.encode(self._arranged(batch, network.encoder))
+            moments = network.encode(self._to_network_input(batch, network.encoder))
         return {"mean": moments.mean, "logvar": moments.logvar}
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Pictures of raw latents.
+        """Decode raw latents to images.
 
         Args:
             latents: (N, C, h, w), unscaled.
 
         Returns:
-            (N, 3, 8 h, 8 w) in the encoder's dtype, about in [-1, 1], not clamped.
+            (N, 3, 8 h, 8 w) in the encoder's dtype, approximately in [-1, 1], not clamped.
 
         Raises:
             ValueError: another shape; names it.
@@ -153,19 +155,21 @@ class TinyKLEncoder:
                 f"tiny-kl: expected latents (N, {self.layout.channels}, h, w), got"
                 f" {' x '.join(map(str, latents.shape))}"
             )
-        network = self._loaded("decoder")
+        network = self._load_half("decoder")
         with torch.inference_mode():
-            return network.decode(self._arranged(latents, network.decoder))
+            return network.decode(self._to_network_input(latents, network.decoder))
 
     def compile(self) -> None:
-        """Compile the encoding half, a graph per shape: which one a batch runs, and so its bits,
-        must not depend on the batches before.
+        """Compile the encoding half, with one graph per shape.
+
+        The graph that encodes a batch, and so the last bits of its latents, must not depend on
+        earlier batches.
         """
-        self._loaded("encoder").encoder.compile(dynamic=False)
+        self._load_half("encoder").encoder.compile(dynamic=False)
 
     def fingerprint(self) -> dict[str, str]:
-        """Hashes of the two halves' tensors as they are computed with: "weights" decides latents,
-        "decoder" doesn't.
+        """Return hashes of both halves' tensors in the dtype they compute in: "weights" decides the
+        latents, "decoder" doesn't.
         """
         return {
             "weights": hash_tensors(self._tensors("encoder")),
@@ -176,22 +180,20 @@ class TinyKLEncoder:
 
     @functools.cached_property
     def module(self) -> nn.Module:
-        """The whole network, loaded: the one that `encode` and `decode` use."""
+        """Return the whole network, loaded. It is the same one that `encode` and `decode` use."""
         for half in HALVES:
-            self._loaded(half)
+            self._load_half(half)
         return self._network
 
     def last_layer(self) -> nn.Parameter:
-        """The weight of the decoder's last convolution, (48, width, 3, 3)."""
-        weight = self._loaded("decoder").decoder.pixels.weight
+        """Return the weight of the decoder's last convolution, (48, width, 3, 3)."""
+        weight = self._load_half("decoder").decoder.pixels.weight
         assert isinstance(weight, nn.Parameter)
         return weight
 
     def set_statistics(self, mean: Tensor, std: Tensor) -> None:
-        """Put measured mean and standard deviation of raw latents per channel, (C,) each, into the
-        config that `save` writes.
-
-        Shift and scaling factor, those of all channels together, follow from them.
+        """Store the measured mean and standard deviation of raw latents per channel, (C,) each, in
+        the config that `save` writes, and the shift and scaling factor of all channels together.
         """
         center = float(mean.double().mean())
         spread = float((std.double().square() + (mean.double() - center).square()).mean().sqrt())
@@ -204,8 +206,8 @@ class TinyKLEncoder:
         self._network.register_to_config(**values)  # type: ignore[no-untyped-call]
 
     def save(self, folder: Path) -> None:
-        """Write config.json and the weights, as float16: half the bytes, and rounding far below
-        what 8-bit pictures show.
+        """Write config.json and the weights as float16: half the bytes, and a rounding error far
+        below one level of 8-bit images.
         """
         tensors = {
             f"{half}.{name}": tensor
@@ -220,16 +222,19 @@ class TinyKLEncoder:
 
     # ------------------------------------------------------------ loading
 
-    def _loaded(self, half: str) -> TinyKL:
+    def _load_half(self, half: str) -> TinyKL:
+        """Load one half ("encoder" or "decoder") unless it is loaded, and return the network."""
         if half in self._unloaded:
             module = self._network.get_submodule(half)
             module.load_state_dict(self._tensors(half), assign=True)
-            move(module, self._device, self._dtype)
+            move_network(module, self._device, self._dtype)
             self._unloaded.remove(half)
         return self._network
 
     def _tensors(self, half: str) -> dict[str, Tensor]:
-        """Of one half, in the encoder's dtype: read from the file until they are loaded."""
+        """Return the tensors of one half in the encoder's dtype, from the file if the half isn't
+        loaded.
+        """
         if half not in self._unloaded:
             return self._network.get_submodule(half).state_dict()
         assert self._weights is not None
@@ -241,23 +246,26 @@ class TinyKLEncoder:
                 for name in names
             }
 
-    def _arranged(self, batch: Tensor, module: nn.Module) -> Tensor:
+    def _to_network_input(self, batch: Tensor, module: nn.Module) -> Tensor:
+        """Move a batch to the module's device, in the encoder's dtype and the memory format that is
+        fastest there.
+        """
         device = next(module.parameters()).device  # training may have moved the network
         return batch.to(device=device, dtype=self._dtype, memory_format=memory_format(device, 4))
 
 
-def move(module: nn.Module, device: torch.device | str, dtype: torch.dtype) -> None:
-    """Put a module on a device, in a dtype, in the memory format in which its convolutions are
+def move_network(module: nn.Module, device: torch.device | str, dtype: torch.dtype) -> None:
+    """Move a module to a device and a dtype, in the memory format in which its convolutions are
     fast.
     """
     module.to(device, dtype).to(memory_format=memory_format(device, 4))  # type: ignore[call-overload]
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The values of a model folder's config.json that `TinyKL` takes.
+    """Return the values of a model folder's config.json that `TinyKL` takes.
 
     Raises:
-        EncoderError: no such file, not JSON, of another class, or with keys `TinyKL` hasn't.
+        EncoderError: the file is missing, isn't JSON, is for another class, or has unknown keys.
     """
     path = folder / "config.json"
     try:
@@ -283,10 +291,10 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def build_network(values: Mapping[str, Any], folder: Path) -> TinyKL:
-    """The network of a config, on the current default device.
+    """Build the network of a config on the current default device.
 
     Raises:
-        EncoderError: values it can't be built with.
+        EncoderError: the values don't make a network.
     """
     try:
         network: TinyKL = TinyKL(**values)
@@ -304,13 +312,13 @@ def build_network(values: Mapping[str, Any], folder: Path) -> TinyKL:
 
 
 def check_weights(path: Path, network: nn.Module) -> None:
-    """Nothing, if the file holds exactly the network's tensors, judging by its header.
+    """Check by its header that the file contains exactly the network's tensors.
 
     Raises:
-        EncoderError: it can't be read, or keys are missing, unexpected or of another shape; names
-            them.
+        EncoderError: the file can't be read, or keys are missing, unexpected or have another
+            shape; the message names them.
     """
-    refuse_pages(path)
+    check_is_weights(path)
     try:
         with safe_open(path, "pt") as file:
             keys = file.keys()

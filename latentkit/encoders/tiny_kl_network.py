@@ -1,12 +1,11 @@
-"""The network of `tiny-kl`: a small KL autoencoder for RGB pictures, built to be quick on a CPU and
-quick to train.
+"""The network of `tiny-kl`: a small KL autoencoder for RGB images, fast on a CPU and fast to train.
 
-Both halves are a linear map between 8 x 8 patches and the latent channels (4, or up to 16), plus a
+Each half is a linear map between 8 x 8 patches and the latent channels (4, up to 16), plus a
 residual network whose output starts at zero. The linear maps start as functions of the discrete
-cosine transform: luma, its two slowest waves, one color difference, and so on. So training starts
-near the quality of principal components and spends its time on what linear algebra can't do.
-Normalization is over the channels of one place only, so a picture's latents don't depend on what
-lies far away in it.
+cosine transform: luma, its two lowest frequencies, one color difference, and so on. So training
+starts near the quality of principal component analysis, and learns what a linear map can't do.
+Normalization is over the channels at one position only, so an image's latents don't depend on
+distant parts of it.
 """
 
 from __future__ import annotations
@@ -44,33 +43,33 @@ START = (
     (LUMA, 2, 2, 0.3),
     (LUMA, 3, 1, 0.3),
 )
-"""What each latent channel starts as: color, waves down and across an 8 x 8 patch, and about the
-standard deviation of photographs' coefficients, by which it is divided, so that latents start near
-unit variance. In falling order of that.
+"""Initial function of each latent channel: color, frequency down and across an 8 x 8 patch, and the
+approximate standard deviation of that coefficient in photographs. Coefficients are divided by it,
+so latents start near unit variance. Sorted by it in descending order.
 """
 BRANCH_GAIN = 0.2
 """Factor of what the residual networks add to the linear maps.
 
-Adam's first steps move every weight by the learning rate, however small its gradient is, and behind
-a layer that starts at zero that is a jump; the factor makes it a small one, so that a higher rate
-is stable.
+Adam's first steps move every weight by the learning rate, however small its gradient. Behind a
+layer that starts at zero that is a jump. The factor reduces the jump, so a higher learning rate is
+stable.
 """
 START_LOGVAR, LOGVAR_GAIN = -12.0, 0.05
-"""Of an untrained network, and factor of what is added to it.
+"""Log variance of an untrained network, and the factor of what the network adds to it.
 
-A logvar that jumps up for a rare picture drowns its latents in noise, and the loss explodes; so it
+If the log variance of a rare image jumps up, noise hides its latents and the loss explodes. So it
 starts low and moves slowly.
 """
 
 
 class Residual(nn.Module):
-    """x + two 3 x 3 convolutions of x, normalized over channels; starts as the identity."""
+    """x + two 3 x 3 convolutions of x, normalized over channels. Starts as the identity."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(channels)
         self.first = nn.Conv2d(channels, channels, 3, padding=1)
-        self.second = zeroed(nn.Conv2d(channels, channels, 3, padding=1))
+        self.second = zero_weights(nn.Conv2d(channels, channels, 3, padding=1))
 
     def forward(self, x: Tensor) -> Tensor:
         normed = self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
@@ -78,7 +77,7 @@ class Residual(nn.Module):
 
 
 class Encoder(nn.Module):
-    """(N, 3, H, W) in [-1, 1] to mean and logvar, (N, 2 C, H / 8, W / 8)."""
+    """Maps (N, 3, H, W) in [-1, 1] to mean and logvar, (N, 2 C, H / 8, W / 8)."""
 
     def __init__(self, channels: int, widths: Sequence[int], blocks: Sequence[int]) -> None:
         super().__init__()
@@ -88,12 +87,12 @@ class Encoder(nn.Module):
         self.quarter = nn.Sequential(*(Residual(quarter) for _ in range(blocks[0])))
         self.down = nn.Conv2d(quarter * 2**2, eighth, 1)
         self.eighth = nn.Sequential(*(Residual(eighth) for _ in range(blocks[1])))
-        self.moments = zeroed(nn.Conv2d(eighth, 2 * channels, 3, padding=1))
+        self.moments = zero_weights(nn.Conv2d(eighth, 2 * channels, 3, padding=1))
         with torch.no_grad():
             self.linear.weight.copy_(
-                (start_basis(channels) / start_spread(channels)[:, None])[:, :, None, None]
+                (initial_basis(channels) / initial_std(channels)[:, None])[:, :, None, None]
             )
-            zeroed_bias(self.linear)
+            zero_bias(self.linear)
 
     def forward(self, images: Tensor) -> Tensor:
         hidden = self.quarter(self.start(pixel_unshuffle(images, 4)))
@@ -104,7 +103,9 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Raw latents (N, C, h, w) to (N, 3, 8 h, 8 w), about in [-1, 1] and not clamped."""
+    """Maps raw latents (N, C, h, w) to (N, 3, 8 h, 8 w), approximately in [-1, 1] and not
+    clamped.
+    """
 
     def __init__(self, channels: int, widths: Sequence[int], blocks: Sequence[int]) -> None:
         super().__init__()
@@ -114,13 +115,13 @@ class Decoder(nn.Module):
         self.eighth = nn.Sequential(*(Residual(eighth) for _ in range(blocks[1])))
         self.up = nn.Conv2d(eighth, quarter * 2**2, 1)
         self.quarter = nn.Sequential(*(Residual(quarter) for _ in range(blocks[0])))
-        self.pixels = zeroed(nn.Conv2d(quarter, 3 * 4**2, 3, padding=1))
+        self.pixels = zero_weights(nn.Conv2d(quarter, 3 * 4**2, 3, padding=1))
         with torch.no_grad():
             self.linear.weight.zero_()
             self.linear.weight[:, :, 1, 1] = (
-                start_basis(channels) * start_spread(channels)[:, None]
+                initial_basis(channels) * initial_std(channels)[:, None]
             ).T
-            zeroed_bias(self.linear)
+            zero_bias(self.linear)
 
     def forward(self, latents: Tensor) -> Tensor:
         hidden = self.eighth(self.start(latents))
@@ -129,23 +130,23 @@ class Decoder(nn.Module):
 
 
 class TinyKL(ModelMixin, ConfigMixin):
-    """KL autoencoder in diffusers' folder format; `TinyKL.from_pretrained(folder)` loads what
+    """A KL autoencoder in diffusers' folder format; `TinyKL.from_pretrained(folder)` loads what
     training wrote.
 
     Args:
-        encoder_widths: channels at a quarter and at an eighth of the picture's size.
+        encoder_widths: channels at a quarter and at an eighth of the image's size.
         encoder_blocks: residual blocks at the same two sizes.
         decoder_widths: as for the encoder.
         decoder_blocks: as for the encoder.
         scaling_factor: 1 / standard deviation of all latents together, measured after training.
         shift_factor: mean of all latents together.
-        latents_mean: mean of each latent channel; None before it was measured.
-        latents_std: standard deviation of each latent channel, of a draw; None before it was
-            measured.
+        latents_mean: mean of each latent channel; None before it is measured.
+        latents_std: standard deviation of each latent channel, of a posterior draw; None before it
+            is measured.
         channels: C of the latents, 1 to 16.
 
     Raises:
-        ValueError: another number of channels.
+        ValueError: the number of channels is outside 1 to 16.
     """
 
     config_name = "config.json"  # type: ignore[assignment]
@@ -170,19 +171,21 @@ class TinyKL(ModelMixin, ConfigMixin):
         self.decoder = Decoder(channels, decoder_widths, decoder_blocks)
 
     def encode(self, images: Tensor) -> Moments:
-        """Posterior of (N, 3, H, W) in [-1, 1], H and W divisible by 8: each (N, C, H / 8, W / 8),
-        logvar in [-30, 20].
+        """Return the posterior of (N, 3, H, W) in [-1, 1], H and W divisible by 8: mean and logvar
+        (in [-30, 20]), each (N, C, H / 8, W / 8).
         """
         mean, logvar = self.encoder(images).chunk(2, dim=1)
         return Moments(mean, logvar.clamp(*LOGVAR_RANGE))
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Pictures (N, 3, 8 h, 8 w) of raw latents (N, C, h, w); about in [-1, 1], not clamped."""
+        """Return images (N, 3, 8 h, 8 w) of raw latents (N, C, h, w), approximately in [-1, 1], not
+        clamped.
+        """
         return cast(Tensor, self.decoder(latents))
 
     def forward(self, images: Tensor) -> Reconstruction:
-        """Pictures through a draw of their posterior, from torch's global random numbers; moments
-        and draw in float32.
+        """Reconstruct images from one posterior draw, made with torch's global random numbers.
+        Moments and draw are float32.
         """
         moments = self.encode(images)
         moments = Moments(moments.mean.float(), moments.logvar.float())
@@ -190,22 +193,22 @@ class TinyKL(ModelMixin, ConfigMixin):
         return Reconstruction(output=self.decode(latents), latents=latents, moments=moments)
 
 
-def zeroed(layer: nn.Conv2d) -> nn.Conv2d:
-    """The layer, giving zero."""
+def zero_weights(layer: nn.Conv2d) -> nn.Conv2d:
+    """Set the layer's weight and bias to zero, and return it."""
     nn.init.zeros_(layer.weight)
-    return zeroed_bias(layer)
+    return zero_bias(layer)
 
 
-def zeroed_bias(layer: nn.Conv2d) -> nn.Conv2d:
-    """The layer, its bias zero."""
+def zero_bias(layer: nn.Conv2d) -> nn.Conv2d:
+    """Set the layer's bias to zero, and return it."""
     assert layer.bias is not None
     nn.init.zeros_(layer.bias)
     return layer
 
 
-def start_basis(channels: int) -> Tensor:
-    """Orthonormal functions on an 8 x 8 RGB patch, (C, 192), values in `pixel_unshuffle`'s order
-    (color, row, column).
+def initial_basis(channels: int) -> Tensor:
+    """Return orthonormal functions on an 8 x 8 RGB patch, (C, 192), with values in the order of
+    `pixel_unshuffle` (color, row, column).
     """
     place = (torch.arange(DOWNSCALE) + 0.5) * math.pi / DOWNSCALE
     waves = [
@@ -221,6 +224,8 @@ def start_basis(channels: int) -> Tensor:
     return torch.stack([patch.flatten() for patch in patches]) / DOWNSCALE
 
 
-def start_spread(channels: int) -> Tensor:
-    """About the standard deviation of photographs' coefficients in `start_basis`, (C,)."""
+def initial_std(channels: int) -> Tensor:
+    """Return the approximate standard deviation, (C,), of photographs' coefficients in
+    `initial_basis`.
+    """
     return torch.tensor([spread for *_, spread in START[:channels]])

@@ -1,4 +1,5 @@
-"""Which tensors of a checkpoint are a model's, under which names; and what is wrong where none are.
+"""Finds the tensors of a checkpoint that fit a model, under any prefix, and explains what is wrong
+if none do.
 """
 
 from __future__ import annotations
@@ -12,17 +13,17 @@ from typing import Any
 from torch import Tensor
 
 from latentkit.encoders.diffusers_table import find_traits
-from latentkit.encoders.original_names import to_own_names
+from latentkit.encoders.original_names import to_diffusers_names
 from latentkit.errors import EncoderError
 
-MOST_NAMED = 8
+MAX_NAMES_SHOWN = 8
 OUTERMOST = "outermost"
-"""What names without a prefix are called."""
+"""What messages call names without a prefix."""
 
 TRAINERS = re.compile(
     r"(loss|losses|model_ema|discriminator|optimizer|lr_scheduler|global_step|epoch|step)(\.|$)"
 )
-"""First words of what trainers keep beside a network."""
+"""First words of what trainers store in addition to a network."""
 SCALED = (
     ".scale_weight",
     ".weight_scale",
@@ -32,19 +33,19 @@ SCALED = (
     ".weight_scale_inv",
 )
 UNUSED = "num_batches_tracked"
-"""A counter of batch normalization, which no evaluation uses; some converters leave it out."""
+"""A counter of batch normalization, unused in evaluation. Some converters leave it out."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """The tensors under one prefix of a checkpoint, by a model's names, and what keeps them from
-    being its weights.
+    """The tensors under one prefix of a checkpoint, by the model's names, and what is wrong with
+    them as its weights.
 
     Args:
-        prefix: as in the checkpoint, such as "first_stage_model."; empty for names without one.
-        tensors: by the model's names.
-        missing, unexpected, misshaped: names.
-        lacks_decoder: everything but the decoder is there.
+        prefix: prefix in the checkpoint, such as "first_stage_model."; empty for names without one.
+        tensors: tensors by the model's names.
+        missing, unexpected, misshaped: names of tensors that don't fit.
+        lacks_decoder: whether only the decoder is missing.
     """
 
     prefix: str
@@ -56,39 +57,41 @@ class Fit:
 
     @property
     def is_good(self) -> bool:
-        """Whether a model can encode with these."""
+        """Return whether a model can encode with these tensors."""
         return not (self.missing or self.unexpected or self.misshaped)
 
     def describe(self) -> str:
-        """What is wrong, in one line."""
+        """Return what is wrong, in one line."""
         kinds = (
             ("missing", self.missing),
             ("unexpected", self.unexpected),
             ("of another shape or kind", self.misshaped),
         )
-        return "; ".join(f"{len(names)} {word} ({_some(names)})" for word, names in kinds if names)
+        return "; ".join(
+            f"{len(names)} {word} ({_list_some(names)})" for word, names in kinds if names
+        )
 
 
 def find_fits(tensors: Mapping[str, Tensor], model: Any) -> list[Fit]:
-    """The tensors under every prefix that may be the model's, the best first.
+    """Match the tensors under every prefix to the model, and return the best match first.
 
     Args:
-        tensors: of a checkpoint, by full names.
-        model: of diffusers, with or without weights (on the meta device).
+        tensors: all tensors of a checkpoint, by full names.
+        model: a diffusers model, with or without weights (on the meta device).
 
     Raises:
-        EncoderError: the weights are scaled fp8 ones.
+        EncoderError: the weights are fp8 with scales.
     """
     own = model.state_dict()
     fits: list[Fit] = []
-    for prefix, named in _networks(tensors, own):
-        within = tuple(  # whole networks of their own, such as averages beside what is averaged
+    for prefix, named in _split_by_prefix(tensors, own):
+        within = tuple(  # separate networks, such as averaged weights
             fit.prefix.removeprefix(prefix)
             for fit in fits
             if fit.is_good and fit.prefix != prefix and fit.prefix.startswith(prefix)
         )
         rest = {name: tensor for name, tensor in named.items() if not name.startswith(within)}
-        fits.append(_fit(prefix, rest, own, model))
+        fits.append(_fit_under_prefix(prefix, rest, own, model))
     fits.sort(
         key=lambda fit: (
             len(fit.missing) + len(fit.unexpected) + len(fit.misshaped) + fit.lacks_decoder,
@@ -105,47 +108,48 @@ def find_fits(tensors: Mapping[str, Tensor], model: Any) -> list[Fit]:
 
 
 def choose_fit(path: Path, fits: Sequence[Fit], variant: str | None) -> Fit:
-    """The one fit that is meant.
+    """Return the one fit that the recipe means.
 
     Args:
-        path: of the checkpoint, for messages.
-        fits: of `find_fits`.
-        variant: the prefix or a word of it, where several are good; "outermost" for names without
-            one.
+        path: path of the checkpoint, for messages.
+        fits: result of `find_fits`.
+        variant: the prefix or a word of it, if several fits are good; "outermost" means names
+            without a prefix.
 
     Raises:
-        EncoderError: none is good, or several are and the variant doesn't tell which.
+        EncoderError: no fit is good, or several are and the variant doesn't decide.
     """
     if not fits[0].is_good:
-        refuse_scaled(path, fits[0].unexpected)
+        refuse_fp8_scales(path, fits[0].unexpected)
         raise EncoderError(
-            f"{path}: the weights don't fit the model: keys {fits[0].describe()}. It would run, and"
-            " be wrong"
+            f"{path}: the weights don't fit the model: keys {fits[0].describe()}. Loading it"
+            " anyway would give silently wrong results"
         )
-    meant = _find_meant(fits, variant)
+    meant = _fits_named(fits, variant)
     if len(meant) == 1:
         return meant[0]
     names = ", ".join(map(_name_of, fits))
     if len(fits) == 1:
         raise EncoderError(
-            f"{path}: there are no weights {variant!r} in it, only one model ({names}); leave out"
-            " variant"
+            f"{path}: it contains no weights {variant!r}, only one model ({names}). Leave out the"
+            " option variant"
         )
     word = _name_of(fits[0]).split(".")[-1]
-    word = word if len(_find_meant(fits, word)) == 1 else _name_of(fits[0])
+    word = word if len(_fits_named(fits, word)) == 1 else _name_of(fits[0])
     advice = f"Choose one by the option variant, such as --set encoder.with.variant={word}"
     raise EncoderError(
-        f"{path} holds the weights of {len(fits)} such models, under {names}. {advice}"
+        f"{path} contains the weights of {len(fits)} such models, under {names}. {advice}"
     )
 
 
 def _name_of(fit: Fit) -> str:
+    """Return the fit's prefix as messages and the option variant name it."""
     return fit.prefix.rstrip(".") or OUTERMOST
 
 
-def _find_meant(fits: Sequence[Fit], variant: str | None) -> list[Fit]:
-    """The fits of which a variant is the whole name; where there is none, those of which it is a
-    word.
+def _fits_named(fits: Sequence[Fit], variant: str | None) -> list[Fit]:
+    """Return the fits whose whole name is the variant, or else those that have it as a word of
+    their name.
     """
     if variant is None:
         return list(fits)
@@ -153,11 +157,12 @@ def _find_meant(fits: Sequence[Fit], variant: str | None) -> list[Fit]:
     return named or [fit for fit in fits if variant in _name_of(fit).split(".")]
 
 
-def refuse_scaled(path: Path, names: Iterable[str]) -> None:
-    """Nothing, unless weights have scales beside them.
+def refuse_fp8_scales(path: Path, names: Iterable[str]) -> None:
+    """Refuse quantized weights that are stored with separate scales, because their values alone are
+    wrong.
 
     Raises:
-        EncoderError: they have: their values alone are wrong.
+        EncoderError: a name belongs to such a scale.
     """
     scaled = next(
         (name for name in names if name.endswith(SCALED) or name.split(".")[-1] == "scaled_fp8"),
@@ -165,15 +170,17 @@ def refuse_scaled(path: Path, names: Iterable[str]) -> None:
     )
     if scaled:
         raise EncoderError(
-            f"{path}: its weights are quantized, with scales beside them ({scaled}); get the file"
+            f"{path}: its weights are quantized and have separate scales ({scaled}). Get the file"
             " in full or half precision"
         )
 
 
-def _networks(
+def _split_by_prefix(
     tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]
 ) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Prefixes and what is under them, without the prefix; the longest first."""
+    """Yield each prefix and the tensors under it, without the prefix. The longest prefix is
+    first.
+    """
     first = next((name for name in own if name.startswith("encoder.")), next(iter(own)))
     prefixes = {""}
     for name in tensors:
@@ -193,13 +200,18 @@ def _networks(
         )
     if prefixes == {""} and not any(
         name.startswith("encoder.") for name in tensors
-    ):  # an encoder saved by itself
+    ):  # an encoder that was saved alone
         yield "", {f"encoder.{name}": tensor for name, tensor in tensors.items()}
 
 
-def _fit(prefix: str, named: Mapping[str, Tensor], own: Mapping[str, Tensor], model: Any) -> Fit:
-    converted = to_own_names(named, dict(model.config))
-    model._fix_state_dict_keys_on_load(converted)  # diffusers' names of before
+def _fit_under_prefix(
+    prefix: str, named: Mapping[str, Tensor], own: Mapping[str, Tensor], model: Any
+) -> Fit:
+    """Convert the names under one prefix to the model's (`own`), and compare them with its
+    tensors.
+    """
+    converted = to_diffusers_names(named, dict(model.config))
+    model._fix_state_dict_keys_on_load(converted)  # older names of diffusers
     ignored = model._keys_to_ignore_on_load_unexpected or ()
     missing = [name for name in own if name not in converted and not name.endswith(UNUSED)]
     unexpected = [
@@ -228,8 +240,12 @@ def _fit(prefix: str, named: Mapping[str, Tensor], own: Mapping[str, Tensor], mo
 
 
 def _is_alike(own: Tensor, given: Tensor) -> bool:
+    """Return whether two tensors have the same shape and are both floating point, or both not."""
     return own.shape == given.shape and own.is_floating_point() == given.is_floating_point()
 
 
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(sorted(names)[:MOST_NAMED]) + (", ..." if len(names) > MOST_NAMED else "")
+def _list_some(names: Sequence[str]) -> str:
+    """Return the first names, sorted, for a message."""
+    return ", ".join(sorted(names)[:MAX_NAMES_SHOWN]) + (
+        ", ..." if len(names) > MAX_NAMES_SHOWN else ""
+    )

@@ -1,5 +1,5 @@
-"""The files that a model's weights are in: one file, the two halves of TAESD, or what lies in a
-folder, in shards and variants.
+"""Finds the files that contain a model's weights: one file, the two halves of TAESD, or files in a
+folder, which may be shards or variants.
 """
 
 from __future__ import annotations
@@ -12,26 +12,28 @@ from pathlib import Path
 from torch import Tensor
 
 from latentkit.contracts.samples import Remark
-from latentkit.encoders.hub_weights import FILE, STEM, choose_form, forms_of
+from latentkit.encoders.hub_weights import FILE, STEM, choose_form, group_by_form
 from latentkit.encoders.hub_weights import find_weights as list_weights
 from latentkit.encoders.weight_files import read_all_tensors
 from latentkit.errors import EncoderError
 
 SUFFIXES = (".safetensors", ".sft", ".bin", ".ckpt", ".pt", ".pth")
-"""Endings by which weights are found in a folder; a file that is named may have any, or none."""
+"""Endings of weights files in a folder. A file that the recipe names may have any ending, or
+none.
+"""
 
 HALVES = re.compile(r"\d+\.")
-"""Names in a file of one half of TAESD."""
+"""Names in a file with one half of TAESD."""
 
 
 @dataclass(frozen=True)
 class WeightFiles:
-    """Files that together hold a model's weights.
+    """Files that together contain a model's weights.
 
     Args:
-        files: one, or the shards.
-        variant: that they are of; empty for the plain ones.
-        remark: what a user should know of the choice.
+        files: one file, or the shards.
+        variant: variant of the files; empty for the plain ones.
+        remark: what a user should know about the choice.
     """
 
     files: tuple[Path, ...]
@@ -39,33 +41,33 @@ class WeightFiles:
     remark: Remark | None = None
 
     def read(self) -> dict[str, Tensor]:
-        """Every tensor by its full name.
+        """Return every tensor by its full name.
 
         Raises:
-            EncoderError: a file can't be read, or is something else.
+            EncoderError: a file can't be read or contains no weights.
         """
         if len(self.files) == 1:
-            return _with_counterpart(self.files[0], read_all_tensors(self.files[0]))
+            return _add_other_half(self.files[0], read_all_tensors(self.files[0]))
         return {
             name: tensor for file in self.files for name, tensor in read_all_tensors(file).items()
         }
 
 
 def find_weights(path: Path, variant: str | None) -> WeightFiles:
-    """The files of a model.
+    """Find the weight files of a model.
 
     Args:
-        path: a file, or the folder of a model.
-        variant: such as "fp16", of several in a folder; None takes the plain weights, or the only
-            variant there is.
+        path: a file, or the model's folder.
+        variant: which of several in a folder, such as "fp16"; None takes the plain weights, or the
+            only variant there is.
 
     Raises:
-        EncoderError: none is there, shards are missing, or there are several and the variant
-            doesn't tell which; says what there is.
+        EncoderError: there are no weights, shards are missing, or there are several variants and
+            the option doesn't decide; the message lists them.
     """
     if path.is_file():
         return WeightFiles((path,))
-    forms = forms_of(list_weights([file.name for file in path.iterdir()]))
+    forms = group_by_form(list_weights([file.name for file in path.iterdir()]))
     if not forms:
         return WeightFiles((_only_file(path),))
     chosen = choose_form(forms, variant)
@@ -73,36 +75,32 @@ def find_weights(path: Path, variant: str | None) -> WeightFiles:
         there = ", ".join(sorted({form.variant or "the plain ones" for form in forms}))
         if variant is not None:
             raise EncoderError(
-                f"{path}: there is no variant {variant!r} of the weights; there is {there}"
+                f"{path}: there are no weights of variant {variant!r}; available: {there}"
             )
         raise EncoderError(
-            f"{path}: the weights are there as {there}: choose by the option variant, such as"
-            " variant: fp16"
+            f"{path}: there are several weights: {there}. Choose one with the option variant, such"
+            " as variant: fp16"
         )
     name = chosen.variant
-    text = f"there are no plain weights in {path.name}: the variant {name} is taken"
+    text = f"{path.name} contains no plain weights, so the variant {name} is used"
     remark = Remark(text) if name and variant is None else None
-    return WeightFiles(_whole(path, forms[chosen]), name, remark)
+    return WeightFiles(_files_of_form(path, forms[chosen]), name, remark)
 
 
-def _whole(folder: Path, names: Sequence[str]) -> tuple[Path, ...]:
-    """The one file of a form, else its shards.
-
-    Raises:
-        EncoderError: shards are missing.
-    """
+def _files_of_form(folder: Path, names: Sequence[str]) -> tuple[Path, ...]:
+    """Return the single file of a form, or else its shards."""
     single = [name for name in names if "-of-" not in name]
     parts = FILE.fullmatch(names[0])
     if not single and parts and len(names) != int(parts["parts"]):
         raise EncoderError(
             f"{folder}: {len(names)} of {int(parts['parts'])} parts of the weights are there"
-            f" ({', '.join(names)}); get the others too"
+            f" ({', '.join(names)}). Get the others too"
         )
     return tuple(folder / name for name in single or names)
 
 
 def _only_file(folder: Path) -> Path:
-    """The one file of weights under another name than diffusers'."""
+    """Return the only weights file whose name isn't diffusers'."""
     files = sorted(
         file for file in folder.iterdir() if file.is_file() and file.name.lower().endswith(SUFFIXES)
     )
@@ -114,7 +112,7 @@ def _only_file(folder: Path) -> Path:
     if files:
         names = ", ".join(file.name for file in files[:8])
         raise EncoderError(
-            f"{folder}: there are several files of weights ({names}); name the one that is meant"
+            f"{folder}: there are several weights files ({names}). Name the one to use"
         )
     others = [
         file.name
@@ -123,25 +121,26 @@ def _only_file(folder: Path) -> Path:
     ]
     there = f"; {', '.join(others)} can't be used" if others else ""
     raise EncoderError(
-        f"{folder}: there is a config.json but no weights; expected {STEM}.safetensors{there}"
+        f"{folder} contains a config.json but no weights; expected {STEM}.safetensors{there}"
     )
 
 
 def _counterpart(file: Path) -> Path:
-    """Path of the decoder that belongs to a TAESD encoder, or of the encoder to a decoder.
+    """Return the path of the decoder that belongs to a TAESD encoder, or of the encoder that
+    belongs to a decoder.
 
-    It is the same path where the name has neither word.
+    A name that contains neither word gives the same path.
     """
     swap = {"encoder": "decoder", "decoder": "encoder"}
     return file.with_name(re.sub("encoder|decoder", lambda found: swap[found[0]], file.name))
 
 
-def _with_counterpart(file: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors, and those of the other half where one file of TAESD's two is given; each under
+def _add_other_half(file: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """If the file is one of TAESD's two, read the other half too. Return the tensors, each under
     the name of its half.
 
     Raises:
-        EncoderError: it is the decoder, and the encoder isn't beside it.
+        EncoderError: the file is the decoder, and the encoder is missing.
     """
     if not all(HALVES.match(name) for name in tensors):
         return tensors
@@ -152,8 +151,8 @@ def _with_counterpart(file: Path, tensors: dict[str, Tensor]) -> dict[str, Tenso
         halves["decoder" if is_encoder else "encoder"] = read_all_tensors(other)
     if "encoder" not in halves:
         raise EncoderError(
-            f"{file} holds a decoder alone; expected its encoder beside it, {other.name}, or name"
-            " that file"
+            f"{file} contains only a decoder. Put its encoder {other.name} into the same folder,"
+            " or name that file"
         )
     return {
         f"{half}.{name}": tensor for half, named in halves.items() for name, tensor in named.items()

@@ -1,10 +1,8 @@
-"""What `torch.save` wrote, with inert stand-ins for everything that isn't a tensor.
+"""Loads what `torch.save` wrote, with inert stand-ins for everything that isn't a tensor.
 
-No code of a pickle is run.
-
-A pickle may name any function and have it called. Here a name is only ever looked up in
-`REBUILDING`; every other name becomes a class that does nothing, so that the tensors beside a
-trainer's own objects can be read.
+No code of a pickle is run. A pickle may name any function and have it called. Here a name is only
+looked up in `REBUILDING`. Every other name becomes a class that does nothing, so tensors can be
+read from files that also contain a trainer's objects.
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ import torch
 
 
 class StandIn(dict[Any, Any]):
-    """In the place of any object of a pickle: keeps the entries of a mapping, does nothing else."""
+    """Replaces any object of a pickle. It keeps the entries of a mapping and does nothing else."""
 
     __hash__ = object.__hash__  # type: ignore[assignment]
     __eq__ = object.__eq__
@@ -40,6 +38,7 @@ class StandIn(dict[Any, Any]):
 
 
 def _tensor(storage: Any, offset: int, size: Any, stride: Any, *_: Any) -> Any:
+    """Rebuild a tensor from its storage."""
     build: Any = torch._utils._rebuild_tensor_v2
     return build(storage, offset, size, stride, False, OrderedDict())
 
@@ -66,36 +65,34 @@ REBUILDING: dict[tuple[str, str], Callable[..., Any]] = {
 
 
 def _drop_state(unpickler: Any) -> None:
-    """In the place of the opcode that sets attributes, of anything at hand, or calls its
-    `__setstate__`.
-    """
+    """Replace the opcode that sets attributes of an object or calls its `__setstate__`."""
     unpickler.stack.pop()
 
 
 def _make_stand_in(unpickler: Any) -> None:
-    """In the place of the opcode that makes an object by keywords, such as the address of an
-    allocator of a storage.
+    """Replace the opcode that creates an object with keyword arguments, such as a storage with an
+    allocator's address.
     """
     del unpickler.stack[-2:]
     unpickler.stack[-1] = StandIn()
 
 
 class Unpickler(pickle._Unpickler):
-    """An unpickler that looks up no name but those of `REBUILDING` and torch's dtypes, and changes
-    no object.
+    """An unpickler that looks up only the names in `REBUILDING` and torch's dtypes, and changes no
+    object.
     """
 
     dispatch = {  # noqa: RUF012 (of Python's own class)
         **pickle._Unpickler.dispatch,
         pickle.BUILD[0]: _drop_state,
         pickle.NEWOBJ_EX[0]: _make_stand_in,
-        # A bytearray is made, zeros and all, in the stated length before it is read: more than
-        # there is memory.
+        # Python creates a bytearray of the stated length before reading it; that may exceed the
+        # memory.
         pickle.BYTEARRAY8[0]: pickle._Unpickler.dispatch[pickle.BINBYTES8[0]],
     }
 
     def find_class(self, module: str, name: str) -> Any:
-        """What a pickle gets for a name."""
+        """Return the function, dtype or stand-in class for a name in a pickle."""
         if (module, name) in REBUILDING:
             return REBUILDING[module, name]
         dtype = getattr(torch, name, None) if module == "torch" else None
@@ -109,18 +106,18 @@ class InertPickle:
 
     @staticmethod
     def load(file: IO[bytes], **options: Any) -> Any:
-        """One object from a file."""
+        """Load one object from a file."""
         return Unpickler(file, **options).load()
 
 
 def load_inert(file: Path | IO[bytes], mmap: bool) -> Any:
-    """What `torch.save` wrote, tensors on the CPU; other objects are stand-ins.
+    """Load what `torch.save` wrote, with tensors on the CPU. Other objects are stand-ins.
 
     Args:
-        file: one that `torch.load(weights_only=True)` refused for its pickle alone.
-        mmap: read tensors when they are used (the path of a zip file only).
+        file: a file that `torch.load(weights_only=True)` refused only because of its pickle.
+        mmap: whether tensors are read when they are used (only for the path of a zip file).
 
     Raises:
-        Exception: any, where the file is damaged.
+        Exception: any error, if the file is damaged.
     """
     return torch.load(file, "cpu", InertPickle, weights_only=False, mmap=mmap)

@@ -1,4 +1,4 @@
-"""What `auto` means: batch and unit sizes measured once, before the plan is written, on this device
+"""`auto` settings: batch and unit sizes, measured once before the plan is written, on this device
 with this encoder.
 """
 
@@ -16,39 +16,37 @@ from latentkit.preparing.stack import num_bytes_of, stack
 from latentkit.runtime.buffers import BufferPool
 from latentkit.runtime.device import is_out_of_memory, pins_memory, synchronize
 from latentkit.runtime.masks import without_mask
-from latentkit.runtime.memory import available_bytes, forget_peak, peak_bytes
+from latentkit.runtime.memory import available_bytes, peak_bytes, reset_peak
 from latentkit.runtime.transfer import Transfer
 
 CANDIDATES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 BUDGET_SECONDS = 20.0
-WORSE = 1.1
-"""A batch whose samples cost this much more than the best so far ends the search: on a CPU larger
-is often slower.
+MAX_COST_RATIO = 1.1
+"""A batch whose samples cost this much more than the best so far ends the search, because larger
+ones are often slower on a CPU.
 """
 
 UNIT_BYTES = 256 << 20
 UNIT_SECONDS = 60.0
-"""A unit is what a crash loses, so it is limited in work as well as in bytes."""
+"""A crash loses a unit, so a unit is limited in work as well as in bytes."""
 
 MIN_UNITS = 16
-"""So that a small data set still spreads over several processes."""
+"""A small dataset has at least so many units, to be divided among several processes."""
 
 
-SHARE_OF_RUN = 0.05
-"""Of the time that all rows take: what finding the batch size for them may cost, at most."""
+MAX_SHARE_OF_RUN = 0.05
+"""Most time that the search may take, relative to the time for all rows."""
 
-FEWEST_ROWS = int(2 / SHARE_OF_RUN)
-"""Below, even encoding one row twice more would cost more than that."""
+MIN_ROWS_TO_MEASURE = int(2 / MAX_SHARE_OF_RUN)
+"""With fewer rows, even encoding one row twice would take too large a share."""
 
-SHARE_OF_MEMORY = 0.8
-"""Of the free memory that a larger batch may take, by what the last one took."""
+MAX_SHARE_OF_MEMORY = 0.8
+"""Share of the free memory that a larger batch may take, estimated from the last one."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """The best batch size, seconds per row at it (0: nothing was measured), and bytes that a row
-    takes when stored.
-    """
+    """The best batch size, seconds per row with it (0: not measured), and bytes of a stored row."""
 
     batch_size: int
     seconds_per_row: float
@@ -64,21 +62,21 @@ def measure_batches(
     batch_size: int | None,
     num_rows: int | None = None,
 ) -> Measured:
-    """Find the best batch size, and seconds per row at it, with batches of copies of one prepared
+    """Find the best batch size and its seconds per row, with batches of copies of one prepared
     view.
 
     Args:
-        encoder: takes `prepared`.
-        prepared: a row.
-        device: that the encoder is on.
-        store: "moments" or "sample", and
-        dtype: of what is stored, for its bytes.
-        batch_size: the given one, at which or below which seconds are measured; None tries larger
-            ones until they no longer pay, no longer fit, or take too long.
-        num_rows: of the whole run: no batch is larger, and measuring takes no more than a twentieth
-            of it; None: not known.
+        encoder: encoder that accepts `prepared`.
+        prepared: one prepared view.
+        device: device of the encoder.
+        store: "moments" or "sample".
+        dtype: dtype of what is stored.
+        batch_size: a given batch size, which is measured (or a smaller one); None tries larger ones
+            until they no longer pay, don't fit, or take too long.
+        num_rows: rows of the whole run, if known: no batch is larger, and measuring takes at most a
+            twentieth of the run.
     """
-    if num_rows is not None and num_rows < FEWEST_ROWS:
+    if num_rows is not None and num_rows < MIN_ROWS_TO_MEASURE:
         return Measured(batch_size or 1, 0.0, _row_bytes(prepared))
     trials = _Trials(encoder, prepared, device, store, dtype, num_rows)
     best = last = trials.measure(1)
@@ -93,13 +91,13 @@ def measure_batches(
             break
         if batch_size is not None or last.seconds_per_row < best.seconds_per_row:
             best = last
-        elif last.seconds_per_row > best.seconds_per_row * WORSE:
+        elif last.seconds_per_row > best.seconds_per_row * MAX_COST_RATIO:
             break
     return best if batch_size is None else replace(best, batch_size=batch_size)
 
 
 class _Trials:
-    """Batches of copies of one row, and what they have cost so far."""
+    """Batches of copies of one row, and the time they have cost so far."""
 
     def __init__(
         self,
@@ -123,8 +121,8 @@ class _Trials:
         self._grown_bytes = 0
 
     def measure(self, size: int) -> Measured:
-        """Encode a batch of this size, once to warm up and once for its time."""
-        forget_peak()  # of loading the weights, below which no growth would show
+        """Encode a batch of this size once to warm up and once for its time."""
+        reset_peak()  # loading the weights used more memory, which would hide the growth
         peak = peak_bytes()
         batch = self._transfer.to_device(stack([self._prepared.tensor] * size, self._pool))
         num_bytes = _stored_bytes(self._encoder, batch, self._store, self._dtype)
@@ -134,34 +132,34 @@ class _Trials:
         return Measured(size, seconds / size, num_bytes // size)
 
     def can_afford(self, size: int, last: Measured) -> bool:
-        """Return whether a batch of this size, twice the last, is worth its time and fits memory,
-        if rows cost what they did then.
+        """Return whether a batch of this size, twice the last, is worth its time and fits into
+        memory, if rows cost as much as before.
         """
         if self._num_rows is not None and size > self._num_rows:
             return False
         seconds = self._spent_seconds + 2 * size * last.seconds_per_row
         budget = BUDGET_SECONDS
         if self._num_rows is not None:
-            # Twice as large a batch at best halves what a row costs, and with it the run.
-            budget = min(budget, SHARE_OF_RUN * self._num_rows * last.seconds_per_row / 2)
-        # A device's own memory ends in an error that is caught; the machine's ends in the kernel's
-        # killing.
+            # A batch twice as large at best halves the cost of a row and so of the run.
+            budget = min(budget, MAX_SHARE_OF_RUN * self._num_rows * last.seconds_per_row / 2)
+        # A full device raises an error that is caught; on a full machine the kernel kills the
+        # process.
         grows_to = self._grown_bytes * size / last.batch_size
         return (
             seconds <= budget
-            and grows_to - self._grown_bytes <= SHARE_OF_MEMORY * available_bytes()
+            and grows_to - self._grown_bytes <= MAX_SHARE_OF_MEMORY * available_bytes()
         )
 
 
 def _row_bytes(prepared: Prepared) -> int:
-    """Bytes of a row as it is prepared: more than it takes when stored."""
+    """Return the bytes of a prepared row, which are more than its stored bytes."""
     tensor = without_mask(prepared.tensor)
     return max(1, num_bytes_of(prepared.tensor if tensor is None else tensor))
 
 
 def choose_unit_size(num_samples: int, rows_per_sample: int, measured: Measured) -> int:
-    """Samples per unit: at most 256 MiB and about a minute of work, at least a batch, and some
-    units to share out.
+    """Return samples per unit: at most 256 MiB and about a minute of work, at least a batch, and
+    few enough to make several units.
     """
     by_bytes = UNIT_BYTES // (measured.bytes_per_row * rows_per_sample)
     wanted = min(by_bytes, -(-num_samples // MIN_UNITS))
@@ -172,14 +170,14 @@ def choose_unit_size(num_samples: int, rows_per_sample: int, measured: Measured)
 
 
 def _stored_bytes(encoder: Encoder, batch: object, store: str, dtype: torch.dtype) -> int:
-    """Also the warm-up."""
+    """Return the bytes of a stored row. This call also warms up the encoder."""
     latents = encode_batch(encoder, batch)
     check_readable(encoder, latents)
-    draws = [0] * len(next(iter(latents.values()))) if store == "sample" else None
-    return sum(tensor.nbytes for tensor in stored_tensors(latents, store, dtype, draws).values())
+    return sum(tensor.nbytes for tensor in stored_tensors(latents, store, dtype).values())
 
 
 def _time(run: Callable[[], object], device: str) -> float:
+    """Return the seconds that `run` takes on the device."""
     synchronize(device)
     begun = time.perf_counter()
     run()

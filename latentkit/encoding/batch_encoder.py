@@ -1,5 +1,5 @@
-"""One batch through the encoder: compiled where it is full, encoded again in float32 where it
-overflowed, out of memory explained.
+"""Encodes one batch: compiled if it is full, again in float32 if it overflowed, with a clear error
+if memory runs out.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from torch import Tensor
 
 from latentkit.contracts import Encoder, LatentLayout
 from latentkit.encoding.batch_tensors import (
+    check_and_mask,
     check_layout,
     check_readable,
     encode_batch,
-    hold_to_layout,
     input_of,
     num_rows_of,
     select_rows,
@@ -24,19 +24,19 @@ from latentkit.encoding.batch_tensors import (
 from latentkit.errors import EncoderError
 from latentkit.runtime.device import is_out_of_memory, is_unsupported
 from latentkit.runtime.masks import MASK
-from latentkit.runtime.sample_faults import faults_name
+from latentkit.runtime.sample_faults import add_context_to_faults
 
 
 class BatchEncoder:
-    """An encoder as a run uses it; opened with the first batch.
+    """An encoder as a run uses it. It is opened with the first batch.
 
     Args:
-        open_encoder: called once.
+        open_encoder: opens the encoder; called once.
         batch_size: rows of a full batch.
-        compiled: whether full batches run compiled. Others never do: a tail, or a bucket with two
-            pictures, isn't worth a compilation.
-        open_float32: the same encoder in float32, for rows whose latents are not finite; None
-            leaves those as they are.
+        compiled: whether full batches run compiled. Others never do, because the rest of a unit or
+            a small bucket isn't worth a compilation.
+        open_float32: opens the same encoder in float32, for rows whose latents aren't finite; None
+            leaves those rows unchanged.
     """
 
     def __init__(
@@ -50,36 +50,40 @@ class BatchEncoder:
         self._batch_size, self._compiled = batch_size, compiled
         self._encoder: Encoder | None = None
         self.layout: LatentLayout
-        """Of the latents; there with the first of them."""
+        """Layout of the latents; set with the first batch."""
         self._float32: Encoder | None = None
         self._readable: set[tuple[int, ...]] = set()
 
     def encode(self, batch: Any, bucket: str, first_key: str = "") -> dict[str, Tensor]:
-        """Latents of a batch on the encoder's device, held to its layout; "mask" among them where
-        rows have one.
+        """Return latents of a batch on the encoder's device, checked against its layout, with
+        "mask" if rows have one.
 
         Args:
             batch: rows of one bucket.
-            bucket: its name, and
-            first_key: that of the first row's sample, both for messages.
+            bucket: name of the bucket, for messages.
+            first_key: key of the first row's sample, for messages.
 
         Raises:
-            EncoderError: they aren't what the layout says, couldn't be read back, or memory ran
+            EncoderError: the latents contradict the layout or couldn't be read back, or memory ran
                 out.
         """
         encoder = self._open() if self._encoder is None else self._encoder
         doing = f"encoding {num_rows_of(batch)} rows of {bucket}, the first of sample {first_key!r}"
-        with faults_name(encoder, doing), self._running(batch, bucket):
+        with add_context_to_faults(encoder, doing), self._run_compiled_if_full(batch, bucket):
             given = encoder.encode(input_of(encoder.input, batch))
-            latents = hold_to_layout(encoder, given, batch)
+            latents = check_and_mask(encoder, given, batch)
         shape = tuple(next(iter(latents.values())).shape[1:])
         if shape not in self._readable:
             check_readable(encoder, latents)
             self._readable.add(shape)
-        return latents if self._open_float32 is None else self._mended(latents, batch, bucket)
+        return (
+            latents
+            if self._open_float32 is None
+            else self._retry_overflowed(latents, batch, bucket)
+        )
 
     def _open(self) -> Encoder:
-        """Open the encoder, and hold its layout to itself."""
+        """Open the encoder and check its layout."""
         self._encoder = encoder = self._open_encoder()
         check_layout(encoder)
         self.layout = encoder.layout
@@ -87,9 +91,11 @@ class BatchEncoder:
             encoder.compile()
         return encoder
 
-    def _mended(self, latents: dict[str, Tensor], batch: Any, bucket: str) -> dict[str, Tensor]:
-        """The latents in float32, rows that weren't finite as the encoder gives them in float32; as
-        they are, if all were finite.
+    def _retry_overflowed(
+        self, latents: dict[str, Tensor], batch: Any, bucket: str
+    ) -> dict[str, Tensor]:
+        """Return the latents, with rows that weren't finite encoded again in float32. If there are
+        such rows, all are returned in float32.
         """
         floating = [tensor for tensor in latents.values() if tensor.is_floating_point()]
         if not floating:
@@ -101,7 +107,7 @@ class BatchEncoder:
             assert self._open_float32 is not None
             self._float32 = self._open_float32()
         chosen = select_rows(batch, ~finite)
-        with self._running(chosen, bucket):
+        with self._run_compiled_if_full(chosen, bucket):
             again = encode_batch(self._float32, chosen)
         places = torch.nonzero(~finite).flatten()
         repaired = {
@@ -112,8 +118,8 @@ class BatchEncoder:
         return latents | repaired
 
     @contextmanager
-    def _running(self, batch: Any, bucket: str) -> Iterator[None]:
-        """Run full batches compiled where that is wanted; say what to do when memory runs out."""
+    def _run_compiled_if_full(self, batch: Any, bucket: str) -> Iterator[None]:
+        """Run full batches compiled if requested, and explain what to do when memory runs out."""
         num_rows = num_rows_of(batch)
         is_compiled = self._compiled and num_rows == self._batch_size
         try:
@@ -133,5 +139,5 @@ class BatchEncoder:
             raise EncoderError(
                 f"out of memory while {num_rows} rows of {bucket} were encoded:"
                 f" {str(error).splitlines()[0]}. Set batch_size below {self._batch_size} and run"
-                " again: what is committed is kept"
+                " again; committed units are kept"
             ) from error

@@ -1,10 +1,10 @@
-"""Tensors on their way through the encoder: rows to a batch, latents held to their layout, and what
-is stored of them.
+"""Tensors around the encoder: rows to a batch, latents checked against their layout, and the
+tensors that are stored.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from latentkit.store.ragged import per_position_layout
 
 
 def select_rows(batch: Any, chosen: Tensor) -> Any:
-    """The rows of a batch, or of a mapping of batches, for which `chosen`, (N,), is true."""
+    """Return the rows of a batch, or of a mapping of batches, for which `chosen`, (N,), is true."""
     return (
         {name: part[chosen] for name, part in batch.items()}
         if isinstance(batch, Mapping)
@@ -29,7 +29,7 @@ def select_rows(batch: Any, chosen: Tensor) -> Any:
 
 
 def num_rows_of(batch: Any) -> int:
-    """Rows of a batch, or of a mapping of batches."""
+    """Return the number of rows of a batch, or of a mapping of batches."""
     return len(next(iter(batch.values())) if isinstance(batch, Mapping) else batch)
 
 
@@ -37,24 +37,25 @@ def num_rows_of(batch: Any) -> int:
 
 
 def encode_batch(encoder: Encoder, batch: Any) -> dict[str, Tensor]:
-    """Latents of a batch, held to the encoder's layout; "mask" among them, (N, sizes of the axes it
-    covers) bool, where rows have one.
+    """Return latents of a batch, checked against the encoder's layout, with "mask", (N, sizes of
+    its axes) bool, if rows have one.
 
-    The mask is the encoder's own, or that of the batch at the size of the latents. With a ragged
-    axis there always is one.
+    The mask is the encoder's own, or that of the batch reduced to the size of the latents. With a
+    ragged axis there always is one.
 
     Raises:
-        EncoderError: the latents aren't what the encoder declares, or it takes one tensor and the
-            rows are several.
+        EncoderError: the latents aren't what the encoder declares, or it takes one tensor but rows
+            have several.
     """
-    return hold_to_layout(encoder, encoder.encode(input_of(encoder.input, batch)), batch)
+    return check_and_mask(encoder, encoder.encode(input_of(encoder.input, batch)), batch)
 
 
-def hold_to_layout(encoder: Encoder, given_latents: Any, batch: Any) -> dict[str, Tensor]:
-    """What the encoder gave for `input_of` a batch, as `encode_batch` returns it.
+def check_and_mask(encoder: Encoder, given_latents: Any, batch: Any) -> dict[str, Tensor]:
+    """Check what the encoder returned for `input_of` a batch, and add the mask, as for
+    `encode_batch`.
 
     Raises:
-        EncoderError: it isn't what the encoder declares.
+        EncoderError: the result isn't what the encoder declares.
     """
     if not isinstance(given_latents, Mapping):
         expected = "expected a mapping such as {'mean': ..., 'logvar': ...} or {'latent': ...}"
@@ -67,8 +68,8 @@ def hold_to_layout(encoder: Encoder, given_latents: Any, batch: Any) -> dict[str
     given = mask_of(batch)
     if (
         mask is None and given is not None and masked_axes(encoder.layout, given.ndim - 1)
-    ):  # one vector of a whole text has no positions
-        mask = _pooled(given, encoder)
+    ):  # one vector for a whole text has no positions
+        mask = _latent_mask(given, encoder)
     values = next(iter(latents.values()))
     if encoder.layout.ragged_axis and mask is None:
         mask = torch.ones(
@@ -76,11 +77,11 @@ def hold_to_layout(encoder: Encoder, given_latents: Any, batch: Any) -> dict[str
             values.shape[axis_of(encoder.layout, encoder.layout.ragged_axis)],
             dtype=torch.bool,
         )
-    return latents if mask is None else latents | {MASK: _fitting(mask, values, encoder.layout)}
+    return latents if mask is None else latents | {MASK: _check_mask(mask, values, encoder.layout)}
 
 
-def _pooled(mask: Tensor, encoder: Encoder) -> Tensor:
-    """The mask of a batch at the size of the latents."""
+def _latent_mask(mask: Tensor, encoder: Encoder) -> Tensor:
+    """Return the batch's mask at the size of the latents."""
     axes, downscale = masked_axes(encoder.layout, mask.ndim - 1), downscale_of(encoder.layout)
     rules = [encoder.input.sizes.get(axis) for axis in axes]
     causal = [
@@ -91,42 +92,43 @@ def _pooled(mask: Tensor, encoder: Encoder) -> Tensor:
 
 
 def input_of(spec: InputSpec, batch: Any) -> Any:
-    """What an encoder takes of a batch.
+    """Return what an encoder takes from a batch.
 
     Raises:
-        EncoderError: it takes one tensor and the rows are several, or a mask that they lack.
+        EncoderError: the encoder takes one tensor but rows have several, or it takes a mask that
+            they lack.
     """
     if spec.takes_mask:
         if isinstance(batch, Mapping) and MASK in batch:
             return batch
         raise EncoderError(
-            "the encoder takes rows with a mask (its input says takes_mask), and the modality gave"
-            " rows without one"
+            "the encoder takes rows with a mask (takes_mask in its input), but the modality"
+            " returned rows without one"
         )
     values = without_mask(batch)
     if values is None:
         raise EncoderError(
-            f"the encoder takes one tensor, and the modality gave rows of {sorted(batch)};"
-            " takes_mask gives it all of them"
+            f"the encoder takes one tensor, but the modality returned rows with {sorted(batch)}."
+            " With takes_mask it gets all of them"
         )
     return values
 
 
-def _fitting(mask: Tensor, values: Tensor, layout: LatentLayout) -> Tensor:
-    """The mask as bool, held to the latents."""
+def _check_mask(mask: Tensor, values: Tensor, layout: LatentLayout) -> Tensor:
+    """Return the mask as bool, after checking it against the latents."""
     axes = layout.ragged_axis or masked_axes(layout, mask.ndim - 1)
     expected = (len(values), *(values.shape[axis_of(layout, axis)] for axis in axes))
     if tuple(mask.shape) != expected:
         raise EncoderError(
             f"the mask at the latents' size has shape {tuple(mask.shape)} for latents of"
-            f" {tuple(values.shape)}, axes {layout.axes}; expected {expected}: fix"
+            f" {tuple(values.shape)}, axes {layout.axes}; expected {expected}. Fix"
             " layout.downscale, or let encode return its own 'mask'"
         )
     return mask.bool()
 
 
 def check_layout(encoder: Encoder) -> None:
-    """Hold an encoder's layout to itself.
+    """Check that an encoder's layout is consistent.
 
     Raises:
         EncoderError: axes, downscale, ragged axis and normalization don't fit together.
@@ -150,12 +152,12 @@ def check_layout(encoder: Encoder) -> None:
 
 
 def axis_of(layout: LatentLayout, letter: str) -> int:
-    """Place of a latent axis in a batch of latents."""
+    """Return the index of a latent axis in a batch of latents."""
     return layout.axes.index(letter) + 1
 
 
 def downscale_of(layout: LatentLayout) -> dict[str, int | float]:
-    """Input size over latent size, for each latent axis but C."""
+    """Return input size over latent size, for each latent axis except C."""
     rest = layout.axes.replace("C", "", 1)
     factors = (
         layout.downscale if isinstance(layout.downscale, tuple) else (layout.downscale,) * len(rest)
@@ -171,21 +173,20 @@ def downscale_of(layout: LatentLayout) -> dict[str, int | float]:
 def check_latents(
     latents: Mapping[str, Tensor], layout: LatentLayout, batch: Any, input_axes: str
 ) -> None:
-    """Hold an encoder to its own layout.
+    """Check that latents are what the encoder's layout declares.
 
     Args:
-        batch: what was encoded.
-        input_axes: a letter for each axis of one of its rows.
+        input_axes: a letter for each axis of one input row.
 
     Raises:
-        EncoderError: names, number of axes, channels or sizes are not those it declares.
+        EncoderError: names, number of axes, channels or sizes differ from the layout.
     """
     names = {"gaussian": {"mean", "logvar"}, "deterministic": {"latent"}, "quantised": {"indices"}}[
         layout.kind
     ]
     if set(latents) != names:
         raise EncoderError(
-            f"the encoder gave {sorted(latents)}; a {layout.kind} layout needs {sorted(names)}"
+            f"the encoder returned {sorted(latents)}; a {layout.kind} layout needs {sorted(names)}"
         )
     num_rows, values = num_rows_of(batch), without_mask(batch)
     for name, tensor in latents.items():
@@ -207,13 +208,15 @@ def check_latents(
 def _check_sizes(
     name: str, tensor: Tensor, layout: LatentLayout, values: Tensor, input_axes: str
 ) -> None:
-    """Each axis that input and latents share, by its letter, but the ragged one: the sizes, one
-    divided by the other's downscale.
+    """Check each axis that input and latents share, except the ragged one: latent size is input
+    size over the downscale factor.
     """
     letters = (
         input_axes
         if len(input_axes) == values.ndim - 1
-        else layout.axes if values.ndim == tensor.ndim else ""
+        else layout.axes
+        if values.ndim == tensor.ndim
+        else ""
     )
     given = dict(zip(letters, values.shape[1:], strict=False))
     got = dict(zip(layout.axes, tensor.shape[1:], strict=True))
@@ -229,13 +232,13 @@ def _check_sizes(
 
 
 def check_readable(encoder: Encoder, latents: Mapping[str, Tensor]) -> None:
-    """Hold the sizes of latents to the normalization that they will be read with.
+    """Check that the sizes of latents fit the normalization that they will be read with.
 
     Args:
-        latents: as `encode_batch` gives them.
+        latents: result of `encode_batch`.
 
     Raises:
-        EncoderError: they could be stored, and never be read.
+        EncoderError: they could be stored but never read.
     """
     layout = encoder.layout
     if layout.kind == "quantised":
@@ -258,22 +261,15 @@ def check_readable(encoder: Encoder, latents: Mapping[str, Tensor]) -> None:
 
 
 def stored_tensors(
-    latents: Mapping[str, Tensor],
-    store: str,
-    dtype: torch.dtype,
-    draws: Sequence[int] | None,
-    ragged_axis: int | None = None,
+    latents: Mapping[str, Tensor], store: str, dtype: torch.dtype
 ) -> dict[str, Tensor]:
-    """What is written of a batch, by name, in the stored dtype: "moments" (mean then logvar),
+    """Return what is stored of a batch, by name, in the stored dtype: "moments" (mean then logvar),
     "latent" or "indices", and "mask", uint8.
 
     Args:
-        latents: as `encode_batch` gives them.
+        latents: result of `encode_batch`.
         store: "moments", "mean" or "sample".
-        dtype: of the stored latents; indices keep theirs.
-        draws: seed of each row's draw, with "sample".
-        ragged_axis: of the latents, N counted; None where none is. Each row is drawn as if nothing
-            else were there.
+        dtype: dtype of the stored latents; indices keep theirs.
     """
     mask = {MASK: latents[MASK].to(torch.uint8)} if MASK in latents else {}
     if "indices" in latents:
@@ -288,26 +284,4 @@ def stored_tensors(
         moments[:, channels:] = logvar
         moments[:, channels:].clamp_(*LOGVAR_RANGE)
         return {"moments": moments, **mask}
-    if draws is not None:
-        noise = _noise(mean, draws, ragged_axis, latents.get(MASK))
-        mean = mean.float() + (0.5 * logvar.float().clamp(*LOGVAR_RANGE)).exp() * noise.to(
-            mean.device
-        )
     return {"latent": mean.to(dtype), **mask}
-
-
-def _noise(
-    like: Tensor, draws: Sequence[int], ragged_axis: int | None, mask: Tensor | None
-) -> Tensor:
-    """Standard normal numbers for each row from its own seed; of a ragged one, as many as it has
-    positions that count, the rest 0.
-    """
-    generators = [torch.Generator().manual_seed(seed) for seed in draws]
-    if ragged_axis is None or mask is None:
-        return torch.stack(
-            [torch.randn(like.shape[1:], generator=generator) for generator in generators]
-        )
-    noise = torch.zeros(like.shape).movedim(ragged_axis, 1)
-    for row, keep, generator in zip(noise, mask.cpu(), generators, strict=True):
-        row[keep] = torch.randn((int(keep.sum()), *row.shape[1:]), generator=generator)
-    return noise.movedim(1, ragged_axis)

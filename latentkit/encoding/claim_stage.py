@@ -1,4 +1,4 @@
-"""First stage: units that are left and that nobody else encodes."""
+"""First stage: claims units that are left and that no other process encodes."""
 
 from __future__ import annotations
 
@@ -12,32 +12,30 @@ from latentkit.encoding.encode_job import EncodeJob
 from latentkit.preparing.sample_preparer import Task
 from latentkit.preparing.unit_samples import list_tasks
 from latentkit.store.claims import Claims
-from latentkit.store.writer import unit_name
+from latentkit.store.format import unit_name
 
 
 @dataclass(frozen=True)
 class ClaimedUnit:
-    """A unit of the first job's plan, and the places of the jobs that claimed theirs of the same
-    samples.
-    """
+    """A unit of the first job's plan, and the indices of the jobs that claimed the same samples."""
 
     unit: Unit
     takers: tuple[int, ...]
 
 
 class ClaimStage:
-    """Claims units for each of the jobs, whose plans have the same samples in the same units; to be
-    used as a context, within which the claims are kept alive.
+    """Claims units for each of the jobs, whose plans have the same samples in the same units. Use
+    it as a context manager, which keeps the claims alive.
 
     Args:
-        jobs: of one worker.
-        units: of the first job, asked for one by one.
+        jobs: jobs of one worker.
+        units: units of the first job, taken one at a time.
     """
 
     def __init__(self, jobs: Sequence[EncodeJob], units: Iterator[Unit]) -> None:
         self._jobs, self._units = jobs, units
         self.claims = [Claims(job.folder) for job in jobs]
-        """Of each job."""
+        """One for each job."""
 
     def __enter__(self) -> Self:
         with ExitStack() as beating:
@@ -49,11 +47,11 @@ class ClaimStage:
     def __exit__(self, *_: object) -> None:
         self._beating.close()
 
-    def claimed(self) -> Iterator[tuple[ClaimedUnit, Iterator[Task]]]:
-        """Iterate over claimed units with their samples; a unit is claimed when it is asked for.
+    def claim_units(self) -> Iterator[tuple[ClaimedUnit, Iterator[Task]]]:
+        """Yield claimed units with their samples. A unit is claimed when it is requested.
 
         Raises:
-            SourceError: a shard is gone, or can't be reached.
+            SourceError: a shard is missing or can't be reached.
         """
         first = self._jobs[0]
         for unit in self._units:

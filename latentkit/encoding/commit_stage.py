@@ -1,4 +1,4 @@
-"""Last stage: whole units become files, several side by side."""
+"""Last stage: commits complete units, several at a time."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from latentkit.encoding.write_stage import OpenUnit
 from latentkit.store.claims import Claims
 
 NUM_COMMITS = 4
-"""Units that are hashed and written side by side: one thread hashes 1 to 2 GB a second."""
+"""Units that are hashed and written at the same time. One thread hashes 1 to 2 GB per second."""
 
 
 class CommitStage:
-    """Commits the units of one job; to be used as a context, whose end waits for those under way.
+    """Commits the units of one job. Use it as a context manager, which waits for unfinished commits
+    at its end.
 
     Args:
-        job: with this place among a worker's jobs.
-        claims: that the units are held by.
-        compiles: whether its full batches run compiled, which is recorded.
+        job: the job, with index `place` among a worker's jobs.
+        claims: claims on the units.
+        compiles: whether its full batches run compiled; this is recorded.
     """
 
     def __init__(self, job: EncodeJob, place: int, claims: Claims, compiles: bool) -> None:
@@ -42,17 +43,18 @@ class CommitStage:
         self._threads.shutdown(wait=True)
 
     def put(self, unit: OpenUnit) -> None:
-        """Have a unit committed once all its rows are written; meanwhile those of the next one are.
+        """Commit a unit in a thread once all its rows are written, while the next unit's rows are
+        written.
         """
         self._commits.append(self._threads.submit(self._commit, unit))
 
     def results(self, most_waiting: int) -> Iterator[JobResult]:
-        """Give those of finished commits; wait while more than so many are under way."""
+        """Yield results of finished commits; wait while more than `most_waiting` are unfinished."""
         while self._commits and (len(self._commits) > most_waiting or self._commits[0].done()):
             yield self._commits.popleft().result()
 
     def _commit(self, unit: OpenUnit) -> JobResult:
-        """Runs on a committing thread."""
+        """Commit a unit. Runs in a committing thread."""
         for write in unit.writes:
             write.result()
         writer, fingerprint = unit.writer, self._job.plan.settings.fingerprint

@@ -1,28 +1,28 @@
-"""What a run would do, without doing it."""
+"""Describes what a run would do, without doing it."""
 
 from __future__ import annotations
 
 from latentkit.contracts import StreamSource
-from latentkit.encoding.encode_source import chain_there, is_finished
+from latentkit.encoding.encode_source import is_finished, read_matching_plans
 from latentkit.encoding.make_plan import (
     EncodeInputs,
     EncodeSettings,
     describe_changes,
     find_changes,
-    refuse_removal,
+    refuse_large_removal,
 )
 from latentkit.store.contents import counted
 from latentkit.store.folder import Folder
-from latentkit.store.index import committed
+from latentkit.store.index import committed_units
 
 
 def describe_run(folder: Folder, inputs: EncodeInputs, settings: EncodeSettings) -> str:
-    """What `encode_source` would do, in a line; nothing is written.
+    """Describe in one line what `encode_source` would do. Nothing is written.
 
     Raises:
-        FingerprintError, SourceError, StoreError: it would refuse.
+        FingerprintError, SourceError, StoreError: `encode_source` would fail.
     """
-    chain = chain_there(folder, inputs, settings)
+    chain = read_matching_plans(folder, inputs, settings)
     if not chain:
         things = counted(
             inputs.entries.num_rows,
@@ -33,7 +33,7 @@ def describe_run(folder: Folder, inputs: EncodeInputs, settings: EncodeSettings)
             f" ({', '.join(inputs.views)})"
         )
     if not is_finished(folder, chain[-1]):
-        units, done = chain[-1].units(), committed(folder)
+        units, done = chain[-1].units(), committed_units(folder)
         left = [unit for unit in units if unit.name not in done]
         num_left = sum(unit.stop - unit.start for unit in left)
         things = (
@@ -44,5 +44,5 @@ def describe_run(folder: Folder, inputs: EncodeInputs, settings: EncodeSettings)
     changes = find_changes(folder, chain[-1], inputs, settings.retry_skipped)
     if not changes.counts:
         return f"{folder}: finished, and the source has not changed; nothing to do"
-    refuse_removal(folder, changes, settings.prune)
+    refuse_large_removal(folder, changes, settings.prune)
     return describe_changes(folder, changes)

@@ -1,8 +1,7 @@
-"""What a worker is told to do, and what it gives back."""
+"""What a worker gets and returns."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -17,23 +16,20 @@ from latentkit.store.writer import RowLabel
 
 @dataclass(frozen=True)
 class EncodeJob:
-    """All that a worker needs, in any process.
+    """Everything that a worker needs, in any process.
 
     Args:
-        folder: of the latent dataset.
-        plan: what is to be done.
-        source, modality: built.
-        views: names of the views that the modality gives of each sample.
-        open_encoder: device to encoder; called when there is work.
+        plan: what to encode.
+        views: names of the views that the modality makes of each sample.
+        open_encoder: takes a device and returns the encoder; called when there is work.
         store, dtype: as in the recipe's `output`.
-        seed: of draws, with `store: sample`.
         on_bad_sample: "skip" or "fail".
-        settings: what holds for the units left; the plan's, unless the recipe says otherwise.
+        settings: settings for the units left: the plan's, unless the recipe sets others.
         places: position in the source of each row of the plan; None for a stream.
-        show_progress: whether this process prints the live line.
-        on_overflow: "skip", or "retry-fp32": rows that are not finite are encoded again by
+        show_progress: whether this process prints the progress line.
+        on_overflow: "skip", or "retry-fp32": rows that aren't finite are encoded again by
             `open_float32`.
-        open_float32: device to the same encoder computing in float32.
+        open_float32: takes a device and returns the same encoder, computing in float32.
     """
 
     folder: Folder
@@ -44,7 +40,6 @@ class EncodeJob:
     open_encoder: Callable[[str], Encoder]
     store: str
     dtype: str
-    seed: int
     on_bad_sample: str
     settings: PlanSettings
     places: npt.NDArray[np.int64] | None
@@ -53,23 +48,16 @@ class EncodeJob:
     open_float32: Callable[[str], Encoder] | None = None
 
     def own(self, unit: Unit) -> Unit:
-        """The unit of the same samples in this job's plan."""
+        """Return the unit with the same samples in this job's plan."""
         return replace(unit, plan=self.plan.number)
 
     def key_of(self, label: RowLabel) -> str:
         """Return the key of a row's sample."""
         return label.key or self.plan.keys(label.position, label.position + 1)[0]
 
-    def draw_seed(self, label: RowLabel) -> int:
-        """Return the seed of one row's draw: the same whatever batch the row is in."""
-        digest = hashlib.blake2b(
-            f"{self.seed}\0{self.key_of(label)}\0{label.view}".encode(), digest_size=8
-        ).digest()
-        return int.from_bytes(digest, "little") >> 1
-
 
 @dataclass(frozen=True)
 class JobResult(UnitResult):
-    """The result of one unit of the job with this place among a worker's jobs."""
+    """Result of one unit of the job with index `job` among a worker's jobs."""
 
     job: int = 0

@@ -1,5 +1,5 @@
-"""Plan, units, index: from a source to a finished latent dataset, alone or with other processes,
-resumable at any point.
+"""Makes a latent dataset from a source: plan, units, index. Several processes can do it together,
+and it can be resumed at any point.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from latentkit.contracts import Encoder, Executor, StreamSource, UnitResult
-from latentkit.encoding.bad_so_far import check_index, check_so_far
+from latentkit.encoding.bad_sample_checks import (
+    check_bad_samples_in_index,
+    check_bad_samples_so_far,
+)
 from latentkit.encoding.encode_job import EncodeJob
-from latentkit.encoding.gone_shards import WithGoneShards
 from latentkit.encoding.int8_psnr import measure_psnr
 from latentkit.encoding.make_plan import (
     POLL_SECONDS,
@@ -29,13 +31,15 @@ from latentkit.encoding.make_plan import (
     first_plan,
     next_plan,
     preview_views,
-    say_other_versions,
+    warn_of_other_versions,
 )
+from latentkit.encoding.removed_shards import WithRemovedShards
 from latentkit.encoding.unit_workers import make_worker
 from latentkit.errors import DamagedError, SourceError, StoreError
 from latentkit.runtime.masks import without_mask
 from latentkit.runtime.numerics import fixed_numerics
 from latentkit.store.claims import Claims
+from latentkit.store.columns import find_places
 from latentkit.store.compact import finish_compaction
 from latentkit.store.dataset_json import (
     DATASET,
@@ -47,19 +51,18 @@ from latentkit.store.dataset_json import (
 )
 from latentkit.store.fingerprint import check_parts
 from latentkit.store.folder import Folder
-from latentkit.store.index import committed
+from latentkit.store.index import committed_units
 from latentkit.store.plan import Plan, read_chain
 
 
 @dataclass(frozen=True)
 class EncodeSummary:
-    """What a run did in this process, in seconds of the clock; no row when there was nothing left
-    to do.
+    """What a run did in this process. It has no rows if there was nothing to do.
 
     Args:
-        num_ok, num_skipped: rows stored, and rows that can't be had.
+        num_ok, num_skipped: rows stored, and rows skipped.
         waited_seconds: how long the encoder waited for samples.
-        num_slots: rows that its batches had room for; 0 when nobody counted.
+        num_slots: rows that its batches had space for; 0 if not counted.
     """
 
     num_ok: int = 0
@@ -109,45 +112,47 @@ def encode_source(
     show_progress: bool = True,
     is_compared: bool = False,
 ) -> EncodeSummary:
-    """Encode everything that isn't yet, as `State` says; return when the dataset is closed.
+    """Encode everything that isn't encoded yet, as `State` describes. Returns when the dataset is
+    finished.
 
     Args:
-        folder: of the latent dataset; missing, empty, or left by an earlier run.
-        executor, device: what runs units, and the device this process measures on.
+        folder: folder of the latent dataset: missing, empty, or from an earlier run.
+        executor, device: what runs units, and the device that this process measures on.
         recipe_text, show_progress: the content of recipe.yaml; whether to print the live line.
-        is_compared: whether the newest plan is known to be of the source as it is now.
+        is_compared: whether the newest plan is known to match the source.
 
     Raises:
-        FingerprintError, StoreError: the folder holds other latents, or can't be used.
-        SourceError: the source is empty, changed half-way, mostly gone or bad, or out of reach.
+        FingerprintError, StoreError: the folder contains other latents, or can't be used.
+        SourceError: the source is empty, changed during the run, has lost most samples, is mostly
+            bad, or can't be reached.
     """
-    chain, summary = chain_there(folder, inputs, settings), EncodeSummary()
+    chain, summary = read_matching_plans(folder, inputs, settings), EncodeSummary()
     to_compare = chain[-1].number if chain and not is_compared else None
     if chain and show_progress:
-        say_other_versions(folder, chain[-1].settings)
+        warn_of_other_versions(folder, chain[-1].settings)
     while (state := _find_state(folder, chain, to_compare)) is not State.DONE:
         if state is State.NO_PLAN:
-            chain = plans_there(folder, inputs, device, settings)
+            chain = read_or_make_plans(folder, inputs, device, settings)
         elif state is State.FINISHED:
             to_compare = None
             if next_plan(folder, chain[-1], inputs, settings) is not None:
                 chain = read_chain(folder)
         else:
             job = make_job(folder, chain[-1], inputs, settings, show_progress)
-            write_recipe(folder, recipe_text)  # before any work, but not when that is refused
+            write_recipe(folder, recipe_text)  # before any work, but not if the run is refused
             if state is State.COMPACTING:
                 finish_compaction(folder, chain[-1])
             else:
                 summary += _run_units(job, executor, settings)
-                _close(folder, chain, inputs, device, settings)
+                _write_dataset_json(folder, chain, inputs, device, settings)
     write_recipe(folder, recipe_text)
     Claims(folder).sweep()
     return summary
 
 
 def _find_state(folder: Folder, chain: Sequence[Plan], to_compare: int | None) -> State:
-    """Where the folder with these plans stands; `to_compare` is the number of a plan of an earlier
-    run.
+    """Return the state of a folder with these plans. `to_compare` is the number of an earlier run's
+    plan.
     """
     if not chain:
         return State.NO_PLAN
@@ -156,29 +161,29 @@ def _find_state(folder: Folder, chain: Sequence[Plan], to_compare: int | None) -
     return State.FINISHED if chain[-1].number == to_compare else State.DONE
 
 
-def plans_there(
+def read_or_make_plans(
     folder: Folder, inputs: EncodeInputs, device: str, settings: EncodeSettings
 ) -> list[Plan]:
-    """The plans in the folder, from the oldest that counts; where there is none, the first is made.
+    """Return the folder's plans, oldest first; if there is none, make the first.
 
     Raises:
         FingerprintError, SourceError, StoreError: as `encode_source`.
     """
-    chain = chain_there(folder, inputs, settings)
+    chain = read_matching_plans(folder, inputs, settings)
     if not chain:
         first_plan(folder, inputs, device, settings, all_parts(inputs, settings))
-        chain = chain_there(folder, inputs, settings)  # perhaps of another process, that was first
+        chain = read_matching_plans(folder, inputs, settings)  # another process may have been first
     return chain
 
 
 def write_recipe(folder: Folder, text: str) -> None:
-    """Put the recipe into the folder, unless it is there."""
+    """Write the recipe into the folder, unless it is there already."""
     if not folder.exists(RECIPE) or folder.read(RECIPE) != text.encode():
         folder.replace(RECIPE, text.encode())
 
 
 def is_finished(folder: Folder, plan: Plan) -> bool:
-    """Whether dataset.json is there, undamaged, and of this plan or a later one."""
+    """Return whether dataset.json exists, is undamaged, and belongs to this plan or a later one."""
     if not folder.exists(DATASET):
         return False
     try:
@@ -192,17 +197,17 @@ def is_finished(folder: Folder, plan: Plan) -> bool:
 
 
 def all_parts(inputs: EncodeInputs, settings: EncodeSettings) -> dict[str, str]:
-    """Name to value of everything that decides a latent's value."""
-    options = {"seed": str(settings.seed)} if settings.store == "sample" else {}
+    """Return the names and values of everything that affects the value of a latent."""
+    parts = {**inputs.parts, "store": settings.store, "dtype": settings.dtype}
     if settings.on_overflow != "skip":
-        options["on_overflow"] = settings.on_overflow
-    return {**inputs.parts, "store": settings.store, "dtype": settings.dtype, **options}
+        parts["on_overflow"] = settings.on_overflow
+    return parts
 
 
-def describe(
+def describe_dataset_json(
     inputs: EncodeInputs, encoder: Encoder, settings: EncodeSettings, threads: int, device: str
 ) -> Description:
-    """What dataset.json says besides plans and units."""
+    """Return the content of dataset.json other than plans and units."""
     decoded: dict[str, float | int] = {}
     if settings.dtype == "int8" and settings.preview and not encoder.input.takes_mask:
         with fixed_numerics(threads, device):
@@ -210,7 +215,7 @@ def describe(
                 without_mask(view.tensor) for view in preview_views(inputs, settings.preview)
             )
             rows = [tensor.to(device) for tensor in tensors if tensor is not None]
-            psnr = measure_psnr(encoder, rows, settings.store, inputs.open_decoder(device))
+            psnr = measure_psnr(encoder, rows, inputs.open_decoder(device))
         decoded = {} if psnr is None else {"psnr_db": psnr, "num_samples": len(rows)}
     remarks = {"remarks": [asdict(remark) for remark in inputs.remarks]} if inputs.remarks else {}
     source = {**inputs.described_source, **remarks}
@@ -228,15 +233,15 @@ def describe(
 # ---------------------------------------------------------------- the units
 
 
-def _close(
+def _write_dataset_json(
     folder: Folder,
     chain: Sequence[Plan],
     inputs: EncodeInputs,
     device: str,
     settings: EncodeSettings,
 ) -> None:
-    """Write index and dataset.json, in one process at a time: one that is late must not put an
-    older dataset.json over a newer one.
+    """Write index and dataset.json, in one process at a time: a late process must not replace a
+    newer dataset.json.
     """
     claims = Claims(folder)
     with claims.heartbeat():
@@ -245,29 +250,29 @@ def _close(
                 return
             time.sleep(POLL_SECONDS)
         if not is_finished(folder, chain[-1]):
-            described = describe(
+            described = describe_dataset_json(
                 inputs, inputs.open_encoder(device), settings, chain[-1].settings.threads, device
             )
             finalize(
                 folder,
                 chain,
                 described,
-                functools.partial(check_index, folder, inputs, settings.max_bad),
+                functools.partial(check_bad_samples_in_index, folder, inputs, settings.max_bad),
             )
 
 
 def make_job(
     folder: Folder, plan: Plan, inputs: EncodeInputs, settings: EncodeSettings, show_progress: bool
 ) -> EncodeJob:
-    """What workers need for the units of a plan that are left.
+    """Return what workers need to encode the plan's units that are left.
 
     Raises:
-        SourceError: samples that are left are gone, or most of them changed.
+        SourceError: samples of these units were removed, or most of them have changed.
     """
-    inputs.remarks  # noqa: B018  # lest what is no remark ends the run at its end
+    inputs.remarks  # noqa: B018  # so that an invalid remark fails now, not at the end
     source = inputs.source
     if isinstance(source, StreamSource) and plan.number:
-        source = WithGoneShards(
+        source = WithRemovedShards(
             source, set(plan.work["key"].to_pylist()) - set(inputs.entries["key"].to_pylist())
         )
     return EncodeJob(
@@ -279,37 +284,28 @@ def make_job(
         inputs.open_encoder,
         settings.store,
         settings.dtype,
-        settings.seed,
         settings.on_bad_sample,
         effective_settings(plan.settings, settings),
-        _places(folder, plan, inputs),
+        _find_places(folder, plan, inputs),
         show_progress,
         on_overflow=settings.on_overflow,
         open_float32=inputs.open_float32,
     )
 
 
-def _places(folder: Folder, plan: Plan, inputs: EncodeInputs) -> npt.NDArray[np.int64] | None:
-    """Where each row of the plan's work now is in the source, by key: samples may have come since.
-    -1: gone.
-
-    Raises:
-        SourceError: the plan is the first, and samples of the units that are left are gone, or most
-            of them changed.
+def _find_places(folder: Folder, plan: Plan, inputs: EncodeInputs) -> npt.NDArray[np.int64] | None:
+    """Return the position in the source of each row of the plan's work, found by key because
+    samples may have been added. -1: removed.
     """
     if isinstance(inputs.source, StreamSource):
         return None
     now, planned = inputs.entries, plan.work
-    places: npt.NDArray[np.int64] = (
-        pc.fill_null(pc.index_in(planned["key"], value_set=now["key"].combine_chunks()), -1)
-        .to_numpy()
-        .astype(np.int64)
-    )
+    places = find_places(planned["key"], now["key"])
     if (
         plan.number
-    ):  # of a source that changes: what is gone is skipped, and then left out by the next plan
+    ):  # if the source has changed since, removed samples are skipped, and the next plan drops them
         return places
-    done = committed(folder)
+    done = committed_units(folder)
     left = np.isin(
         planned["unit"].to_numpy(), [unit.number for unit in plan.units() if unit.name not in done]
     )
@@ -317,30 +313,30 @@ def _places(folder: Folder, plan: Plan, inputs: EncodeInputs) -> npt.NDArray[np.
     stamps = now["stamp"].take(pa.array(np.maximum(places, 0)))
     has_changed = left & (places >= 0) & pc.not_equal(stamps, planned["stamp"]).to_numpy()
     num_gone, num_changed = int(is_gone.sum()), int(has_changed.sum())
-    # A few repaired images are what the user meant; mostly others are another source of the same
-    # names.
+    # A few changed images were probably repaired; if most have changed, it is another source
+    # with the same names.
     if num_gone or 2 * num_changed > int(left.sum()):
         example = planned["key"][
             int(np.flatnonzero(is_gone if num_gone else has_changed)[0])
         ].as_py()
         raise SourceError(
-            f"{folder} was begun with {plan.num_samples} samples; of the {int(left.sum())} that are"
-            f" left, {num_gone} are gone from the source and {num_changed} changed, such as"
-            f" {example!r}; put them back, or write to another output"
+            f"{folder} was started with {plan.num_samples} samples. Of the {int(left.sum())} that"
+            f" are left, {num_gone} are no longer in the source and {num_changed} have changed,"
+            f" such as {example!r}. Put them back, or choose another output.path"
         )
     return places
 
 
 def _run_units(job: EncodeJob, executor: Executor, settings: EncodeSettings) -> EncodeSummary:
-    """Do this process's share, then what nobody does, then wait for the others."""
+    """Encode this process's share, then what no other process encodes, then wait for the others."""
     summary, begun, claims = EncodeSummary(), time.monotonic(), Claims(job.folder)
     said_waiting = False
     while True:
-        done = committed(job.folder)
+        done = committed_units(job.folder)
         left = [unit for unit in job.plan.units() if unit.name not in done]
         if not left or is_finished(
             job.folder, job.plan
-        ):  # which a compaction may have followed, that removes units
+        ):  # a compaction may have followed and removed units
             waited = summary.waited_seconds / getattr(executor, "num_processes", 1)
             return replace(summary, seconds=time.monotonic() - begun, waited_seconds=waited)
         unclaimed = claims.find_free([unit.name for unit in left])
@@ -360,35 +356,38 @@ def _run_units(job: EncodeJob, executor: Executor, settings: EncodeSettings) -> 
 def add_result(
     job: EncodeJob, summary: EncodeSummary, result: UnitResult, max_bad: float
 ) -> EncodeSummary:
-    """The summary with one unit more.
+    """Return the summary with one more unit.
 
     Raises:
-        SourceError: by now too many samples can't be used.
+        SourceError: too many samples so far are bad.
     """
     summary += EncodeSummary(
         result.num_ok, result.num_skipped, 0.0, result.waited_seconds, result.num_slots
     )
-    check_so_far(job, summary.num_skipped, max_bad)
+    check_bad_samples_so_far(job, summary.num_skipped, max_bad)
     return summary
 
 
 # ---------------------------------------------------------------- what is there already
 
 
-def chain_there(folder: Folder, inputs: EncodeInputs, settings: EncodeSettings) -> list[Plan]:
-    """The plans in the folder, which are of the same settings and kind of source; none in an empty
-    folder.
+def read_matching_plans(
+    folder: Folder, inputs: EncodeInputs, settings: EncodeSettings
+) -> list[Plan]:
+    """Return the folder's plans after checking that their settings and kind of source are the same;
+    none for an empty folder.
 
     Raises:
-        FingerprintError, SourceError, StoreError: they aren't, or the folder isn't ours.
+        FingerprintError, SourceError, StoreError: they differ, or the folder isn't a latent
+            dataset.
     """
     chain = read_chain(folder)
     if not chain:
         foreign = sorted(folder.top_names() - {"claims", "plans"})
         if foreign:
             raise StoreError(
-                f"{folder} holds something else ({', '.join(foreign[:3])}); give the latent dataset"
-                " a folder of its own"
+                f"{folder} contains other files ({', '.join(foreign[:3])}). Choose an empty folder"
+                " for the latent dataset"
             )
         return []
     check_parts(folder, chain[-1].settings.parts, all_parts(inputs, settings), inputs.defaults)
@@ -396,7 +395,7 @@ def chain_there(folder: Folder, inputs: EncodeInputs, settings: EncodeSettings) 
     if streams != isinstance(inputs.source, StreamSource):
         then, now = ("a stream", "single samples") if streams else ("single samples", "a stream")
         raise SourceError(
-            f"{folder} was made from {then}, the source now gives {now}; write to another output,"
-            " or set the source back"
+            f"{folder} was made from {then}, but the source now has {now}. Choose another"
+            " output.path, or restore the source's options"
         )
     return chain

@@ -1,4 +1,4 @@
-"""Third stage: a batch of prepared rows through the encoder, on the thread that runs the worker."""
+"""Third stage: encodes batches of prepared rows, in the worker's thread."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from torch import Tensor
 from latentkit.encoding.batch_encoder import BatchEncoder
 from latentkit.encoding.batch_tensors import axis_of, stored_tensors
 from latentkit.encoding.encode_job import EncodeJob
-from latentkit.preparing.look_ahead import gather
 from latentkit.preparing.sample_preparer import Row
+from latentkit.preparing.units_ahead import gather
 from latentkit.runtime.buffers import BufferPool
-from latentkit.runtime.device import can_compile, has_float64, say_once
+from latentkit.runtime.device import can_compile, has_float64, warn_once
 from latentkit.runtime.masks import MASK
 from latentkit.runtime.transfer import Transfer, WaitClock
+from latentkit.store.format import LATENTS
 from latentkit.store.statistics import measure_on_device
-from latentkit.store.writer import LATENTS, RowLabel
+from latentkit.store.writer import RowLabel
 
 
 @dataclass(frozen=True)
 class EncodedBatch:
-    """What is to be written of a batch.
+    """What is written of a batch.
 
     Args:
-        bucket, labels: of its rows.
         tensors: by name, on the CPU in their stored dtype; may be read after `wait`.
         ragged_axis: see `UnitWriter.add`.
-        measured: statistics taken on the device; None where the writer takes them.
+        measured: statistics computed on the device; None if the writer computes them.
         wait: returns when the tensors have been copied.
-        idle_seconds: returns how long the device had nothing to compute before, after `wait`.
-        inputs: the batch, where it is copied to the device beside computation: its memory must not
-            be filled again before the copy is done.
+        idle_seconds: call after `wait`; returns how long the device was idle before this batch.
+        inputs: the batch, if it is copied to the device in parallel to computation: its memory must
+            not be reused before the copy ends.
     """
 
     bucket: str
@@ -52,15 +52,15 @@ class EncodeStage:
     """Encodes the batches of one job.
 
     Args:
-        job, device: what and where.
-        pool: memory of batches.
-        clock: of the device.
+        pool: memory pool of batches.
     """
 
     def __init__(self, job: EncodeJob, device: str, pool: BufferPool, clock: WaitClock) -> None:
         self.compiles = job.settings.compile and can_compile(device)
         if job.settings.compile and not self.compiles:
-            say_once(f"{device}: torch can't compile for it; encoding without compile: true")
+            warn_once(
+                f"{device}: torch can't compile for this device; encoding without compile: true"
+            )
         float32 = (
             functools.partial(job.open_float32, device)
             if job.on_overflow == "retry-fp32" and job.open_float32
@@ -77,17 +77,16 @@ class EncodeStage:
 
         Raises:
             EncoderError: as `BatchEncoder.encode`.
-            PluginError: the rows are not alike.
+            PluginError: the rows differ in shape, dtype or names.
         """
         job, bucket, labels = self._job, rows[0].view.bucket, [row.label for row in rows]
         batch = gather(rows, self._pool)
         copied = self._transfer.to_device(batch)
-        draws = [job.draw_seed(label) for label in labels] if job.store == "sample" else None
         with self._clock.computing() as idle_seconds:
             latents = self._encoder.encode(copied, bucket, job.key_of(labels[0]))
             layout = self._encoder.layout
             ragged_axis = axis_of(layout, layout.ragged_axis) if layout.ragged_axis else None
-            stored = stored_tensors(latents, job.store, self._dtype, draws, ragged_axis)
+            stored = stored_tensors(latents, job.store, self._dtype)
             measured = self._measure(stored)
             tensors, wait = self._transfer.to_host({**stored, **measured})
         found = {name: tensors.pop(name) for name in measured}
@@ -97,8 +96,8 @@ class EncodeStage:
         )
 
     def _measure(self, stored: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return statistics of plain rows, taken on the device where there is one with float64;
-        else none, and the writer takes them.
+        """Return statistics of rows with one shape, computed on the device if it supports float64;
+        else nothing, and the writer computes them.
         """
         names = [name for name in LATENTS if name in stored and stored[name].device.type != "cpu"]
         if not names or MASK in stored or self._job.dtype == "int8" or not self._has_float64:

@@ -1,4 +1,4 @@
-"""What a `LatentEncoder` gives of a batch, or of a single input."""
+"""The result of a `LatentEncoder` for a batch or a single input."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ TENSORS = ("mean", "logvar", "indices", "mask")
 class EncodedLatents:
     """Latents of a batch, (N, C, h, w), or of a single input, (C, h, w), on the encoder's device.
 
-    All but `latents` are raw: as the network gives them, in the dtype in which it computes, and as
-    `latentkit.encode` stores them.
+    Everything except `latents` is raw: as the network returns it, in the dtype it computes in, and
+    as `latentkit.encode` stores it.
 
     Args:
-        mean: of the posterior; of a deterministic encoder the latent itself. None of a quantized
-            encoder.
-        logvar: natural logarithm of the posterior's variance, in [-30, 20]; None where the encoder
-            has no posterior.
-        indices: into the codebook of a quantized encoder, (N, h, w) integers; None of others.
-        mask: which positions count, bool, of inputs of different length; None where all do.
-        layout, normalization: of the encoder.
+        mean: mean of the posterior; for a deterministic encoder the latent itself; None for a
+            quantized encoder.
+        logvar: natural logarithm of the posterior's variance, in [-30, 20]; None if the encoder has
+            no posterior.
+        indices: indices into the codebook of a quantized encoder, (N, h, w) integers; None for
+            others.
+        mask: which positions count, bool, if inputs have different lengths; None if all count.
+        layout, normalization: those of the encoder.
     """
 
     mean: Tensor | None
@@ -42,26 +43,27 @@ class EncodedLatents:
 
     @property
     def latents(self) -> Tensor:
-        """What a trainer sees: the mode, normalized as `data[i]["latent"]` with posterior="mean"
-        is, in float32; of a quantized encoder its indices.
+        """Return what a trainer uses: the mode, normalized like `data[i]["latent"]` with
+        posterior="mean", in float32; for a quantized encoder its indices.
 
-        A draw as a trainer sees it is `encoder.normalize(encoded.sample())`.
+        A draw for a trainer is `encoder.normalize(encoded.sample())`.
         """
         if self.indices is not None:
             return self.indices
         return self.normalization.apply(self.mode().float(), self.layout.axes)
 
     def mode(self) -> Tensor:
-        """The most likely latent, raw: the mean, or indices."""
+        """Return the most likely latent, raw: the mean, or indices."""
         found = self.mean if self.indices is None else self.indices
         assert found is not None
         return found
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """A draw from the posterior, raw; the mode where there is no posterior.
+        """Return a raw draw from the posterior; the mode if there is no posterior.
 
         Args:
-            generator: of torch, on any device; None takes the encoder's device's own.
+            generator: torch generator on any device; None uses the default one of the encoder's
+                device.
         """
         if self.mean is None or self.logvar is None:
             return self.mode()
@@ -81,8 +83,8 @@ class EncodedLatents:
 def as_encoded(
     latents: Mapping[str, Tensor], layout: LatentLayout, normalization: Normalization
 ) -> EncodedLatents:
-    """Return what `encode_batch` gave, free of torch's inference mode, so that a network trained on
-    it can keep it.
+    """Return the result of `encode_batch` outside torch's inference mode, so that a network can be
+    trained on it.
     """
     own = {
         name: (one.clone() if one.is_inference() else one).contiguous()
@@ -103,13 +105,13 @@ def join_batches(parts: Sequence[EncodedLatents]) -> EncodedLatents:
     """Return several batches as one.
 
     Raises:
-        ValueError: they are of several shapes.
+        ValueError: their shapes differ.
     """
     shapes = list(dict.fromkeys(tuple(part.mode().shape[1:]) for part in parts))
     if len(shapes) > 1:
         raise ValueError(
-            f"the files give latents of the shapes {shapes[0]} and {shapes[1]}, which are no batch;"
-            " encode those of each shape by themselves"
+            f"the files give latents with the shapes {shapes[0]} and {shapes[1]}, which can't form"
+            " a batch. Encode the files of each shape separately"
         )
     tensors = {name: [getattr(part, name) for part in parts] for name in TENSORS}
     whole: dict[str, Any] = {
@@ -119,7 +121,7 @@ def join_batches(parts: Sequence[EncodedLatents]) -> EncodedLatents:
 
 
 def take_first(batch: EncodedLatents) -> EncodedLatents:
-    """Return the first row of a batch, without the axis that counts rows."""
+    """Return the first row of a batch, without the batch axis."""
     tensors = {name: getattr(batch, name) for name in TENSORS}
     rows: dict[str, Any] = {name: one[0] for name, one in tensors.items() if one is not None}
     return replace(batch, **rows)

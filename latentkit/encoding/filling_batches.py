@@ -1,4 +1,4 @@
-"""Rows of a unit on their way to the encoder, which takes batches of one bucket."""
+"""Collects rows of a unit into batches of one bucket."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ is always allowed.
 
 
 class FillingBatches:
-    """Batches of one unit that are filling up, one a bucket. Which rows share a batch hangs on
-    their order alone.
+    """Partly filled batches of one unit, one per bucket. Which rows share a batch depends only on
+    their order.
 
     Args:
         batch_size: rows of a full batch.
@@ -26,7 +26,7 @@ class FillingBatches:
         self._num_bytes = self._largest_bytes = 0
 
     def add(self, rows: Sequence[Row]) -> Iterator[list[Row]]:
-        """Give each batch that is full, or must make room, as soon as it is."""
+        """Add rows, and yield each batch that is full or must be released to limit memory."""
         for row in rows:
             filling = self._rows.setdefault(row.view.bucket, [])
             filling.append(row)
@@ -38,7 +38,7 @@ class FillingBatches:
                 yield self._pop(max(self._rows, key=self._bytes_of))
 
     def rest(self) -> Iterator[list[Row]]:
-        """Give what is left, at the end of the unit."""
+        """Yield the remaining batches at the end of the unit."""
         for bucket in sorted(self._rows):
             yield self._pop(bucket)
 

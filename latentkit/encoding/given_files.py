@@ -1,4 +1,4 @@
-"""Files and pictures that a caller gives by hand, prepared as a run prepares those of a source."""
+"""Prepares files and images that a caller passes directly, in the same way as those of a source."""
 
 from __future__ import annotations
 
@@ -25,13 +25,12 @@ def prepare_files(files: Sequence[GivenFile], modality: Modality, takes_texts: b
 
     Args:
         files: paths, contents of files, PIL images or samples.
-        modality: that prepares them.
-        takes_texts: whether a `str` is a text, instead of a path.
+        takes_texts: whether a `str` is a text instead of a path.
 
     Raises:
-        SourceError: there is no such file.
-        SampleError: one can't be prepared; says why.
-        ValueError: rows of several shapes, which are no batch.
+        SourceError: a file doesn't exist.
+        SampleError: a file can't be prepared; the message says why.
+        ValueError: the files have different shapes, which can't form a batch.
     """
     samples = [as_sample(file, place, takes_texts) for place, file in enumerate(files)]
     preparer = Preparer(cast(Source, samples), modality, ["plain"])
@@ -44,18 +43,18 @@ def prepare_files(files: Sequence[GivenFile], modality: Modality, takes_texts: b
     buckets = list(dict.fromkeys(row.bucket for row in rows))
     if len(buckets) > 1:
         raise ValueError(
-            f"the files are prepared to {' and '.join(buckets[:4])}, which are no batch; encode"
-            " those of each shape by themselves"
+            f"the files are prepared to {' and '.join(buckets[:4])}, which can't form a batch."
+            " Encode the files of each shape separately"
         )
     return stack([row.tensor for row in rows], BufferPool(False))
 
 
 def as_sample(file: GivenFile, place: int, takes_texts: bool) -> Sample:
-    """Return a sample with a file's media; its key is the path, or its place among those given.
+    """Return a sample with a file's media. Its key is the path, or its index among the given files.
 
     Raises:
-        SourceError: there is no such file.
-        TypeError: it is none of what `prepare_files` takes.
+        SourceError: a file doesn't exist.
+        TypeError: `prepare_files` doesn't accept this type.
     """
     if isinstance(file, Sample):
         return file
@@ -64,25 +63,25 @@ def as_sample(file: GivenFile, place: int, takes_texts: bool) -> Sample:
     if isinstance(file, str | os.PathLike):
         path = Path(file).expanduser()
         if not path.is_file():
-            raise SourceError(f"{path}: there is no such file")
+            raise SourceError(f"{path}: no such file")
         return Sample(str(path), path)
     if hasattr(file, "save") and hasattr(file, "getexif"):
-        return Sample(f"input {place}", _picture_bytes(file))
+        return Sample(f"input {place}", _image_bytes(file))
     raise TypeError(
         "expected a tensor, a path, the bytes of a file, a PIL image, or a list of these, got"
         f" {type(file).__name__}"
     )
 
 
-def _picture_bytes(picture: Image) -> bytes:
-    """A picture as a file, without loss, with its color profile and the way up it is."""
+def _image_bytes(picture: Image) -> bytes:
+    """Return an image as a lossless file, with its color profile and orientation."""
     known = {"icc_profile": picture.info.get("icc_profile"), "exif": picture.getexif()}
     options: dict[str, Any] = {name: value for name, value in known.items() if value}
     for kind, own in (("PNG", {"compress_level": 1}), ("TIFF", {})):
         file = io.BytesIO()
         try:
             picture.save(file, kind, **options, **own)
-        except OSError:  # such as a mode that PNG doesn't have
+        except OSError:  # for example a mode that PNG lacks
             continue
         return file.getvalue()
     raise SampleError(f"a PIL image of mode {picture.mode} can't be encoded; convert it to RGB")

@@ -1,4 +1,4 @@
-"""What storing latents as int8 costs in what they decode to."""
+"""Measures the quality lost by storing latents as int8."""
 
 from __future__ import annotations
 
@@ -9,47 +9,40 @@ import torch
 from torch import Tensor
 
 from latentkit.contracts import Decodes, Encoder
-from latentkit.encoding.batch_tensors import encode_batch, stored_tensors
+from latentkit.encoding.batch_tensors import encode_batch
 from latentkit.store.int8 import dequantize, quantize
 
-MOST_DB = 100.0
-"""Beyond it two decodings are the same for every purpose, and equal ones would be infinite."""
+MAX_DB = 100.0
+"""Limit of the result, because equal decodings would give infinity."""
 
 
 def measure_psnr(
-    encoder: Encoder, prepared: Sequence[Tensor], store: str, decoder: Encoder | None = None
+    encoder: Encoder, prepared: Sequence[Tensor], decoder: Encoder | None = None
 ) -> float | None:
-    """PSNR in dB between what latents decode to as the encoder gave them, and after being stored as
-    int8; rounded to 2 decimals.
+    """Return the PSNR in dB between decodings of latents before and after being stored as int8,
+    rounded to 2 decimals.
 
-    20 log10(range) - 10 log10(mean squared difference), both decodings clamped to the encoder's
-    input range, whose width is the range; at most 100 dB for one view; the mean over the views.
-    Each view is encoded and decoded alone, and the last digits are rounded away, because the last
-    bits of a decoding differ by batch, device and thread count. None where there is nothing to
-    compare: no views, an encoder that can't decode or gives indices, or values that aren't finite.
+    It is 20 log10(range) - 10 log10(mean squared difference), where range is the width of the
+    encoder's input range, to which both decodings are clamped. Each view's result is at most 100
+    dB; the result is the mean over views. Each view is encoded and decoded alone, and the result is
+    rounded, because the last bits of a decoding depend on batch, device and thread count. Return
+    None if nothing can be compared: no views, an encoder that can't decode or returns indices, or
+    values that aren't finite.
 
     Args:
         prepared: views without the batch axis, (C, H, W) float32 in the encoder's range, on its
             device.
-        store: as in the recipe: "moments" and "mean" decode the posterior mean, "sample" one draw.
-        decoder: the same encoder in float32, to decode with; None decodes with `encoder`.
+        decoder: the same encoder in float32, for decoding; None uses `encoder`.
     """
     decoder = decoder or encoder
     if not isinstance(decoder, Decodes) or encoder.layout.kind == "quantised" or not prepared:
         return None
     low, high = encoder.input.range
     levels = []
-    for number, view in enumerate(prepared):
+    for view in prepared:
         with torch.inference_mode():
-            tensors = stored_tensors(
-                encode_batch(encoder, view[None]),
-                store,
-                torch.float32,
-                [number] if store == "sample" else None,
-            )
-            latents = (
-                tensors["moments"].chunk(2, dim=1)[0] if "moments" in tensors else tensors["latent"]
-            )
+            encoded = encode_batch(encoder, view[None])
+            latents = encoded["mean" if "mean" in encoded else "latent"].float()
             if not latents.isfinite().all():
                 return None
             rounded = torch.from_numpy(dequantize(*quantize(latents.cpu().numpy()))).to(
@@ -61,7 +54,7 @@ def measure_psnr(
             )
             squared = float((exact - stored).square().mean())
         levels.append(
-            min(10 * math.log10((high - low) ** 2 / squared), MOST_DB) if squared else MOST_DB
+            min(10 * math.log10((high - low) ** 2 / squared), MAX_DB) if squared else MAX_DB
         )
     psnr = sum(levels) / len(levels)
     return round(psnr, 2) if math.isfinite(psnr) else None

@@ -1,4 +1,6 @@
-"""`LatentEncoder`: what `latentkit.encoder` gives, an encoder to use by hand, without a dataset."""
+"""`LatentEncoder`: the result of `latentkit.encoder`, an encoder to use directly, without a
+dataset.
+"""
 
 from __future__ import annotations
 
@@ -25,29 +27,35 @@ if TYPE_CHECKING:
     from latentkit.encoding.given_files import GivenFile
 
 OpenModality = Callable[[Any], Modality]
-"""A size, or None for the default one, to the modality that prepares files for the encoder."""
+"""Takes a size, or None for the default one, and returns the modality that prepares files for the
+encoder.
+"""
 
-BEYOND_RANGE = 0.5
-"""How far a picture's values may leave the range, over its width: resampling overshoots a little,
-and 0 to 255 is a mistake.
+MAX_OVERSHOOT = 0.5
+"""How far an image's values may exceed the range, relative to its width: resampling overshoots a
+little, but 0 to 255 is a mistake.
 """
 
 
 class LatentEncoder:
-    """An encoder with its decoder, opened on a device: tensors or files to latents, and back.
+    """An encoder with its decoder on a device: tensors or files to latents, and back.
 
-    Nothing that it gives has gradients; training an encoder is `task: train`.
+    Results have no gradients; to train an encoder use `task: train`.
+
+    Attributes:
+        layout: axes, channels, kind and downscale of its latents.
+        input: what it takes: axes, channels, range, and sizes whose latents can be normalized.
+        modality: name of what it takes, such as "image".
 
     Args:
-        name: of the encoder, as the user gave it.
-        encoder: opened.
-        device: on which it is, such as "cpu" or "cuda:0".
-        dtype: in which it computes, such as "float32"; empty where it has no choice.
-        open_decoder: gives the same encoder in float32, where it has a choice, as `data.decode`
-            takes it; half precision may overflow.
-        open_modality: gives the modality that prepares files.
-        find_parts: gives `fingerprint`.
-        takes_texts: whether a `str` is the media, instead of the path of a file with it.
+        name: name of the encoder, as the user gave it.
+        device: its device, such as "cpu" or "cuda:0".
+        dtype: the dtype it computes in, such as "float32"; empty if it has no choice.
+        open_decoder: returns the same encoder in float32 if it has a choice, because half precision
+            may overflow when decoding.
+        open_modality: returns the modality that prepares files.
+        find_parts: returns `fingerprint`.
+        takes_texts: whether a `str` is the media itself instead of the path of a file.
 
     Attributes:
         layout: axes, channels, kind and downscale of its latents.
@@ -77,13 +85,13 @@ class LatentEncoder:
 
     @property
     def normalization(self) -> Normalization:
-        """Raw latents to what a trainer sees: (fold(z) - shift) * scale."""
+        """Return the map from raw latents to what a trainer uses: (fold(z) - shift) * scale."""
         return self._encoder.normalization
 
     @property
     def fingerprint(self) -> dict[str, str]:
-        """Name to value of all that decides its latents, as dataset.json's parts "encoder...": hash
-        of the weights, dtype, options. Reads the weights.
+        """Return the names and values of everything that affects its latents, like the parts
+        "encoder..." of dataset.json: hash of the weights, dtype, options. Reads the weights.
         """
         return dict(self._find_parts())
 
@@ -112,27 +120,28 @@ class LatentEncoder:
         size: int | Sequence[int] | None = None,
         batch_size: int = 8,
     ) -> EncodedLatents:
-        """Latents of tensors, or of files as `latentkit.encode` would prepare them.
+        """Encode tensors, or files prepared like those of `latentkit.encode`.
 
         Args:
-            inputs: a batch (N, C, H, W) in `input.range`, any float dtype and device, which passes
-                the encoder at once; or a single (C, H, W), whose latents have no N either. Axes are
-                those of `input.axes`. For encoders with `input.takes_mask`, a mapping of such
-                batches. Or the path of a file, a PIL image or a `Sample`, or a list of them; texts
-                for an encoder of texts.
-            size: of files alone: that of the modality, such as the pictures' side in pixels or
-                [height, width]; None is its default, or the nearest that the encoder takes.
-            batch_size: files that pass the encoder at once.
+            inputs: a batch (N, C, H, W) in `input.range`, any float dtype and device, encoded at
+                once; or a single input (C, H, W), whose latents have no N either. Axes are those of
+                `input.axes`. For encoders with `input.takes_mask`, a mapping of such batches. Or
+                the path of a file, a PIL image, a `Sample`, or a list of these; or texts for an
+                encoder of texts.
+            size: only for files: the modality's size, such as the side of images in pixels or
+                [height, width]; None is its default, or the nearest that the encoder accepts.
+            batch_size: files that are encoded at once.
 
         Raises:
-            ValueError: another shape, dtype or size; names the nearest sizes.
-            SourceError: there is no such file.
-            SampleError: a file that can't be prepared; says why.
-            EncoderError: the encoder can't be loaded, or breaks its own word.
+            ValueError: the shape, dtype or size isn't accepted; the message names the nearest
+                sizes.
+            SourceError: the file doesn't exist.
+            SampleError: a file can't be prepared; the message says why.
+            EncoderError: the encoder can't be loaded, or returns other latents than it declares.
         """
         if isinstance(inputs, Tensor | Mapping):
             if size is not None:
-                raise ValueError("size is of files; a tensor has its own")
+                raise ValueError("size is only for files; a tensor already has a size")
             return self._encode_tensors(inputs)
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -148,20 +157,20 @@ class LatentEncoder:
         return encoded if is_list else take_first(encoded)
 
     def decode(self, latents: Tensor | Mapping[str, Any] | EncodedLatents) -> Tensor:
-        """Return what normalized latents stand for, as `data.decode` does, in float32.
+        """Decode normalized latents to float32, like `data.decode`.
 
         Args:
-            latents: (N, C, h, w) as `EncodedLatents.latents` and trainers have them, or a single
-                one, whose output has no N either; indices of a quantized encoder; a dataset's item
-                or batch; or an `EncodedLatents`, of which the mode is decoded.
+            latents: (N, C, h, w) as in `EncodedLatents.latents` and trainers, or a single one,
+                whose output has no N either; indices of a quantized encoder; a dataset's item or
+                batch; or an `EncodedLatents`, whose mode is decoded.
 
         Returns:
-            (N, 3, H, W), or whatever `input` says, about in `input.range`, not clamped, on the
-            encoder's device.
+            (N, 3, H, W), or what `input` describes, approximately in `input.range`, not clamped, on
+            the encoder's device.
 
         Raises:
-            ValueError: another shape.
-            EncoderError: it can't decode, or can't be loaded.
+            ValueError: the shape isn't accepted.
+            EncoderError: the encoder can't decode or can't be loaded.
         """
         decoder = self._open_decoder()
         if not isinstance(decoder, Decodes):
@@ -173,17 +182,17 @@ class LatentEncoder:
         return decoded[0] if is_single else decoded
 
     def normalize(self, raw: Tensor) -> Tensor:
-        """Return raw latents, (..., C, h, w), as a trainer sees them.
+        """Normalize raw latents, (..., C, h, w), for a trainer.
 
         Raises:
-            ValueError: indices, which are not normalized, or a shape that the normalization can't
-                be applied to.
+            ValueError: the encoder gives indices, which aren't normalized, or the normalization
+                doesn't fit the shape.
         """
         self._refuse_indices()
         return self._encoder.normalization.apply(raw, self.layout.axes)
 
     def denormalize(self, latents: Tensor) -> Tensor:
-        """Return the raw latents, (..., C, h, w), of which `normalize` gives these.
+        """Return raw latents, (..., C, h, w), of normalized ones.
 
         Raises:
             ValueError: as for `normalize`.
@@ -204,21 +213,18 @@ class LatentEncoder:
 
     def _run(self, batch: Any) -> EncodedLatents:
         with torch.no_grad():
-            latents = encode_batch(self._encoder, _moved(batch, self.device))
+            latents = encode_batch(self._encoder, _move_to(batch, self.device))
         return as_encoded(latents, self.layout, self.normalization)
 
     def _modality(self, size: Any) -> Modality:
+        """Return the modality that prepares files to a size, built once."""
         key = size if size is None or isinstance(size, int) else tuple(size)
         if key not in self._modalities:
             self._modalities[key] = self._open_modality(size)
         return self._modalities[key]
 
     def _check(self, batch: Tensor, shape: tuple[int, ...]) -> None:
-        """Refuse what the encoder would take for something else.
-
-        Raises:
-            ValueError: axes, channels, sizes, dtype or values.
-        """
+        """Refuse a tensor that the encoder would misinterpret."""
         axes, channels = self.input.axes, self.input.channels
         wanted = ", ".join([str(channels), *axes[1:]])
         low, high = self.input.range
@@ -231,17 +237,17 @@ class LatentEncoder:
             if rule is not None and not rule.allows(size):
                 near = " and ".join(map(str, rule.neighbors(size)))
                 raise ValueError(
-                    f"{axis} {size} is not a size that {self.name} takes: {rule}; nearest: {near}"
+                    f"{axis} {size} is not a size that {self.name} accepts: {rule}; nearest: {near}"
                 )
         if not batch.is_floating_point():
             raise ValueError(
                 f"{self.name} takes floats in [{low:g}, {high:g}], got"
-                f" {str(batch.dtype).removeprefix('torch.')}; of 8-bit pictures, x / 255 *"
+                f" {str(batch.dtype).removeprefix('torch.')}; for 8-bit images use x / 255 *"
                 f" {high - low:g} + {low:g}"
             )
         if self.modality == "image":
             found = [float(value) for value in batch.detach().float().aminmax()]
-            slack = BEYOND_RANGE * (high - low)
+            slack = MAX_OVERSHOOT * (high - low)
             if found[0] < low - slack or found[1] > high + slack:
                 raise ValueError(
                     f"{self.name} takes values in [{low:g}, {high:g}], got {found[0]:g} to"
@@ -253,16 +259,18 @@ class LatentEncoder:
             raise ValueError(f"{self.name} gives indices into a codebook, which are not normalized")
 
 
-def _moved(batch: Any, device: str) -> Any:
+def _move_to(batch: Any, device: str) -> Any:
+    """Return a batch, or a mapping of batches, on the device."""
     if isinstance(batch, Mapping):
         return {name: part.to(device) for name, part in batch.items()}
     return batch.to(device)
 
 
 def _describe(normalization: Normalization) -> str:
+    """Return a normalization as a short text."""
+
     def number(value: Any) -> str:
         return f"{value:g}" if isinstance(value, int | float) else "per channel"
 
     folded = f", folded by {dict(normalization.fold)}" if normalization.fold else ""
     return f"shift {number(normalization.shift)}, scale {number(normalization.scale)}{folded}"
-

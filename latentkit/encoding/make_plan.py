@@ -1,10 +1,9 @@
-"""What a run is going to do: the first plan of a source, or the next one when the source has
-changed. Agreed on by all processes.
+"""Makes the plan of a run: the first plan of a source, or the next one if the source has changed.
+All processes agree on it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
 import sys
@@ -34,17 +33,18 @@ from latentkit.contracts import (
 from latentkit.encoding.auto_sizes import Measured, choose_unit_size, measure_batches
 from latentkit.encoding.source_changes import Changes, compare_samples, compare_shards
 from latentkit.errors import RecipeError, SampleError, SourceError
-from latentkit.preparing.media_retry import retried
+from latentkit.preparing.media_retry import with_retries
+from latentkit.preparing.sample_trier import SampleTrier, prepared_by
 from latentkit.preparing.stack import num_bytes_of
-from latentkit.preparing.unit_samples import give, read_shard
+from latentkit.preparing.unit_samples import read_shard
+from latentkit.runtime.bad_samples import refuse_all
 from latentkit.runtime.cores import num_cores
 from latentkit.runtime.device import can_compile, kind_of
 from latentkit.runtime.memory import available_bytes, describe_bytes
 from latentkit.runtime.numerics import fixed_numerics
-from latentkit.runtime.sample_faults import faults_cost_the_sample
-from latentkit.runtime.source_remarks import remarks_of
+from latentkit.runtime.source_remarks import read_remarks
 from latentkit.store.claims import Claims
-from latentkit.store.contents import column_filling, describe_filling
+from latentkit.store.contents import column_filling, describe_fillings
 from latentkit.store.dataset_json import read_dataset, read_index, refuse_missing_units
 from latentkit.store.folder import Folder
 from latentkit.store.plan import Plan, PlanSettings, list_entries, newest_plan, plan_of, write_plan
@@ -53,27 +53,21 @@ POLL_SECONDS = 0.5
 MAX_PROBED = 1000
 
 COMPILE_FROM_SECONDS = 600.0
-"""`compile: auto` compiles on a GPU when encoding is going to take so long."""
-
-DRAWING_PARTS = frozenset({"seed", "modality.seed"})
-"""Parts that are there when latents hang on draws, which hang on the sample's key: under another
-key they are other latents.
-"""
+"""With `compile: auto`, encoding on a GPU is compiled if it is estimated to take this long."""
 
 LIBRARIES = ("torch", "diffusers", "pillow")
 
 
 @dataclass(frozen=True)
 class EncodeSettings:
-    """The numbers and words of an encode recipe; "auto" is measured when the first plan is made."""
+    """The settings of an encode recipe. "auto" is measured when the first plan is made."""
 
-    store: Literal["moments", "mean", "sample"] = "moments"
+    store: Literal["moments", "mean"] = "moments"
     dtype: Literal["float16", "bfloat16", "float32", "int8"] = "float16"
     unit_size: int | Literal["auto"] = "auto"
     batch_size: int | Literal["auto"] = "auto"
     threads: int | Literal["auto"] = "auto"
     compile: bool | Literal["auto"] = "auto"
-    seed: int = 0
     on_bad_sample: Literal["skip", "fail"] = "skip"
     max_bad: float = 0.05
     on_overflow: Literal["skip", "retry-fp32"] = "skip"
@@ -84,17 +78,18 @@ class EncodeSettings:
 
 @dataclass(frozen=True)
 class EncodeInputs:
-    """What is encoded and by what.
+    """What is encoded, and with what.
 
     Args:
-        source, modality: built.
-        views: names of the views that the modality gives of each sample.
-        open_encoder: device to encoder; called again for the same device, it gives the same one.
-        parts: name to value of all that decides a latent's value, besides what `settings` adds.
-        described_source: what dataset.json says of the source.
-        open_float32: device to the same encoder computing in float32, which may be the same one;
-            None where there is none.
-        defaults: name to value of options that `parts` leaves out where they have it, for messages.
+        views: names of the views that the modality makes of each sample.
+        open_encoder: takes a device and returns the encoder; the same one for the same device.
+        parts: names and values of everything that affects the value of a latent, except what
+            `settings` adds.
+        described_source: dataset.json's description of the source.
+        open_float32: takes a device and returns the same encoder computing in float32, which may be
+            the same object; None if there is none.
+        defaults: names and values of options that `parts` leaves out at their default, for
+            messages.
     """
 
     source: Source | StreamSource
@@ -107,15 +102,17 @@ class EncodeInputs:
     defaults: Mapping[str, str] = field(default_factory=dict)
 
     def open_decoder(self, device: str) -> Encoder:
-        """The encoder to decode with: in float32 where that can be had, as half may overflow."""
+        """Return the encoder for decoding: in float32 if possible, because half precision may
+        overflow.
+        """
         return (self.open_float32 or self.open_encoder)(device)
 
     @functools.cached_property
     def entries(self) -> pa.Table:
-        """What the source has now: key, stamp, attributes; of a stream, its shards.
+        """Return what the source has now: key, stamp, attributes; for a stream, its shards.
 
         Raises:
-            SourceError: it has nothing, or one key twice.
+            SourceError: the source is empty, or a key occurs twice.
         """
         if isinstance(self.source, StreamSource):
             return list_entries(Entry(shard.name, shard.stamp) for shard in self.source.shards())
@@ -123,15 +120,16 @@ class EncodeInputs:
 
     @functools.cached_property
     def remarks(self) -> list[Remark]:
-        """What the source found and does not use; of a stream, what it knows before it is read.
+        """Return what the source found but doesn't use; for a stream, what is known before reading
+        it.
 
         Raises:
-            PluginError: they are not what remarks are.
+            PluginError: a remark is invalid.
             SourceError: as `entries`.
         """
         if not isinstance(self.source, StreamSource):
-            self.entries  # noqa: B018  # which reads captions, that else were read twice
-        return remarks_of(self.source)
+            self.entries  # noqa: B018  # reads captions, which would otherwise be read twice
+        return read_remarks(self.source)
 
 
 def first_plan(
@@ -141,12 +139,12 @@ def first_plan(
     settings: EncodeSettings,
     parts: Mapping[str, str],
 ) -> Plan:
-    """The plan of the first process to arrive; the others wait for it.
+    """Return the plan of the first process to arrive. The others wait for it.
 
     A run that can't make one leaves nothing behind.
     """
     try:
-        plan = _agree(folder, -1, lambda: _make_first(inputs, device, settings, parts))
+        plan = _commit_first(folder, -1, lambda: _make_first(inputs, device, settings, parts))
     except BaseException:
         folder.discard_if_empty()
         raise
@@ -158,22 +156,24 @@ def first_plan(
 def next_plan(
     folder: Folder, newest: Plan, inputs: EncodeInputs, settings: EncodeSettings
 ) -> Plan | None:
-    """The plan that follows `newest`, whose dataset is finished, or None when nothing changed
-    since.
+    """Return the plan that follows `newest`, whose dataset is finished, or None if nothing has
+    changed.
 
     Raises:
-        SourceError: more than half of the samples are gone, and `prune` is not set.
+        SourceError: more than half of the samples were removed, and `prune` is not set.
     """
-    return _agree(folder, newest.number, lambda: _make_next(folder, newest, inputs, settings))
+    return _commit_first(
+        folder, newest.number, lambda: _plan_changes(folder, newest, inputs, settings)
+    )
 
 
 def find_changes(
     folder: Folder, newest: Plan, inputs: EncodeInputs, retry_skipped: bool
 ) -> Changes:
-    """How the source differs from the finished dataset of the plan `newest`.
+    """Return how the source differs from the finished dataset of the plan `newest`.
 
     Raises:
-        StoreError: the dataset lacks a unit, or is damaged.
+        StoreError: the dataset lacks a unit or is damaged.
     """
     document = read_dataset(folder)
     refuse_missing_units(folder, document)
@@ -183,7 +183,8 @@ def find_changes(
     if isinstance(inputs.source, StreamSource):
         skipped = index.filter(pc.equal(index["status"], "skipped"))["unit"].combine_chunks()
         return compare_shards(newest, inputs.entries, skipped if retry_skipped else skipped[:0])
-    find_renamed = DRAWING_PARTS.isdisjoint(newest.settings.parts)
+    # crops that are drawn hang on the sample's key: under another one they are other latents
+    find_renamed = "modality.seed" not in newest.settings.parts
     return compare_samples(
         index,
         inputs.entries,
@@ -193,9 +194,9 @@ def find_changes(
     )
 
 
-def _agree(folder: Folder, known: int, make: Callable[[], Plan | None]) -> Plan | None:
-    """The committed plan with a number above `known`: ours, or that of another process that was
-    first.
+def _commit_first(folder: Folder, known: int, make: Callable[[], Plan | None]) -> Plan | None:
+    """Return the committed plan with a number above `known`: this process's, or that of another
+    process that was first.
     """
     claims = Claims(folder)
     with claims.heartbeat():
@@ -216,13 +217,14 @@ def _agree(folder: Folder, known: int, make: Callable[[], Plan | None]) -> Plan 
 # ---------------------------------------------------------------- the next plan
 
 
-def _make_next(
+def _plan_changes(
     folder: Folder, newest: Plan, inputs: EncodeInputs, settings: EncodeSettings
 ) -> Plan | None:
+    """Return the plan of what has changed, or None."""
     changes = find_changes(folder, newest, inputs, settings.retry_skipped)
     if not changes.counts:
         return None
-    refuse_removal(folder, changes, settings.prune)
+    refuse_large_removal(folder, changes, settings.prune)
     print(describe_changes(folder, changes), file=sys.stderr, flush=True)
     unit_size = newest.settings.unit_size if settings.unit_size == "auto" else settings.unit_size
     planned = replace(
@@ -234,36 +236,37 @@ def _make_next(
     return plan_of(newest.number + 1, inputs.entries, planned, changes.previous)
 
 
-def refuse_removal(folder: Folder, changes: Changes, prune: bool) -> None:
-    """Leaving out most of a dataset is hardly what anybody meant.
+def refuse_large_removal(folder: Folder, changes: Changes, prune: bool) -> None:
+    """Refuse to drop most of a dataset, which is probably a mistake.
 
     Raises:
-        SourceError: more than half of it is gone, and not `prune`.
+        SourceError: more than half of the samples were removed, and `prune` is not set.
     """
     if 2 * changes.counts.removed > changes.num_before and not prune:
         gone = (
-            f"{changes.counts.removed} of the {changes.num_before} samples of {folder} are gone"
-            " from the source"
+            f"{changes.counts.removed} of the {changes.num_before} samples of {folder} are no"
+            " longer in the source"
         )
         advice = (
-            "put them back, or leave them out with --prune, an option of latentkit run; for another"
-            " source give another output"
+            "Put them back, or leave them out with --prune, an option of latentkit run. For another"
+            " source choose another output.path"
         )
-        raise SourceError(f"{gone}; {advice}")
+        raise SourceError(f"{gone}. {advice}")
 
 
 def describe_entries(inputs: EncodeInputs) -> list[str]:
-    """A line for each attribute: how many samples have it; a stream doesn't say before it is read.
+    """Return one line per attribute: how many samples have it. A stream doesn't know before it is
+    read.
     """
     if isinstance(inputs.source, StreamSource):
         return []
-    return describe_filling(
+    return describe_fillings(
         column_filling(inputs.entries["attributes"]), inputs.entries.num_rows, "sample"
     )
 
 
 def describe_changes(folder: Folder, changes: Changes) -> str:
-    """The difference and the work, on one line."""
+    """Return the changes and the work in one line."""
     return (
         f"{folder}: the source has changed: {changes.counts}; {changes.counts.num_to_encode} to"
         " encode"
@@ -271,9 +274,13 @@ def describe_changes(folder: Folder, changes: Changes) -> str:
 
 
 def _hash_media(source: Source, positions: Sequence[int]) -> list[str | None]:
+    """Return the hash of the media of samples at these positions; None for one that can't be
+    read.
+    """
+
     def content(position: int) -> str | None:
         try:
-            return retried(lambda: source[position].content(), f"sample {position}")
+            return with_retries(lambda: source[position].content(), f"sample {position}")
         except SampleError:
             return None
 
@@ -282,8 +289,8 @@ def _hash_media(source: Source, positions: Sequence[int]) -> list[str | None]:
 
 
 def effective_settings(planned: PlanSettings, settings: EncodeSettings) -> PlanSettings:
-    """The plan's settings, with what the recipe now says explicitly; that holds for the units left
-    and each records it.
+    """Return the plan's settings, with those that the recipe sets explicitly. They apply to the
+    units left, and each unit records them.
     """
     given = {
         name: value
@@ -294,13 +301,17 @@ def effective_settings(planned: PlanSettings, settings: EncodeSettings) -> PlanS
 
 
 def library_versions() -> dict[str, str]:
-    """Return the versions of what may change the last bits of a latent, as plans record them."""
+    """Return the versions of libraries that may change the last bits of a latent, as plans record
+    them.
+    """
     # The package's own stands under its import name, whatever its distribution is called.
     return {"latentkit": __version__, **{name: metadata.version(name) for name in LIBRARIES}}
 
 
-def say_other_versions(folder: Folder, planned: PlanSettings) -> None:
-    """Libraries don't count in the fingerprint, but may change the last bits of a latent."""
+def warn_of_other_versions(folder: Folder, planned: PlanSettings) -> None:
+    """Warn if libraries have changed. They aren't part of the fingerprint, but may change the last
+    bits of a latent.
+    """
     now = library_versions()
     then = planned.versions
     different = [
@@ -309,7 +320,9 @@ def say_other_versions(folder: Folder, planned: PlanSettings) -> None:
         if then.get(name, now[name]) != now[name]
     ]
     if different:
-        remark = f"{folder} was begun with other versions, so latents may differ in their last bits"
+        remark = (
+            f"{folder} was started with other library versions; latents may differ in the last bits"
+        )
         print(f"{remark}: {'; '.join(different)}", file=sys.stderr)
 
 
@@ -319,6 +332,7 @@ def say_other_versions(folder: Folder, planned: PlanSettings) -> None:
 def _make_first(
     inputs: EncodeInputs, device: str, settings: EncodeSettings, parts: Mapping[str, str]
 ) -> Plan:
+    """Return the first plan of a source."""
     stream = isinstance(inputs.source, StreamSource)
     threads = num_cores() if settings.threads == "auto" else settings.threads
     num_entries, num_views = inputs.entries.num_rows, len(inputs.views)
@@ -337,10 +351,10 @@ def _make_first(
 
 
 def _measure(inputs: EncodeInputs, device: str, settings: EncodeSettings, threads: int) -> Measured:
-    """Batch size and cost per row; nothing is run when the recipe leaves nothing to find out."""
+    """Return batch size and cost per row. Nothing is run if the recipe sets everything."""
     prepared = _first_good(inputs)
     if settings.batch_size != "auto":
-        _refuse_huge(prepared, settings.batch_size)
+        _refuse_batch_beyond_memory(prepared, settings.batch_size)
     if (
         settings.batch_size != "auto"
         and settings.unit_size != "auto"
@@ -372,72 +386,51 @@ def _measure(inputs: EncodeInputs, device: str, settings: EncodeSettings, thread
         )
 
 
-def _refuse_huge(prepared: Prepared, batch_size: int) -> None:
-    """Refuse a batch that, by its input alone, can't fit: the kernel would kill the process without
-    a word.
-
-    Raises:
-        RecipeError: says what it takes and what there is.
+def _refuse_batch_beyond_memory(prepared: Prepared, batch_size: int) -> None:
+    """Refuse a batch whose input alone doesn't fit into memory, because the kernel would kill the
+    process without a message.
     """
     row_bytes = num_bytes_of(prepared.tensor)
     if (needed := row_bytes * batch_size) > (there := available_bytes()):
         fits = max(1, there // (4 * row_bytes))
         what = f"{batch_size} rows of {prepared.bucket} are {describe_bytes(needed)}"
         raise RecipeError(
-            f"batch_size: {what}, and {describe_bytes(there)} of memory are free; set batch_size to"
-            f" {fits} or less, or to auto"
+            f"batch_size: {what}, but only {describe_bytes(there)} of memory are free. Set"
+            f" batch_size to {fits} or less, or to auto"
         )
 
 
 def preview_views(inputs: EncodeInputs, count: int) -> list[Prepared]:
-    """The first view of up to `count` samples, spread over the source (of a stream: its first
-    ones); bad samples are left out.
+    """Return the first view of up to `count` samples, distributed over the source (for a stream:
+    its first ones). Bad samples are left out.
     """
-    if isinstance(inputs.source, StreamSource):
-        fetchers = list(itertools.islice(_first_samples(inputs.source), count))
-    else:
-        places = np.unique(
-            np.linspace(0, len(inputs.source) - 1, count).round().astype(int)
-        ).tolist()
-        fetchers = [functools.partial(inputs.source.__getitem__, place) for place in places]
-    views = []
-    for fetch in fetchers:
-        with contextlib.suppress(SampleError):
-            views.append(
-                retried(functools.partial(_first_view, inputs, fetch), "a sample of the preview")
-            )
-    return views
+    source = inputs.source
+    samples = (
+        itertools.islice(_first_samples(source), count)
+        if isinstance(source, StreamSource)
+        else np.unique(np.linspace(0, len(source) - 1, count).round().astype(int)).tolist()
+    )
+    trier, prepare = SampleTrier(source), prepared_by(inputs.modality, most=1)
+    tried = (trier.try_sample(sample, prepare) for sample in samples)
+    return [view for one in tried for view in one.views]
 
 
 def _first_good(inputs: EncodeInputs) -> Prepared:
-    """A view of the first sample that can be used, of the first few."""
-    reasons = []
+    """Return a view of the first usable sample."""
+    trier, prepare, reasons = SampleTrier(inputs.source), prepared_by(inputs.modality, most=1), {}
     for sample in _first_samples(inputs.source):
-        try:
-            return retried(
-                functools.partial(_first_view, inputs, sample), "the source's first sample"
-            )
-        except SampleError as error:
-            reasons.append(str(error))
+        tried = trier.try_sample(sample, prepare)
+        if not tried.reason:
+            return tried.views[0]
+        reasons[tried.key] = tried.reason
     if not reasons:
         raise SourceError("the source has no samples")
-    raise SourceError(
-        f"none of the first {len(reasons)} samples can be used; the first: {reasons[0]}"
-    )
+    refuse_all(reasons, f"first {len(reasons)} samples")
 
 
-def _first_view(inputs: EncodeInputs, fetch: Callable[[], Sample]) -> Prepared:
-    with faults_cost_the_sample(inputs.source):
-        sample = fetch()
-    with faults_cost_the_sample(inputs.modality, sample.key):
-        return next(iter(inputs.modality.prepare(sample)))
-
-
-def _first_samples(source: Source | StreamSource) -> Iterator[Callable[[], Sample]]:
+def _first_samples(source: Source | StreamSource) -> Iterator[Sample | int]:
+    """Yield functions that fetch the first samples."""
     if isinstance(source, StreamSource):
         samples = (sample for shard in source.shards() for sample in read_shard(source, shard))
-        for sample in itertools.islice(samples, MAX_PROBED):
-            yield functools.partial(give, sample)
-        return
-    for index in range(min(len(source), MAX_PROBED)):
-        yield functools.partial(source.__getitem__, index)
+        return itertools.islice(samples, MAX_PROBED)
+    return iter(range(min(len(source), MAX_PROBED)))

@@ -1,9 +1,9 @@
-"""Several encoders over one source in one pass: each sample is prepared once and encoded by all
-that lack its latents.
+"""Encodes one source with several encoders in one pass: each sample is prepared once and encoded by
+all that lack its latents.
 
-Every encoder has a latent dataset, plan and fingerprint of its own. The pass commits units of them,
-and what it leaves (because one was finished before, or another process is working on it)
-`encode_source` does for each as if there were no other.
+Every encoder has its own latent dataset, plan and fingerprint. The pass commits their units. What
+it leaves, because a dataset was finished before or another process works on it, `encode_source`
+does separately for each.
 """
 
 from __future__ import annotations
@@ -11,11 +11,10 @@ from __future__ import annotations
 import functools
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NoReturn
 
-from latentkit.contracts import Executor, InputSpec, Modality, SizeRule, Unit
+from latentkit.contracts import Executor, InputSpec, Modality, Unit
 from latentkit.contracts.encoder_description import readable_input
 from latentkit.encoding.encode_job import EncodeJob, JobResult
 from latentkit.encoding.encode_source import (
@@ -23,27 +22,15 @@ from latentkit.encoding.encode_source import (
     add_result,
     is_finished,
     make_job,
-    plans_there,
+    read_or_make_plans,
     write_recipe,
 )
-from latentkit.encoding.make_plan import EncodeInputs, EncodeSettings, next_plan, preview_views
+from latentkit.encoding.make_plan import EncodeInputs, EncodeSettings, next_plan
 from latentkit.encoding.unit_workers import make_shared_worker
-from latentkit.errors import PluginError
 from latentkit.store.claims import Claims
 from latentkit.store.folder import Folder
-from latentkit.store.index import committed
+from latentkit.store.index import committed_units
 from latentkit.store.plan import Plan, plan_numbers
-
-NUM_PROBED = 3
-"""Samples that are prepared to find out whether a modality asks for sizes while it prepares."""
-
-BuildModality = Callable[[InputSpec], Modality]
-"""What an encoder takes to the modality that prepares for it."""
-
-ASKED = (
-    "for some samples only, the modality asks which sizes the encoder takes, and the encoders of"
-    " this recipe differ in them; encode with each of them by a recipe of its own"
-)
 
 
 @dataclass(frozen=True)
@@ -51,9 +38,7 @@ class EncodeTarget:
     """A latent dataset to make.
 
     Args:
-        folder: of the dataset.
         inputs, settings: as for `encode_source`; the source is the same for all targets of a pass.
-        recipe_text: content of its recipe.yaml.
     """
 
     folder: Folder
@@ -64,9 +49,7 @@ class EncodeTarget:
 
 @dataclass(frozen=True)
 class SharedPassResult:
-    """What the pass did for a target, and whether its newest plan is known to be of the source as
-    it is now.
-    """
+    """What the pass did for a target, and whether its newest plan is known to match the source."""
 
     summary: EncodeSummary
     is_compared: bool
@@ -74,44 +57,31 @@ class SharedPassResult:
 
 @dataclass(frozen=True)
 class Group:
-    """Names of encoders for which samples are prepared to the same tensors, and the modality that
-    prepares them.
-    """
+    """Names of encoders that take the same tensors, and the modality that prepares them."""
 
-    names: Sequence[str]
+    names: list[str]
     modality: Modality
 
 
-def group_by_input(
-    builders: Mapping[str, BuildModality], inputs: Mapping[str, EncodeInputs], device: str
-) -> list[Group]:
-    """The encoders by what is prepared for them: they take the same but for sizes, for which a
-    modality may refuse but not differ.
+def group_by_input(inputs: Mapping[str, EncodeInputs], device: str) -> list[Group]:
+    """Group the encoders by what is prepared for them. In a group they take the same input except
+    for sizes; a modality may refuse sizes but not depend on them.
 
     Args:
-        builders: by name of the encoder, what builds its modality.
         inputs: by name of the encoder.
-        device: of the encoders.
-
-    Raises:
-        SourceError: the source has no samples, or can't be reached.
     """
-    encoders = {name: inputs[name].open_encoder(device) for name in builders}
-    specs = {
-        name: readable_input(one.input, one.layout, one.normalization)
-        for name, one in encoders.items()
-    }
-    groups = []
-    for names in _equal({name: replace(spec, sizes={}) for name, spec in specs.items()}):
-        parts, first = _equal({name: specs[name] for name in names}), names[0]
-        if len(parts) > 1 and (
-            modality := _sizeless(
-                builders[first], inputs[first], [specs[part[0]] for part in parts]
-            )
-        ):
-            groups.append(Group(names, modality))
+    groups: list[Group] = []
+    taken: list[InputSpec] = []
+    for name, one in inputs.items():
+        encoder, modality = one.open_encoder(device), one.modality
+        spec = readable_input(encoder.input, encoder.layout, encoder.normalization)
+        if getattr(modality, "ignores_sizes", False):
+            spec = replace(spec, sizes={})
+        if spec in taken:
+            groups[taken.index(spec)].names.append(name)
         else:
-            groups += [Group(part, inputs[part[0]].modality) for part in parts]
+            groups.append(Group([name], modality))
+            taken.append(spec)
     return groups
 
 
@@ -122,7 +92,8 @@ def encode_in_one_pass(
     device: str,
     show_progress: bool,
 ) -> list[SharedPassResult]:
-    """What the pass did for each of the targets: nothing where no other shares units with it.
+    """Return what the pass did for each of the targets: nothing for one that shares no units with
+    another.
 
     `modality` prepares for all of them.
 
@@ -134,7 +105,7 @@ def encode_in_one_pass(
     jobs = _shared_jobs(targets, [plan for plan, _ in planned], show_progress)
     jobs = {place: replace(job, modality=modality) for place, job in jobs.items()}
     places, summaries = list(jobs), [EncodeSummary() for _ in targets]
-    units = _lacked_by_several(list(jobs.values())) if len(jobs) > 1 else []
+    units = _units_missing_in_several(list(jobs.values())) if len(jobs) > 1 else []
     worker = functools.partial(make_shared_worker, list(jobs.values()))
     for result in executor.run(units, worker) if units else ():
         place = places[result.job if isinstance(result, JobResult) else 0]
@@ -149,9 +120,10 @@ def encode_in_one_pass(
 
 
 def _agree_on_plans(targets: Sequence[EncodeTarget], device: str) -> list[tuple[Plan, bool]]:
-    """The newest plan of each target, and whether it was made or compared with the source just now.
+    """Return the newest plan of each target, and whether it was just made or compared with the
+    source.
 
-    First plans take the unit size of the first target's, so that units hold the same samples.
+    First plans use the unit size of the first target, so that units contain the same samples.
     """
     planned: list[tuple[Plan, bool]] = []
     for target in targets:
@@ -159,7 +131,7 @@ def _agree_on_plans(targets: Sequence[EncodeTarget], device: str) -> list[tuple[
         if planned and settings.unit_size == "auto":
             settings = replace(settings, unit_size=planned[0][0].settings.unit_size)
         is_new = not plan_numbers(target.folder)
-        plan = plans_there(target.folder, target.inputs, device, settings)[-1]
+        plan = read_or_make_plans(target.folder, target.inputs, device, settings)[-1]
         if is_new:
             write_recipe(target.folder, target.recipe_text)
         if is_compared := is_new or is_finished(target.folder, plan):
@@ -173,8 +145,8 @@ def _agree_on_plans(targets: Sequence[EncodeTarget], device: str) -> list[tuple[
 def _shared_jobs(
     targets: Sequence[EncodeTarget], plans: Sequence[Plan], show_progress: bool
 ) -> dict[int, EncodeJob]:
-    """The jobs of unfinished targets by place, as far as their units hold the same samples as the
-    first one's.
+    """Return the jobs of unfinished targets by index, if their units contain the same samples as
+    the first one's.
     """
     jobs: dict[int, EncodeJob] = {}
     for place, (target, plan) in enumerate(zip(targets, plans, strict=True)):
@@ -187,7 +159,8 @@ def _shared_jobs(
 
 
 def _are_alike(one: EncodeJob, other: EncodeJob) -> bool:
-    """Whether the same units hold the same samples, and are encoded by the same number of threads.
+    """Return whether both jobs' units contain the same samples and are encoded with the same number
+    of threads.
     """
     if (
         one.settings.threads != other.settings.threads
@@ -197,92 +170,12 @@ def _are_alike(one: EncodeJob, other: EncodeJob) -> bool:
     return all(one.plan.work[name].equals(other.plan.work[name]) for name in ("key", "unit"))
 
 
-def _lacked_by_several(jobs: Sequence[EncodeJob]) -> list[Unit]:
-    """The first job's units of those numbers that nobody is working on and several jobs lack."""
+def _units_missing_in_several(jobs: Sequence[EncodeJob]) -> list[Unit]:
+    """Return the first job's units that no process works on and that several jobs lack."""
     num_lacking: Counter[int] = Counter()
     for job in jobs:
-        done = committed(job.folder)
+        done = committed_units(job.folder)
         left = [unit for unit in job.plan.units() if unit.name not in done]
         free = Claims(job.folder).find_free([unit.name for unit in left])
         num_lacking.update(unit.number for unit in left if unit.name in free)
     return [unit for unit in jobs[0].plan.units() if num_lacking[unit.number] > 1]
-
-
-# ---------------------------------------------------------------- what is prepared alike
-
-
-def _equal(specs: Mapping[str, InputSpec]) -> list[list[str]]:
-    """Names with equal specs together."""
-    groups: list[list[str]] = []
-    for name, spec in specs.items():
-        group = next((group for group in groups if specs[group[0]] == spec), None)
-        if group is None:
-            groups.append([name])
-        else:
-            group.append(name)
-    return groups
-
-
-class _SizesMatterError(PluginError):
-    """A modality has asked for what differs between the encoders that it prepares for."""
-
-
-class _CommonRule:
-    """In the place of several encoders' rules for an axis: answers what all of them answer alike,
-    while `may_ask`, and nothing else.
-    """
-
-    def __init__(self, rules: Sequence[SizeRule]) -> None:
-        self._rules, self.may_ask = rules, True
-
-    def allows(self, size: int) -> bool:
-        answers = {rule.allows(size) for rule in self._rules}
-        if not self.may_ask or len(answers) > 1:
-            raise _SizesMatterError(ASKED)
-        return answers.pop()
-
-    def __eq__(self, other: object) -> NoReturn:
-        raise _SizesMatterError(ASKED)
-
-    def __getattr__(self, name: str) -> NoReturn:
-        if name.startswith("__"):
-            raise AttributeError(name)  # what copying and pickling look for
-        raise _SizesMatterError(ASKED)
-
-
-def _sizeless(
-    build: BuildModality, inputs: EncodeInputs, specs: Sequence[InputSpec]
-) -> Modality | None:
-    """The modality, which can't tell the specs apart; they differ in sizes. None where it has to.
-
-    Samples prepared for each and compared would prove little: a modality may round the length of
-    short sounds only, and the last picture may be the first of its bucket. But one that is told
-    nothing of the rules, save answers on single sizes that are the same for all, while it is built,
-    prepares the same whichever of the specs it has. So this one is used for the pass: it can't go
-    wrong unseen. The first samples show whether it asks for more while it prepares; where none is
-    usable, nothing is known.
-    """
-    axes = {
-        axis: [spec.sizes.get(axis, SizeRule()) for spec in specs]
-        for spec in specs
-        for axis in spec.sizes
-    }
-    common = {
-        axis: _CommonRule(rules)
-        for axis, rules in axes.items()
-        if any(rule != rules[0] for rule in rules)
-    }
-    sizes: dict[str, Any] = {axis: common.get(axis, rules[0]) for axis, rules in axes.items()}
-    try:
-        modality = build(replace(specs[0], sizes=sizes))
-    except Exception:  # noqa: BLE001 (plugin boundary)
-        return None
-    for rule in common.values():
-        rule.may_ask = False
-    try:
-        probed = preview_views(
-            replace(inputs, modality=modality), min(NUM_PROBED, inputs.entries.num_rows)
-        )
-    except _SizesMatterError:
-        return None
-    return modality if probed else None

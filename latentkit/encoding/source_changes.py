@@ -1,5 +1,5 @@
-"""How a source differs from the latent dataset that was made of it, and what the next plan has to
-do about it.
+"""Compares a source with the latent dataset that was made from it, and decides what the next plan
+does.
 """
 
 from __future__ import annotations
@@ -13,17 +13,22 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from latentkit.store.columns import find_places
 from latentkit.store.index import first_rows
 from latentkit.store.plan import Plan
 
 Rows = npt.NDArray[np.int64]
 HashMedia = Callable[[Sequence[int]], Sequence[str | None]]
-"""Positions in the source to sha256 of each one's media; None for a sample that can't be read."""
+"""Takes positions in the source and returns the sha256 of each one's media; None for a sample that
+can't be read.
+"""
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Samples (of a stream: shards) by what became of them since the dataset was made."""
+    """Number of samples (for a stream: shards) by how they have changed since the dataset was
+    made.
+    """
 
     added: int = 0
     changed: int = 0
@@ -36,7 +41,7 @@ class Counts:
 
     @property
     def num_to_encode(self) -> int:
-        """Samples whose latents have to be made."""
+        """Return the number of samples that must be encoded."""
         return self.added + self.changed + self.retried
 
     def __bool__(self) -> bool:
@@ -60,8 +65,8 @@ class Counts:
 
 @dataclass(frozen=True)
 class Changes:
-    """What the next plan is made of: the key that the dataset has each entry under (null: to
-    encode), the counts, and of how many.
+    """Input of the next plan: each entry's key in the dataset (null: to encode), the counts, and
+    the number of samples before.
     """
 
     previous: pa.Array
@@ -76,18 +81,14 @@ def compare_samples(
     retry_skipped: bool,
     find_renamed: bool = True,
 ) -> Changes:
-    """Differences between the index (its columns key, stamp, content, status, attributes) and a
-    source's entries.
+    """Compare the index (its columns key, stamp, content, status, attributes) with a source's
+    entries.
 
-    Media are read where a stamp changed, and with `find_renamed` those of added samples when others
-    are gone: a renamed one is found by its content.
+    Media is read if a stamp has changed. With `find_renamed`, media of added samples is read if
+    others were removed, because a renamed one is found by its content.
     """
     old = first_rows(index)
-    place: Rows = (
-        pc.fill_null(pc.index_in(entries["key"], value_set=old["key"].combine_chunks()), -1)
-        .to_numpy()
-        .astype(np.int64)
-    )
+    place = find_places(entries["key"], old["key"])
     known, added = np.flatnonzero(place >= 0), np.flatnonzero(place < 0)
     gone = np.setdiff1d(np.arange(old.num_rows), place[known])
     changed, touched = _changed(old, entries, place, known, hash_media)
@@ -129,15 +130,11 @@ def compare_samples(
 
 
 def compare_shards(plan: Plan, entries: pa.Table, retried_units: pa.Array) -> Changes:
-    """Differences between a stream's newest plan and its shards; the shards of a unit are kept or
-    encoded again together.
+    """Compare a stream's newest plan with its shards. The shards of a unit are kept or encoded
+    again together.
     """
     table = plan.table
-    place: Rows = (
-        pc.fill_null(pc.index_in(entries["key"], value_set=table["key"].combine_chunks()), -1)
-        .to_numpy()
-        .astype(np.int64)
-    )
+    place = find_places(entries["key"], table["key"])
     known = np.flatnonzero(place >= 0)
     same = known[
         _equal(table["stamp"].take(pa.array(place[known])), entries["stamp"].take(pa.array(known)))
@@ -173,8 +170,8 @@ def compare_shards(plan: Plan, entries: pa.Table, retried_units: pa.Array) -> Ch
 def _changed(
     old: pa.Table, entries: pa.Table, place: Rows, known: Rows, hash_media: HashMedia
 ) -> tuple[Rows, Rows]:
-    """Positions of entries with another stamp: those whose media are others too, and those whose
-    media are the same.
+    """Return the positions of entries with another stamp: those whose media has changed, and those
+    whose media is the same.
     """
     same_stamp = _equal(
         old["stamp"].take(pa.array(place[known])), entries["stamp"].take(pa.array(known))
@@ -191,7 +188,9 @@ def _changed(
 
 
 def _find_renamed(old: pa.Table, gone: Rows, added: Rows, hash_media: HashMedia) -> dict[int, int]:
-    """Position among the entries to row of the old sample with the same content, each used once."""
+    """Return, for positions of entries, the row of the old sample with the same content. Each row
+    is used once.
+    """
     by_content: dict[str, list[int]] = {}
     for row, content in zip(
         gone.tolist(), old["content"].take(pa.array(gone)).to_pylist(), strict=True
@@ -211,7 +210,7 @@ def _equal(a: pa.ChunkedArray, b: pa.ChunkedArray) -> npt.NDArray[np.bool_]:
 
 
 def _count_different(a: pa.ChunkedArray, b: pa.ChunkedArray) -> int:
-    """Rows of two columns of structs that aren't equal; a missing field is a null."""
+    """Return how many rows of two columns of structs differ. A missing field is a null."""
     a, b = a.combine_chunks(), b.combine_chunks()
     if a.equals(b):
         return 0
@@ -230,6 +229,7 @@ def _field(column: pa.Array, name: str) -> pa.Array:
 
 
 def _differ(a: pa.Array, b: pa.Array) -> npt.NDArray[np.bool_]:
+    """Return which values of two columns differ."""
     if a.equals(b):
         return np.zeros(len(a), np.bool_)
     if a.type == b.type and (pa.types.is_primitive(a.type) or pa.types.is_string(a.type)):
@@ -246,7 +246,7 @@ def _differ(a: pa.Array, b: pa.Array) -> npt.NDArray[np.bool_]:
 
 
 def _is_same(a: Any, b: Any) -> bool:
-    """Whether two values are equal, where NaN equals NaN at any depth."""
+    """Return whether two values are equal; NaN equals NaN at any depth."""
     if isinstance(a, list) and isinstance(b, list):
         return len(a) == len(b) and all(map(_is_same, a, b))
     if isinstance(a, dict) and isinstance(b, dict):

@@ -1,4 +1,4 @@
-"""Fourth stage: what the encoder gave to the writers of units, on a thread of its own."""
+"""Fourth stage: passes encoded batches to the writers of units, in a separate thread."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from latentkit.encoding.encode_stage import EncodedBatch
 from latentkit.encoding.filling_batches import FillingBatches
 from latentkit.errors import SourceError
 from latentkit.preparing.sample_preparer import GONE, PreparedSample
-from latentkit.store.writer import NOT_FINITE, UnitWriter
+from latentkit.runtime.bad_samples import NOT_FINITE, BadSamplePolicy
+from latentkit.store.writer import UnitWriter
 
 MAX_WRITES_WAITING = 8
 
 
 @dataclass
 class OpenUnit:
-    """A unit that is being encoded: its writer, its batches that are filling up, what is still to
-    be written of it, and its times.
+    """A unit that is being encoded: its writer, its partly filled batches, its unfinished writes,
+    and its times.
     """
 
     unit: Unit
@@ -36,8 +37,8 @@ class OpenUnit:
 
 
 class WriteStage:
-    """Writes the rows of one job's units, in order; at most `MAX_WRITES_WAITING` batches wait. To
-    be used as a context, whose end drops units that were not committed.
+    """Writes the rows of one job's units, in order. At most `MAX_WRITES_WAITING` batches wait. Use
+    it as a context manager, which drops uncommitted units at its end.
     """
 
     def __init__(self, job: EncodeJob) -> None:
@@ -64,22 +65,20 @@ class WriteStage:
             self._open[unit] = OpenUnit(unit, writer, filling)
         return self._open[unit]
 
-    def forget(self, unit: Unit) -> None:
-        """Let go of a unit that was committed."""
+    def close_committed(self, unit: Unit) -> None:
+        """Release a unit that was committed."""
         del self._open[unit]
 
     def skip(self, unit: OpenUnit, outcome: PreparedSample) -> None:
-        """Have the views recorded that can't be had.
+        """Record the views of a sample that are skipped.
 
         Raises:
             SourceError: on_bad_sample is "fail".
         """
         for label in outcome.skipped:
-            if self._job.on_bad_sample == "fail" and outcome.reason != GONE:
-                said = f"sample {self._job.key_of(label)!r}: {outcome.reason}"
-                raise SourceError(
-                    f"{said}; with on_bad_sample: skip it would be recorded and left out"
-                )
+            if outcome.reason != GONE:
+                policy = BadSamplePolicy(self._job.on_bad_sample)
+                policy.check_one(self._job.key_of(label), outcome.reason)
             self._put(unit, unit.writer.skip, label, outcome.reason)
 
     def add(self, unit: OpenUnit, batch: EncodedBatch) -> None:
@@ -88,10 +87,11 @@ class WriteStage:
         self._put(unit, self._add, unit, batch)
 
     def run(self, function: Callable[..., None], *args: Any) -> None:
-        """Call a function on the writing thread, when it comes to it."""
+        """Call a function in the writing thread, after what it already has to do."""
         self._thread.submit(function, *args)
 
     def _put(self, unit: OpenUnit, function: Callable[..., None], *args: Any) -> None:
+        """Add work to the writing thread, and wait if too much is waiting."""
         write = self._thread.submit(function, *args)
         unit.writes.append(write)
         self._waiting.append(write)
@@ -101,13 +101,12 @@ class WriteStage:
             self._waiting.popleft().result()
 
     def _add(self, unit: OpenUnit, batch: EncodedBatch) -> None:
-        """Runs on the writing thread."""
+        """Write a batch. Runs in the writing thread."""
         batch.wait()
         unit.waited_seconds += batch.idle_seconds()
         writer, num_skipped = unit.writer, unit.writer.num_skipped
         writer.add(batch.bucket, batch.labels, batch.tensors, batch.ragged_axis, batch.measured)
         if self._job.on_bad_sample == "fail" and writer.num_skipped > num_skipped:
             raise SourceError(
-                f"{NOT_FINITE}; with on_bad_sample: skip those samples would be recorded and"
-                " left out"
+                f"{NOT_FINITE}. With on_bad_sample: skip these samples are recorded and left out"
             )

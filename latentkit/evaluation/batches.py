@@ -3,32 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from latentkit.contracts import Modality, Sample, Source, StreamSource
-from latentkit.errors import RecipeError, SampleError, SourceError
-from latentkit.preparing.media_retry import retried
-from latentkit.preparing.threads_ahead import prepare_in_order
+from latentkit.contracts import Modality, Prepared, Sample, Source, StreamSource
+from latentkit.errors import RecipeError
+from latentkit.preparing.look_ahead import prepare_in_order
+from latentkit.preparing.sample_trier import SampleTrier, prepared_by
 from latentkit.preparing.unit_samples import read_shard
-from latentkit.runtime.bad_samples import are_too_many
+from latentkit.runtime.bad_samples import BadSamplePolicy, refuse_all
 from latentkit.runtime.cores import share_of_cores
-from latentkit.runtime.sample_faults import faults_cost_the_sample
 
 AHEAD_PER_CORE = 4
 
 
 @dataclass(frozen=True)
 class Row:
-    """One view of one sample, or what is left of a bad one: `tensor` (C, ...) is None, and `reason`
-    says why.
+    """One view of one sample. For a bad sample `tensor`, (C, ...), is None and `reason` says why.
 
     Args:
-        position: number of the row, from 0; good and bad ones together.
+        position: number of the row, from 0, counting good and bad ones.
     """
 
     position: int
@@ -39,54 +36,51 @@ class Row:
     reason: str = ""
 
 
-@dataclass(frozen=True)
-class BadSamples:
-    """What happens at a sample that can't be used; the recipe's keys."""
-
-    on_bad_sample: str = "skip"
-    max_bad: float = 0.05
-
-
 def count_samples(source: Source | StreamSource) -> int | None:
-    """How many samples the source has; None for a stream, which would have to be read."""
+    """Return the number of samples in the source; None for a stream, which would have to be
+    read.
+    """
     return None if isinstance(source, StreamSource) else len(source)
 
 
-def read_rows(source: Source | StreamSource, modality: Modality, bad: BadSamples) -> Generator[Row]:
-    """Every view of every sample, in the source's order.
+def read_rows(
+    source: Source | StreamSource, modality: Modality, policy: BadSamplePolicy
+) -> Generator[Row]:
+    """Yield every view of every sample, in the source's order.
 
     Raises:
-        SourceError: media out of reach, no usable sample, or more bad ones than allowed.
-        RecipeError: the modality gives several tensors for a sample.
+        SourceError: media can't be reached, no sample is usable, or more are bad than allowed.
+        RecipeError: the modality returns several tensors per sample.
     """
-    num_threads = share_of_cores()
-    prepare = functools.partial(_prepare, source, modality)
-    num_ahead = AHEAD_PER_CORE * num_threads - 1
-    num_good, num_bad, position = 0, 0, itertools.count()
+    num_threads, num_samples = share_of_cores(), count_samples(source)
+    trier, prepare = SampleTrier(source), prepared_by(modality)
+    num_read, position, reasons = 0, itertools.count(), dict[str, str]()
     with contextlib.closing(
-        prepare_in_order(_positions(source), prepare, num_ahead, num_threads)
+        prepare_in_order(
+            _samples(source),
+            lambda sample: trier.try_sample(sample, prepare),
+            AHEAD_PER_CORE * num_threads - 1,
+            num_threads,
+        )
     ) as ahead:
-        for rows in ahead:
-            num_good += not rows[0].reason
-            num_bad += bool(rows[0].reason)
-            _check_bad(rows[0], num_bad, bad, count_samples(source))
-            for row in rows:
-                yield Row(next(position), row.key, row.view, row.bucket, row.tensor, row.reason)
-    if not num_good:
-        raise SourceError(
-            "no sample of the source can be used"
-            + (f", such as {rows[0].key!r}: {rows[0].reason}" if num_bad else "")
-        )
-    if are_too_many(num_bad, num_good + num_bad, bad.max_bad):
-        raise SourceError(
-            f"{num_bad} of {num_good + num_bad} samples can't be used, more than max_bad:"
-            f" {bad.max_bad:g} allows"
-        )
+        for tried in ahead:
+            num_read += 1
+            if tried.reason:
+                reasons[tried.key] = tried.reason
+                policy.check_one(tried.key, tried.reason)
+                if num_samples is not None:
+                    policy.check_all(reasons, num_samples, when=" so far")
+                yield Row(next(position), tried.key, reason=tried.reason)
+            for view in tried.views:
+                yield _row(next(position), tried.key, view)
+    if not num_read:
+        refuse_all(reasons)
+    policy.check_all(reasons, num_read)
 
 
 def batch_rows(rows: Iterable[Row], batch_size: int) -> Iterator[list[Row]]:
-    """Good rows in batches of one bucket; a batch is given as soon as it is full, and what doesn't
-    fill one at the end.
+    """Yield good rows in batches of one bucket: each batch when it is full, and the rest at the
+    end.
     """
     waiting: dict[str, list[Row]] = {}
     for row in rows:
@@ -97,7 +91,7 @@ def batch_rows(rows: Iterable[Row], batch_size: int) -> Iterator[list[Row]]:
     yield from waiting.values()
 
 
-def _positions(source: Source | StreamSource) -> Iterator[int | Sample]:
+def _samples(source: Source | StreamSource) -> Iterator[int | Sample]:
     if isinstance(source, StreamSource):
         for shard in source.shards():
             yield from read_shard(source, shard)
@@ -105,58 +99,16 @@ def _positions(source: Source | StreamSource) -> Iterator[int | Sample]:
         yield from range(len(source))
 
 
-def _prepare(source: Source | StreamSource, modality: Modality, place: int | Sample) -> list[Row]:
-    """The rows of one sample, at least one."""
-
-    def prepare() -> list[Row]:
-        sample = place if isinstance(place, Sample) else _fetch(source, place)
-        if isinstance(sample, Row):
-            return [sample]
-        try:
-            with faults_cost_the_sample(modality, sample.key):
-                prepared = list(modality.prepare(sample))
-            views = [_row(sample.key, view.view, view.bucket, view.tensor) for view in prepared]
-        except SampleError as error:
-            return [Row(0, sample.key, reason=str(error))]
-        return views or [Row(0, sample.key, reason="the modality gave no view of it")]
-
-    return retried(prepare, f"sample {place.key if isinstance(place, Sample) else place}")
-
-
-def _fetch(source: Source | StreamSource, index: int) -> Sample | Row:
-    assert isinstance(source, Source)
-    try:
-        with faults_cost_the_sample(source):
-            return source[index]
-    except SampleError as error:
-        key = next(itertools.islice(source.entries(), index, None)).key
-        return Row(0, key, reason=str(error))
-
-
-def _row(key: str, view: str, bucket: str, tensor: object) -> Row:
-    if not isinstance(tensor, Tensor):
+def _row(position: int, key: str, view: Prepared) -> Row:
+    if not isinstance(view.tensor, Tensor):
         raise RecipeError(
-            f"sample {key!r}: evaluation takes modalities that give one tensor a sample; this one"
-            " gives several"
+            f"sample {key!r}: evaluation needs modalities that return one tensor per sample; this"
+            " one"
+            " returns several"
         )
-    return Row(0, key, view, bucket, tensor)
-
-
-def _check_bad(row: Row, num_bad: int, bad: BadSamples, num_samples: int | None) -> None:
-    if not row.reason:
-        return
-    if bad.on_bad_sample == "fail":
-        raise SourceError(
-            f"sample {row.key!r} can't be used: {row.reason}; remove it, or set on_bad_sample: skip"
-        )
-    if num_samples is not None and are_too_many(num_bad, num_samples, bad.max_bad):
-        allowed = f"more than max_bad: {bad.max_bad:g} allows"
-        raise SourceError(
-            f"{num_bad} of {num_samples} samples can't be used so far, {allowed}, such as"
-            f" {row.key!r}: {row.reason}"
-        )
+    return Row(position, key, view.view, view.bucket, view.tensor)
 
 
 def tensors_of(rows: Sequence[Row]) -> list[Tensor]:
-    """The tensors of good rows."""
+    """Return the tensors of good rows."""
     return [row.tensor for row in rows if row.tensor is not None]

@@ -1,4 +1,4 @@
-"""Line charts of an evaluation's report: from numbers to places in an SVG."""
+"""Line charts of an evaluation's report: converts numbers to positions in an SVG."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ MANY_DECADES = 1.5
 
 Points = Sequence[tuple[float, float]]
 Ticks = Sequence[tuple[float, str]]
-"""Place in pixels, and text."""
+"""Position in pixels, and text."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Axis:
     log: bool = False
 
     def __call__(self, value: float) -> float:
-        """Place of a value, in pixels."""
+        """Return the position of a value, in pixels."""
         return self.start + self._share(value) * (self.end - self.start)
 
     def _share(self, value: float) -> float:
@@ -34,8 +34,8 @@ class Axis:
         return (found - low) / (high - low) if high > low else 0.5
 
     def ticks(self) -> list[float]:
-        """Round values inside: powers of ten on a logarithmic scale that holds two of them, else
-        about four steps of 1, 2 or 5.
+        """Return round values inside: powers of ten on a logarithmic scale with at least two of
+        them, else about four steps of 1, 2 or 5.
         """
         if self.log:
             powers = [
@@ -59,10 +59,9 @@ class Axis:
 
 @dataclass(frozen=True)
 class LineChart:
-    """A chart as the page draws it; places and sizes in pixels.
+    """A chart as the page draws it; positions and sizes in pixels.
 
     Args:
-        x_ticks, y_ticks: of the axes.
         paths: class and SVG path of each line.
     """
 
@@ -80,12 +79,12 @@ class LineChart:
 
     @property
     def middle(self) -> float:
-        """Middle of the horizontal axis."""
+        """Return the middle of the horizontal axis."""
         return (self.left + self.right) / 2
 
     @property
     def center(self) -> float:
-        """Middle of the vertical axis."""
+        """Return the middle of the vertical axis."""
         return (self.top + self.bottom) / 2
 
 
@@ -94,7 +93,7 @@ def plot_lines(
 ) -> LineChart | None:
     """Return a chart of thin lines, and a thick one for their mean; None without a finite point.
 
-    The vertical scale is logarithmic where values span decades.
+    The vertical scale is logarithmic if values span decades.
     """
     lines, mean = [_finite(line) for line in lines], _finite(mean)
     points = [point for line in (*lines, mean) for point in line]

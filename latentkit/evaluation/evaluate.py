@@ -1,8 +1,8 @@
-"""Reconstructions and latents measured: `evaluate_model` on a source, `evaluate_latents` on a
+"""Measures reconstructions and latents: `evaluate_model` on a source, `evaluate_latents` on a
 latent dataset.
 
-Pure: weights, train or eval mode and torch's random numbers are left as they were, and each
-sample's draws depend on the seed and its place alone, whatever the batch size.
+There are no side effects: weights, train or eval mode and torch's random numbers are unchanged.
+Each sample's draws depend only on the seed and its position, not on the batch size.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ from latentkit.contracts.encoder_description import LOGVAR_RANGE
 from latentkit.contracts.plugin_specs import Better, Need
 from latentkit.errors import EncoderError, RecipeError
 from latentkit.evaluation.batches import (
-    BadSamples,
     Row,
     batch_rows,
     count_samples,
@@ -44,7 +43,8 @@ from latentkit.evaluation.batches import (
 from latentkit.evaluation.images import Gallery
 from latentkit.metrics.metric import POSTERIOR_STREAM, Floats, draw, noise_for
 from latentkit.reading.dataset import LatentDataset
-from latentkit.runtime.device import forked_random
+from latentkit.runtime.bad_samples import BadSamplePolicy
+from latentkit.runtime.device import restored_random_state
 from latentkit.runtime.numerics import fixed_numerics
 from latentkit.runtime.progress import Progress
 
@@ -56,8 +56,8 @@ class NamedMetric:
     """A metric of an evaluation.
 
     Args:
-        name: what its figures are called; unique in the evaluation.
-        metric: starts again with each evaluation.
+        name: prefix of its results; unique in the evaluation.
+        metric: reset with each evaluation.
         needs, better: see `MetricSpec`.
         use: its name in recipes, by which a modality knows it.
     """
@@ -75,21 +75,22 @@ class EvaluateSettings:
 
     Args:
         posterior: what is decoded and measured of each posterior: its mean, or a draw.
-        batch_size: samples that pass the model at once.
-        seed: of all draws.
+        batch_size: samples that are encoded at once.
+        seed: seed of all draws.
         device: torch device of inputs and metrics.
-        bad: what happens at samples that can't be used.
-        num_pictures: samples to keep pictures of, spread over the source; and as many of the worst.
-        show_always: decode those spread over the source also where no metric needs that.
-        keep_tensors: keep those spread over the source also as tensors, for a modality to render.
-        show_progress: print a live line.
+        bad: what is done with bad samples.
+        num_pictures: number of samples spread over the source whose images are kept, and as many of
+            the worst.
+        show_always: decode the samples spread over the source even if no metric needs it.
+        keep_tensors: keep the samples spread over the source also as tensors, for a modality to
+            render.
     """
 
     posterior: Posterior = "mean"
     batch_size: int = 8
     seed: int = 0
     device: str = "cpu"
-    bad: BadSamples = field(default_factory=BadSamples)
+    bad: BadSamplePolicy = field(default_factory=BadSamplePolicy)
     num_pictures: int = 0
     show_always: bool = False
     keep_tensors: bool = False
@@ -98,15 +99,15 @@ class EvaluateSettings:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was found.
+    """Results of an evaluation.
 
     Args:
         figures: by name, such as "psnr" and "kl_bits_per_dim".
-        per_sample: by the same, a number for each good row.
-        tables: whatever else each metric knows, by its name.
-        rows: all of them in the source's order, without their tensors; bad ones have a reason.
+        per_sample: with the same names, a number for each good row.
+        tables: other results of each metric, by its name.
+        rows: all rows in the source's order, without their tensors; bad ones have a reason.
         warnings: why figures may mislead.
-        gallery: pictures, where there are any.
+        gallery: images, if there are any.
         posterior: what was decoded.
     """
 
@@ -120,11 +121,11 @@ class Evaluation:
 
     @property
     def num_samples(self) -> int:
-        """Rows that were measured."""
+        """Return the number of measured rows."""
         return sum(not row.reason for row in self.rows)
 
     def values(self) -> dict[str, float]:
-        """The figures' numbers alone, by name."""
+        """Return only the numbers of the figures, by name."""
         return {name: figure.value for name, figure in self.figures.items()}
 
 
@@ -132,7 +133,8 @@ class Evaluation:
 
 
 class Codec(Protocol):
-    """What is evaluated: an `Encoder` that `Decodes`, or a `Trainable`'s module by `ModuleCodec`.
+    """What is evaluated: an `Encoder` that `Decodes`, or a `Trainable`'s module through
+    `ModuleCodec`.
     """
 
     @property
@@ -148,11 +150,10 @@ class Codec(Protocol):
 
 @dataclass(frozen=True)
 class ModuleCodec:
-    """A `Trainable`'s module as it stands, in the middle of a training run.
+    """A `Trainable`'s current module, in the middle of a training run.
 
     Args:
-        module: its forward gives a `Reconstruction`, and it has a method `decode`.
-        input, layout: the model's.
+        module: its forward returns a `Reconstruction`, and it has a method `decode`.
     """
 
     module: nn.Module
@@ -160,14 +161,14 @@ class ModuleCodec:
     layout: LatentLayout
 
     def encode(self, batch: Tensor) -> dict[str, Tensor]:
-        """Raw "mean" and "logvar", or "latent"."""
+        """Return raw "mean" and "logvar", or "latent"."""
         found: Reconstruction = self.module(batch)
         if found.moments is None:
             return {"latent": found.latents}
         return {"mean": found.moments.mean, "logvar": found.moments.logvar}
 
     def decode(self, latents: Tensor) -> Tensor:
-        """The batch of raw latents.
+        """Decode raw latents.
 
         Raises:
             EncoderError: the module has no method `decode`.
@@ -191,13 +192,12 @@ def evaluate_model(
     metrics: Sequence[NamedMetric],
     settings: EvaluateSettings,
 ) -> Evaluation:
-    """Reconstructions of every view of every sample, and their latents, measured.
+    """Measure reconstructions of every view of every sample, and their latents.
 
     Raises:
-        RecipeError: a metric that this model or modality can't have.
-        SourceError: no usable sample, too many bad ones, or samples that a metric can't be measured
-            on.
-        EncoderError: the model can't decode, or gives another shape than it takes.
+        RecipeError: this model or modality doesn't support a metric.
+        SourceError: no sample is usable, too many are bad, or a metric can't be measured on them.
+        EncoderError: the model can't decode, or returns another shape than its input's.
     """
     check_metrics(metrics, model.layout, settings.posterior, isinstance(model, Decodes), modality)
     if model.layout.kind != "gaussian":
@@ -220,10 +220,10 @@ def evaluate_model(
     )
     with (
         contextlib.closing(read_rows(source, modality, settings.bad)) as found,
-        _undisturbed(model, settings),
+        _preserving_state(model, settings),
         progress,
     ):
-        for batch in batch_rows(_recorded(found, rows), settings.batch_size):
+        for batch in batch_rows(_record_rows(found, rows), settings.batch_size):
             is_shown = settings.show_always and gallery.wants(batch)
             seen = _pass(model, batch, settings, decodes or is_shown)
             for named in metrics:
@@ -232,20 +232,20 @@ def evaluate_model(
                 gallery.add(batch, *seen.pair())
             good += [_without_tensor(row) for row in batch]
             progress.update(len({row.key for row in batch} - begun))
-            begun = {row.key for row in batch}  # whose other views may come with the next batch
+            begun = {row.key for row in batch}  # their other views may come with the next batch
     return _finish(metrics, rows, good, settings, gallery)
 
 
 def evaluate_latents(
     dataset: LatentDataset, metrics: Sequence[NamedMetric], settings: EvaluateSettings
 ) -> Evaluation:
-    """The latents of a dataset, measured as raw ones; no encoder is needed.
+    """Measure the latents of a dataset, as raw latents. No encoder is needed.
 
     Args:
-        dataset: opened with posterior "moments" where it has moments, else "mean".
+        dataset: opened with posterior "moments" if it has moments, else "mean".
 
     Raises:
-        RecipeError: a metric that these latents can't have.
+        RecipeError: these latents don't support a metric.
         StoreError: a unit is missing or damaged.
     """
     layout = dataset.layout
@@ -290,11 +290,11 @@ def check_metrics(
     modality: Modality | None,
     has_moments: bool = True,
 ) -> None:
-    """Nothing, if all of them can be measured.
+    """Check that every metric can be computed.
 
     Args:
         modality: None for latents without their source.
-        has_moments: whether mean and logvar are known, where the layout has them.
+        has_moments: whether mean and logvar are known, if the layout has them.
 
     Raises:
         RecipeError: one line per metric that can't.
@@ -303,34 +303,33 @@ def check_metrics(
     problems = []
     if posterior == "sample" and not has_posterior:
         problems.append(
-            "posterior: sample needs a posterior, and there is none; set posterior: mean"
+            "posterior: sample needs a posterior, but there is none; set posterior: mean"
         )
     for named in metrics:
         if "decoder" in named.needs and modality is None:
             problems.append(
-                f"metric {named.name!r} compares pictures with their reconstructions, and latents"
+                f"metric {named.name!r} compares inputs with their reconstructions, but latents"
                 " alone have none"
             )
         elif "decoder" in named.needs and not can_decode:
             problems.append(
-                f"metric {named.name!r} needs a model that can decode, and this one can't"
+                f"metric {named.name!r} needs a model that can decode, but this one can't"
             )
         elif "posterior" in named.needs and not has_posterior:
             problems.append(
-                f"metric {named.name!r} needs a posterior, and these latents are {layout.kind},"
+                f"metric {named.name!r} needs a posterior, but these latents are {layout.kind},"
                 " without mean and logvar"
             )
         elif "continuous" in named.needs and layout.kind == "quantised":
             problems.append(
-                f"metric {named.name!r} needs latents that are numbers, and these are indices"
+                f"metric {named.name!r} needs latents that are numbers, but these are indices"
             )
         elif (
             "modality" in named.needs and modality is not None and named.use not in modality.metrics
         ):
             known = ", ".join(modality.metrics) or "none"
             problems.append(
-                f"metric {named.name!r} makes no sense for this modality, whose own metrics are:"
-                f" {known}"
+                f"metric {named.name!r} doesn't apply to this modality, whose metrics are: {known}"
             )
     if problems:
         raise RecipeError(
@@ -367,7 +366,7 @@ def _pass(
     output = decode(seen.latents) if decodes else None
     if output is not None and output.shape != inputs.shape:
         raise EncoderError(
-            f"the model gave {tuple(output.shape)} for an input of {tuple(inputs.shape)}"
+            f"the model returned {tuple(output.shape)} for an input of {tuple(inputs.shape)}"
         )
     return MetricBatch(
         positions, seen.latents, seen.moments, inputs, output, seen.is_draw, settings.seed, decode
@@ -377,7 +376,7 @@ def _pass(
 def _with_moments(
     mean: Tensor, logvar: Tensor, positions: Sequence[int], settings: EvaluateSettings
 ) -> MetricBatch:
-    """The posterior's mean, or the draw of it that belongs to each position; logvar is clamped to
+    """Return the posterior's mean, or the draw that belongs to each position. logvar is clamped to
     [-30, 20], as everywhere.
     """
     moments = Moments(mean, logvar.clamp(*LOGVAR_RANGE))
@@ -389,14 +388,14 @@ def _with_moments(
 
 
 @contextlib.contextmanager
-def _undisturbed(model: Codec, settings: EvaluateSettings) -> Iterator[None]:
-    """No gradients, eval mode, float32 that is float32, and random numbers of our own; all as
-    before when left.
+def _preserving_state(model: Codec, settings: EvaluateSettings) -> Iterator[None]:
+    """Switch off gradients, use eval mode, true float32 and separate random numbers, and restore
+    everything at the end.
     """
     module = getattr(model, "module", None) if isinstance(model, ModuleCodec) else None
     modes = [(part, part.training) for part in module.modules()] if module is not None else []
     numerics = fixed_numerics(torch.get_num_threads(), settings.device)
-    with torch.no_grad(), numerics, forked_random(settings.device):
+    with torch.no_grad(), numerics, restored_random_state(settings.device):
         torch.manual_seed(settings.seed)
         if module is not None:
             module.eval()
@@ -410,8 +409,8 @@ def _undisturbed(model: Codec, settings: EvaluateSettings) -> Iterator[None]:
 # ---------------------------------------------------------------- the end
 
 
-def _recorded(rows: Iterator[Row], record: list[Row]) -> Iterator[Row]:
-    """The good rows; all of them are noted in `record`, without their tensors."""
+def _record_rows(rows: Iterator[Row], record: list[Row]) -> Iterator[Row]:
+    """Yield the good rows, and add all of them to `record` without their tensors."""
     for row in rows:
         record.append(_without_tensor(row))
         if not row.reason:
@@ -429,11 +428,7 @@ def _finish(
     settings: EvaluateSettings,
     gallery: Gallery,
 ) -> Evaluation:
-    """Everything the metrics found, numbers per sample in the order of the rows.
-
-    Args:
-        good: rows that were measured, in the order in which they were.
-    """
+    """Return all results, with numbers per sample in the order of the rows."""
     figures: dict[str, Figure] = {}
     per_sample: dict[str, Floats] = {}
     tables: dict[str, Mapping[str, Any]] = {}

@@ -1,11 +1,10 @@
-"""report.html: one file that shows an evaluation, with nothing to load from elsewhere and
-everything foreign escaped. Its text is report.html.jinja.
+"""report.html: one file that shows an evaluation, loads nothing from elsewhere and escapes all
+foreign text. Its template is report.html.jinja.
 """
 
 from __future__ import annotations
 
 import base64
-import json
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -13,29 +12,21 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from latentkit.evaluation.charts import LineChart, Points, plot_lines, short
+from latentkit.evaluation.charts import LineChart, plot_lines, short
 from latentkit.evaluation.evaluate import Evaluation
 from latentkit.evaluation.images import DIFFERENCE_GAIN, SHOWN_SIDE
-from latentkit.runtime.nested import flatten
 from latentkit.store.columns import escape
 
-PLOTTED_POINTS = 400
 
-
-def write_report(document: Mapping[str, Any], found: Evaluation, curves: str = "") -> str:
-    """Return the page's text.
-
-    Args:
-        document: the contents of metrics.json.
-        curves: text of a training run's log.jsonl; empty for none.
-    """
+def write_report(document: Mapping[str, Any], found: Evaluation) -> str:
+    """Return the page's text."""
     page = Environment(
         loader=PackageLoader("latentkit.evaluation", "."),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=StrictUndefined,
-        finalize=lambda value: escape(value) if type(value) is str else value,  # not markup
+        finalize=lambda value: escape(value) if type(value) is str else value,  # text, not markup
     )
     page.filters |= {
         "base64": _in_base64,
@@ -51,10 +42,6 @@ def write_report(document: Mapping[str, Any], found: Evaluation, curves: str = "
         gain=DIFFERENCE_GAIN,
         side=SHOWN_SIDE,
         spectrum=_plot_spectrum,
-        curves=[
-            plot_lines([points[:: max(len(points) // PLOTTED_POINTS, 1)]], "step", name)
-            for name, points in read_curves(curves).items()
-        ],
     )
 
 
@@ -88,20 +75,3 @@ def _plot_spectrum(table: Mapping[str, Any]) -> LineChart | None:
         for values in [*power.tolist(), power.mean(axis=0).tolist()]
     ]
     return plot_lines(lines, "cycles per latent (log scale)", "power", middle, log_x=True)
-
-
-def read_curves(text: str) -> dict[str, Points]:
-    """Numbers over steps by dotted name, from the lines of a log.jsonl; lines that aren't such
-    records are passed over.
-    """
-    series: dict[str, list[tuple[float, float]]] = {}
-    for line in text.splitlines():
-        try:
-            record = json.loads(line)
-            step = float(record.pop("step"))
-        except (ValueError, KeyError, TypeError, AttributeError):
-            continue
-        for name, value in flatten(record):
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                series.setdefault(name, []).append((step, float(value)))
-    return {name: points for name, points in series.items() if len(points) > 1}

@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: a few samples spread over the source, and the worst, each beside its
+"""Images of an evaluation: a few samples spread over the source, and the worst, each with its
 reconstruction and their difference.
 """
 
@@ -25,13 +25,13 @@ CHANNELS = (1, 3, 4)
 
 @dataclass(frozen=True, order=True)
 class GallerySample:
-    """One sample to look at; of larger pictures the middle is shown, pixel for pixel.
+    """One sample to look at. Of larger images the center is shown, pixel for pixel.
 
     Args:
-        error: mean squared error on the scale of 8-bit pictures, by which samples are the worst.
-        position: of the row.
-        key, view: of the sample.
-        images: PNG bytes of source, reconstruction, and difference (its size, four times).
+        error: mean squared error on the scale of 8-bit images, by which the worst samples are
+            found.
+        images: PNG bytes of source, reconstruction, and difference (its absolute value, four
+            times).
     """
 
     error: float
@@ -47,8 +47,8 @@ class Gallery:
     Args:
         count: samples to show, spread over the source, and as many of the worst; 0 keeps nothing.
         limits: lowest and highest value of the inputs.
-        num_samples: of the source; None for a stream, whose first samples are shown.
-        keep_tensors: whether `pairs` is wanted.
+        num_samples: samples in the source; None for a stream, whose first samples are shown.
+        keep_tensors: whether `pairs` is needed.
     """
 
     def __init__(
@@ -68,12 +68,12 @@ class Gallery:
         """Reconstructions seen that were not finite."""
 
     def wants(self, rows: Sequence[Row]) -> bool:
-        """Whether any of the rows is one of those spread over the source."""
+        """Return whether any of the rows is one of those spread over the source."""
         return any(row.position in self._wanted for row in rows)
 
     def add(self, rows: Sequence[Row], inputs: Tensor, output: Tensor) -> None:
-        """Look at a batch, (N, C, H, W) each, or (N, C, T, H, W), whose middle frame or slice is
-        kept; anything else is passed over.
+        """Add a batch, (N, C, H, W) each, or (N, C, T, H, W), whose middle frame or slice is kept.
+        Anything else is ignored.
         """
         self.num_broken += int((~output.flatten(1).isfinite().all(1)).sum())
         if self._keep_tensors:
@@ -116,23 +116,25 @@ class Gallery:
 
     @property
     def spread(self) -> list[GallerySample]:
-        """Samples spread over the source, in its order."""
+        """Return the samples spread over the source, in its order."""
         return sorted(self._spread, key=lambda shown: shown.position)
 
     @property
     def pairs(self) -> list[list[Tensor]]:
-        """Samples spread over the source, with their reconstructions: (C, ...) float16, CPU."""
+        """Return the samples spread over the source with their reconstructions: (C, ...) float16,
+        CPU.
+        """
         return [self._tensors[position] for position in sorted(self._tensors)]
 
     @property
     def worst(self) -> list[GallerySample]:
-        """The worst samples, the worst first."""
+        """Return the worst samples, the worst first."""
         return [entry[2] for entry in sorted(self._worst, reverse=True)]
 
 
 def draw_row(source: Tensor, output: Tensor) -> tuple[bytes, bytes, bytes]:
-    """PNG bytes of two pictures (C, H, W) in [0, 255], and of the size of their difference, four
-    times; alpha is left out.
+    """Return PNG bytes of two images (C, H, W) in [0, 255] and of their absolute difference, four
+    times. Alpha is left out.
     """
     pair = [_middle(values).cpu() for values in (source, output)]
     difference = (DIFFERENCE_GAIN * (pair[0] - pair[1]).abs()).clamp(max=255)
@@ -156,8 +158,8 @@ def _png(values: Tensor) -> bytes:
 
 
 def save_grid(gallery: Gallery, path: Path) -> None:
-    """One PNG at `path`, a sample in each row: source, reconstruction, difference; nothing where no
-    pictures were kept.
+    """Write one PNG to `path` with a sample in each row: source, reconstruction, difference.
+    Without images nothing is written.
     """
     rows = [
         [Image.open(io.BytesIO(image)).convert("RGB") for image in shown.images]

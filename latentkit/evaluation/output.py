@@ -1,6 +1,4 @@
-"""What an evaluation leaves in its folder: metrics.json, samples.parquet, report.html and the
-recipe.
-"""
+"""Writes the output of an evaluation: metrics.json, samples.parquet, report.html and the recipe."""
 
 from __future__ import annotations
 
@@ -26,14 +24,11 @@ RECIPE, METRICS, SAMPLES, REPORT = "recipe.yaml", "metrics.json", "samples.parqu
 
 
 def claim_folder(folder: Folder, recipe: str) -> None:
-    """Make the folder this evaluation's: an earlier one's results go, so that none of another
-    recipe is left beside the new one.
-
-    Args:
-        recipe: text of recipe.yaml.
+    """Make the folder this evaluation's: results of an earlier one are removed, so that none of
+    another recipe remain.
 
     Raises:
-        StoreError: it can't be written, or holds something else than an evaluation.
+        StoreError: the folder can't be written, or contains something other than an evaluation.
     """
     if names := folder.top_names():
         values = (
@@ -43,38 +38,35 @@ def claim_folder(folder: Folder, recipe: str) -> None:
         )
         if not isinstance(values, Mapping) or values.get("task") != "evaluate":
             raise StoreError(
-                f"{folder} holds something else than an evaluation; give another output.path"
+                f"{folder} contains something other than an evaluation. Choose another output.path"
             )
     for name in (METRICS, SAMPLES, REPORT):
         folder.remove(name)
     folder.replace(RECIPE, recipe.encode())
 
 
-def write_evaluation(
-    folder: Folder, found: Evaluation, about: Mapping[str, Any], curves: str = ""
-) -> None:
-    """Write the three files; metrics.json comes last.
+def write_evaluation(folder: Folder, found: Evaluation, about: Mapping[str, Any]) -> None:
+    """Write the three files; metrics.json is last.
 
     Args:
-        about: what was evaluated, with what: plain values that go into metrics.json and the report.
-        curves: text of a training run's log.jsonl; empty for none.
+        about: what was evaluated, and with what: plain values for metrics.json and the report.
 
     Raises:
         StoreError: the disk is full, or the folder can't be written.
     """
     document = {**about, **summarize(found)}
     folder.replace(SAMPLES, samples_parquet(found))
-    folder.replace(REPORT, write_report(document, found, curves).encode())
+    folder.replace(REPORT, write_report(document, found).encode())
     folder.replace(
         METRICS,
         (json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode(),
     )
-    folder.discard_if_empty()  # what files were written in on their way
+    folder.discard_if_empty()  # the folder for unfinished files
 
 
 def summarize(found: Evaluation) -> dict[str, Any]:
-    """The contents of metrics.json; a number that isn't finite is the text "inf", "-inf" or "nan",
-    for which JSON has no number.
+    """Return the content of metrics.json. A number that isn't finite is the text "inf", "-inf" or
+    "nan", because JSON has no such number.
     """
     metrics = {}
     for name, figure in found.figures.items():
@@ -96,8 +88,8 @@ def summarize(found: Evaluation) -> dict[str, Any]:
 
 
 def samples_parquet(found: Evaluation) -> bytes:
-    """One row per sample and view in the source's order: key, view, bucket, reason (null for a good
-    one), and its number of each metric.
+    """Return one row per sample and view in the source's order: key, view, bucket, reason (null for
+    a good one), and its number for each metric.
     """
     good = np.array([not row.reason for row in found.rows])
     columns: dict[str, Any] = {

@@ -10,8 +10,7 @@ from latentkit.runtime.cores import shared_cores
 
 
 class LocalExecutor:
-    """Runs units on devices of this machine: on the first one in this process, on each other in a
-    process of its own.
+    """Runs units on devices of this machine: on the first here, else in a process for each.
 
     Args:
         device: such as "cuda:0" or "cpu".

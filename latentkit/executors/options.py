@@ -33,7 +33,3 @@ class LocalConfig(Config):
         if self.devices is not None and (not self.devices or self.device != "auto"):
             raise ValueError("give device or devices, and at least one")
         return self
-
-
-class AccelerateConfig(Config):
-    """Executor `accelerate`."""

@@ -36,8 +36,7 @@ ENDED = None
 
 
 class WorkerProcesses:
-    """A worker process for each of some devices; to be used as a context, whose end stops those
-    that still work.
+    """A worker process for each device; a context, whose end stops those that still work.
 
     Args:
         devices: one a process.

@@ -6,22 +6,37 @@ from typing import Literal
 
 from pydantic import Field
 
-from latentkit.contracts import Config
+from latentkit.contracts import DrawConfig
+
+DTYPE = "of values in the files; null: float32 for latents, as stored for moments"
 
 
-class SafetensorsConfig(Config):
-    """Exporter `safetensors`."""
+class RowsConfig(DrawConfig):
+    """Options of both."""
 
     values: Literal["latent", "moments"] = Field(
         "latent",
         description=(
-            "latent: the mean, normalized as a trainer sees it; moments: mean and logvar as"
-            " stored, raw"
+            "latent: normalized as a trainer sees it; moments: mean and logvar as stored, raw"
+        ),
+    )
+    posterior: Literal["draw", "mean"] = Field(
+        "mean",
+        description=(
+            "of values=latent. mean: the posterior's mean; draw: mean + exp(logvar / 2) * noise,"
+            " drawn once and frozen in the files"
         ),
     )
 
 
-class WebdatasetConfig(SafetensorsConfig):
+class SafetensorsConfig(RowsConfig):
+    """Exporter `safetensors`."""
+
+    dtype: Literal["float32", "float16", "bfloat16"] | None = Field(None, description=DTYPE)
+
+
+class WebdatasetConfig(RowsConfig):
     """Exporter `webdataset`."""
 
+    dtype: Literal["float32", "float16"] | None = Field(None, description=DTYPE)
     rows_per_shard: int = Field(10_000, ge=1, description="rows in one tar file")

@@ -1,72 +1,69 @@
-"""What every format writes of a latent dataset: its rows, and how to read their values."""
+"""What every format writes of a latent dataset: its rows, and what their values are."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
+import torch
 from torch import Tensor
 
-from latentkit.errors import StoreError
-
-if TYPE_CHECKING:
-    from latentkit.reading.dataset import LatentDataset
-
-Values = Literal["latent", "moments"]
+from latentkit.contracts import Export, ExportItem, ExportNeeds
+from latentkit.exporters.options import RowsConfig
 
 DESCRIPTION = "latents.json"
 
 
-def read_rows(
-    dataset: LatentDataset, values: Values
-) -> Iterator[tuple[dict[str, Tensor], dict[str, Any]]]:
-    """Tensors by name, and key, view and attributes, of each row in order.
+def needs_of(config: RowsConfig) -> ExportNeeds:
+    """Rows one by one; with stored moments, where those are what is written."""
+    return ExportNeeds(per="row", moments=config.values == "moments")
+
+
+def tensors_of(item: ExportItem, values: str, dtype: str | None) -> dict[str, Tensor]:
+    """The tensors of a row by name.
 
     Args:
-        values: "latent" gives what a trainer sees: the mean, normalized, (C, h, w) float32; of a
-            quantized encoder the "indices". "moments" gives raw "mean" and "logvar", in the stored
-            dtype. Either with "latent_mask" beside it, where rows have one.
-
-    Raises:
-        StoreError: moments are wanted, and none are stored.
+        values: "latent" gives what a trainer sees, (C, h, w) float32; of a quantized encoder the
+            "indices". "moments" gives raw "mean" and "logvar", in the stored dtype. Either with
+            "latent_mask" beside it, where rows have one.
+        dtype: of torch, by name, to convert numbers to; None leaves them.
     """
-    if values == "moments" and not dataset.has_moments:
-        raise StoreError(
-            f"{dataset.folder}: values=moments needs stored moments, of which there are none;"
-            " expected values=latent"
-        )
-    for index in range(len(dataset)):
-        row = dataset[index]
-        labels = {
-            name: _plain(value) for name, value in row.items() if not isinstance(value, Tensor)
-        }
-        tensors = {name: value for name, value in row.items() if isinstance(value, Tensor)}
-        if values == "moments":
-            del tensors[dataset.output_name]
-            tensors |= dataset.moments(index)
-        yield tensors, labels
+    row, name = item.row, "indices" if "indices" in item.row.stored else "latent"
+    is_stored = values == "moments" or name == "indices"
+    tensors = dict(row.stored) if is_stored else {name: row.latent}
+    if dtype is not None and name == "latent":
+        tensors = {key: value.to(getattr(torch, dtype)) for key, value in tensors.items()}
+    return tensors if row.mask is None else {**tensors, f"{name}_mask": row.mask}
+
+
+def labels_of(item: ExportItem) -> dict[str, Any]:
+    """Key, attributes and view of a row, as JSON has them."""
+    labels = {"key": item.key, **item.attributes, "view": item.row.view}
+    return {name: _plain(value) for name, value in labels.items()}
 
 
 def _plain(value: Any) -> Any:
     """The value as JSON has it: numbers that are not finite, which it hasn't, are None."""
+    if isinstance(value, Mapping):
+        return {name: _plain(part) for name, part in value.items()}
     if isinstance(value, list):
         return [_plain(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def write_description(dataset: LatentDataset, values: Values, folder: Path) -> None:
-    """Write what a trainer must know of the values: how they were normalized, and by which encoder
-    they were made.
-    """
+def write_description(export: Export, config: RowsConfig, folder: Path) -> None:
+    """Write how the values were normalized, and by which encoder they were made."""
+    drawn = config.values == "latent" and config.posterior == "draw"
     said = {
-        "values": values,
-        "fingerprint": dataset.fingerprint,
-        "layout": asdict(dataset.layout),
-        "normalization": asdict(dataset.normalization),
-        "statistics": dataset.statistics,
+        "values": config.values,
+        **({"posterior": "draw", "seed": config.seed} if drawn else {}),
+        "fingerprint": export.fingerprint,
+        "layout": asdict(export.layout),
+        "normalization": asdict(export.normalization),
+        "statistics": export.statistics,
     }
     (folder / DESCRIPTION).write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")

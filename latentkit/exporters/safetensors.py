@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from safetensors.torch import save_file
 
+from latentkit.contracts import Export, ExportItem
 from latentkit.errors import StoreError
-from latentkit.exporters.rows import Values, read_rows, write_description
-
-if TYPE_CHECKING:
-    from latentkit.reading.dataset import LatentDataset
+from latentkit.exporters.options import SafetensorsConfig
+from latentkit.exporters.rows import labels_of, needs_of, tensors_of, write_description
 
 ROWS_PER_FOLDER = 10_000
 """File systems and people are slow with folders that hold more."""
@@ -22,32 +21,38 @@ class SafetensorsExporter:
     """Files are numbered, since a key may hold anything; metadata.jsonl has file_name, key, view
     and attributes of each, and the entry "row" of a file's own header all but the first of these,
     as JSON.
-
-    Args:
-        values: as for `read_rows`.
     """
 
-    def __init__(self, values: Values) -> None:
-        self._values = values
+    def __init__(self, config: SafetensorsConfig) -> None:
+        self._config = config
+        self.needs = needs_of(config)
 
-    def export(self, dataset: LatentDataset, folder: Path) -> None:
-        """Write 0000/00000000.safetensors and so on, metadata.jsonl and latents.json.
+    def write(self, items: Iterable[ExportItem], folder: Path, export: Export) -> list[str]:
+        """Write 0000/00000000.safetensors and so on; returns the lines of metadata.jsonl.
 
         Raises:
-            StoreError: moments are wanted, and none are stored; or rows have an attribute
-                "file_name".
+            StoreError: rows have an attribute "file_name".
         """
+        lines = []
+        for item in items:
+            labels = labels_of(item)
+            if "file_name" in labels:
+                raise StoreError(
+                    "rows have an attribute 'file_name', which metadata.jsonl needs for its own"
+                    " files; rename it in the source"
+                )
+            name = f"{item.number // ROWS_PER_FOLDER:04d}/{item.number:08d}.safetensors"
+            (folder / name).parent.mkdir(exist_ok=True)
+            tensors = tensors_of(item, self._config.values, self._config.dtype)
+            whole = {key: tensor.contiguous() for key, tensor in tensors.items()}
+            # one entry, since the library writes several in an order that changes
+            save_file(whole, folder / name, {"row": json.dumps(labels, ensure_ascii=False)})
+            lines.append(json.dumps({**labels, "file_name": name}, ensure_ascii=False))
+        return lines
+
+    def finish(self, records: Iterable[str], folder: Path, export: Export) -> str:
+        """Write metadata.jsonl and latents.json."""
         with (folder / "metadata.jsonl").open("w", encoding="utf-8") as listing:
-            for number, (tensors, labels) in enumerate(read_rows(dataset, self._values)):
-                if "file_name" in labels:
-                    raise StoreError(
-                        f"{dataset.folder}: rows have an attribute 'file_name', which"
-                        " metadata.jsonl needs for its own files"
-                    )
-                name = f"{number // ROWS_PER_FOLDER:04d}/{number:08d}.safetensors"
-                (folder / name).parent.mkdir(exist_ok=True)
-                whole = {key: tensor.contiguous() for key, tensor in tensors.items()}
-                # one entry, since the library writes several in an order that changes
-                save_file(whole, folder / name, {"row": json.dumps(labels, ensure_ascii=False)})
-                listing.write(json.dumps({**labels, "file_name": name}, ensure_ascii=False) + "\n")
-        write_description(dataset, self._values, folder)
+            listing.writelines(f"{line}\n" for line in records)
+        write_description(export, self._config, folder)
+        return ""

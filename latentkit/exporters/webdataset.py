@@ -8,50 +8,44 @@ import io
 import itertools
 import json
 import tarfile
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from latentkit.exporters.rows import Values, read_rows, write_description
-
-if TYPE_CHECKING:
-    from latentkit.reading.dataset import LatentDataset
+from latentkit.contracts import Export, ExportItem
+from latentkit.exporters.options import WebdatasetConfig
+from latentkit.exporters.rows import labels_of, needs_of, tensors_of, write_description
 
 
 class WebdatasetExporter:
-    """Samples are numbered, since a key may hold anything; each one's .json has key, view and
-    attributes.
+    """Samples are numbered, as a key may hold anything; .json has key, view, attributes."""
 
-    Args:
-        values: as for `read_rows`.
-        rows_per_shard: rows of one tar file.
-    """
+    def __init__(self, config: WebdatasetConfig) -> None:
+        self._config = config
+        self.needs = needs_of(config)
+        self.items_per_part = config.rows_per_shard
 
-    def __init__(self, values: Values, rows_per_shard: int) -> None:
-        self._values, self._rows_per_shard = values, rows_per_shard
+    def write(self, items: Iterable[ExportItem], folder: Path, export: Export) -> list[None]:
+        """Write one shard, such as 000000.tar."""
+        items = iter(items)
+        first = next(items)
+        shard = f"{first.number // self.items_per_part:06d}.tar"
+        with tarfile.open(folder / shard, "w", format=tarfile.USTAR_FORMAT) as tar:
+            for item in itertools.chain([first], items):
+                tensors = tensors_of(item, self._config.values, self._config.dtype)
+                for name, tensor in tensors.items():
+                    _add(tar, f"{item.number:08d}.{name}.npy", _npy(tensor))
+                labels = json.dumps(labels_of(item), ensure_ascii=False).encode()
+                _add(tar, f"{item.number:08d}.json", labels)
+        return []
 
-    def export(self, dataset: LatentDataset, folder: Path) -> None:
-        """Write 000000.tar and so on, and latents.json.
-
-        Raises:
-            StoreError: moments are wanted, and none are stored.
-        """
-        rows = enumerate(read_rows(dataset, self._values))
-        for shard in itertools.count():
-            some = list(itertools.islice(rows, 1))
-            if not some:
-                break
-            with tarfile.open(folder / f"{shard:06d}.tar", "w") as tar:
-                for number, (tensors, labels) in itertools.chain(
-                    some, itertools.islice(rows, self._rows_per_shard - 1)
-                ):
-                    for name, tensor in tensors.items():
-                        _add(tar, f"{number:08d}.{name}.npy", _npy(tensor))
-                    _add(tar, f"{number:08d}.json", json.dumps(labels, ensure_ascii=False).encode())
-        write_description(dataset, self._values, folder)
+    def finish(self, records: Iterable[None], folder: Path, export: Export) -> str:
+        """Write latents.json."""
+        write_description(export, self._config, folder)
+        return ""
 
 
 def _npy(tensor: Tensor) -> bytes:

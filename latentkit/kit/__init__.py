@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from latentkit.encoders.hashing import hash_tensors
     from latentkit.encoders.hub import find_model_path
     from latentkit.encoders.weight_files import read_tensors
+    from latentkit.exporting.names import safe_name
     from latentkit.metrics.metric import PerSample
+    from latentkit.modalities.av_files import av_errors, open_with_av
     from latentkit.modalities.buckets import nearest_shape
     from latentkit.modalities.framing import (
         check_small,
@@ -48,6 +50,7 @@ __all__ = [
     "PerSample",
     "Progress",
     "Shape",
+    "av_errors",
     "build_part",
     "check_small",
     "choose_device",
@@ -63,9 +66,11 @@ __all__ = [
     "memory_format",
     "nearest_allowed",
     "nearest_shape",
+    "open_with_av",
     "prepared_memory",
     "read_tensors",
     "refuse_beyond_memory",
+    "safe_name",
     "target_shapes",
     "unflipped",
     "view_box",
@@ -76,7 +81,9 @@ _NAMES_BY_MODULE = {
     "encoders.hashing": "hash_tensors",
     "encoders.hub": "find_model_path",
     "encoders.weight_files": "read_tensors",
+    "exporting.names": "safe_name",
     "metrics.metric": "PerSample",
+    "modalities.av_files": "av_errors open_with_av",
     "modalities.buckets": "nearest_shape",
     "modalities.framing": "check_small enlarged_remarks target_shapes unflipped view_box",
     "modalities.geometry": "Box Shape draw_fractions nearest_allowed",

@@ -17,7 +17,7 @@ from torch.nn.functional import interpolate
 
 from latentkit.contracts import LossBatch
 from latentkit.errors import TrainingError
-from latentkit.losses.reconstruction import l1, mse
+from latentkit.losses.reconstruction import l1
 
 if TYPE_CHECKING:
     from latentkit.losses.options import EquivarianceConfig
@@ -27,16 +27,11 @@ FINENESS = 32
 
 
 class Equivariance:
-    """Distance between what changed latents decode to and the input, changed alike; 0 in the steps
-    that leave it out.
+    """Distance of decoded changed latents from changed inputs; 0 in the steps left out.
 
     One draw holds for a batch, since it decides the shape. It comes from seed and step alone: every
     process draws the same, so that all call the model equally often, and a resumed run draws what
     it would have drawn.
-
-    Args:
-        config: of the recipe.
-        seed: of the draws.
     """
 
     def __init__(self, config: EquivarianceConfig, seed: int) -> None:
@@ -45,10 +40,9 @@ class Equivariance:
             part / FINENESS for part in range(1, FINENESS + 1) if low <= part / FINENESS < high
         ] or [low]
         self._p, self._rotate, self._seed = config.p, config.rotate, seed
-        self._distance = l1 if config.distance == "l1" else mse
 
     def __call__(self, batch: LossBatch) -> Tensor:
-        """(N,) float32, in units of the input's range, or squared ones.
+        """(N,) float32, in units of the input's range.
 
         Raises:
             TrainingError: not pictures.
@@ -72,7 +66,7 @@ class Equivariance:
             if batch.mask is None
             else (change(batch.mask.float(), (size[0], size[1]), turns) >= 0.5).float()
         )
-        return self._distance(
+        return l1(
             replace(
                 batch,
                 inputs=inputs,
@@ -91,9 +85,7 @@ class Equivariance:
 
 
 def change(values: Tensor, size: tuple[int, int], turns: int) -> Tensor:
-    """(N, C, H, W) resized to `size` with bilinear interpolation, then turned by `turns` times 90
-    degrees, anticlockwise.
-    """
+    """Resize (N, C, H, W) bilinearly, then turn it by `turns` times 90 degrees, anticlockwise."""
     return torch.rot90(
         interpolate(values, size, mode="bilinear", align_corners=False), turns, (2, 3)
     )

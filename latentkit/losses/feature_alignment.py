@@ -47,7 +47,7 @@ class FeatureAlignment:
         self, features: Features, projection: nn.Conv2d, matrix_margin: float, cosine_margin: float
     ) -> None:
         self.module: nn.Module = projection
-        self._features, self._channels = features, projection.in_channels
+        self.features, self._channels = features, projection.in_channels
         self._matrix_margin, self._cosine_margin = matrix_margin, cosine_margin
 
     def __call__(self, batch: LossBatch) -> Tensor:
@@ -62,7 +62,7 @@ class FeatureAlignment:
                 f"loss 'feature-alignment': its option channels is {self._channels}, the model's"
                 f" latents are {tuple(latents.shape)}; expected (N, channels, h, w)"
             )
-        features = self._features(batch.inputs, (latents.shape[2], latents.shape[3]))
+        features = self.features(batch.inputs, (latents.shape[2], latents.shape[3]))
         with torch.autocast(latents.device.type, enabled=False):
             places = normalize(self.module(latents.float()).flatten(2), dim=1)
             aims = normalize(features.flatten(2), dim=1)

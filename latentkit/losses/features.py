@@ -34,7 +34,6 @@ class EncoderFeatures:
     """The latents (means, where there is a posterior) of another encoder, resized to the grid.
 
     Args:
-        encoder: of pictures.
         input_range: lowest and highest value of the pictures that it is given.
 
     Raises:
@@ -132,8 +131,7 @@ class TransformersFeatures:
 def open_transformers(
     model: str, base: Path, input_range: tuple[float, float]
 ) -> TransformersFeatures:
-    """The feature network in a folder that transformers' `save_pretrained` wrote; relative paths
-    start from `base`.
+    """Open the network in a folder of transformers' `save_pretrained`, relative to `base`.
 
     Raises:
         EncoderError: transformers isn't installed, or the folder holds no vision model of it.

@@ -65,9 +65,7 @@ class Kl:
 
 
 def kl_nats(moments: Moments) -> Tensor:
-    """KL(q || N(0, I)) of each sample summed over its latent values, (N,) float32, in nats; any
-    number of axes.
-    """
+    """Return KL(q || N(0, I)) of each sample, summed over its latent values, (N,) float32, nats."""
     return _kl_of_values(moments).flatten(1).sum(dim=1)
 
 

@@ -68,9 +68,7 @@ def open_nll(family: Family, config: LikelihoodConfig) -> Loss:
 
 @dataclass(frozen=True)
 class FixedScale:
-    """Negative log likelihood with the same scale always: the plain distance times a constant, plus
-    one.
-    """
+    """Negative log likelihood at one scale: the distance times a constant, plus one."""
 
     family: Family
     scale: float

@@ -16,14 +16,6 @@ rounding to 8 bits adds in [-1, 1].
 # ---------------------------------------------------------------- reconstruction
 
 
-class L1Config(Config):
-    """Loss `l1`."""
-
-
-class MseConfig(Config):
-    """Loss `mse`."""
-
-
 class LikelihoodConfig(Config):
     """Losses `laplace-nll` and `gaussian-nll`."""
 
@@ -50,10 +42,6 @@ class LikelihoodConfig(Config):
         if "initial_scale" in self.model_fields_set and self.scale != "learned":
             raise ValueError("initial_scale has an effect with scale: learned only")
         return self
-
-
-class BernoulliConfig(Config):
-    """Loss `bernoulli-nll`."""
 
 
 class WaveletConfig(Config):
@@ -130,9 +118,6 @@ class EquivarianceConfig(Config):
         ),
     )
     rotate: bool = Field(True, description="turn by 0, 90, 180 or 270 degrees too")
-    distance: Literal["l1", "mse"] = Field(
-        "l1", description="how far the decoded picture is from the changed input"
-    )
 
     @field_validator("scales")
     @classmethod
@@ -201,7 +186,4 @@ class PatchGanConfig(Config):
         ge=0,
         allow_inf_nan=False,
         description="weight of the LeCam regularizer in the discriminator's loss",
-    )
-    lecam_decay: float = Field(
-        0.99, ge=0, lt=1, description="share of LeCam's moving averages that one pass keeps"
     )

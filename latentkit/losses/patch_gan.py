@@ -22,15 +22,16 @@ if TYPE_CHECKING:
 
 MOST_GROUPS = 32
 WEIGHT_DEVIATION = 0.02
+LECAM_DECAY = 0.99
+"""Share of LeCam's moving averages that one pass keeps."""
 
 
 def open_patch_gan(config: PatchGanConfig, channels: int, seed: int) -> PatchGan:
-    """The loss of a recipe, for pictures of `channels` channels; weights are drawn from the seed.
-    """
+    """Return the loss for images of `channels` channels; weights are drawn from the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         discriminator = PatchDiscriminator(channels, config.width, config.num_layers, config.norm)
-    return PatchGan(discriminator, config.objective, config.lecam, config.lecam_decay)
+    return PatchGan(discriminator, config.objective, config.lecam)
 
 
 class PatchGan:
@@ -45,7 +46,6 @@ class PatchGan:
         discriminator: gives logits. It may be replaced by a wrapper of itself.
         objective: "hinge" or "vanilla".
         lecam: weight of the LeCam term.
-        lecam_decay: share of its moving averages that one pass keeps.
     """
 
     def __init__(
@@ -53,11 +53,10 @@ class PatchGan:
         discriminator: PatchDiscriminator,
         objective: str = "hinge",
         lecam: float = 0.0,
-        lecam_decay: float = 0.99,
     ) -> None:
         self.discriminator: nn.Module = discriminator
         self._averages = discriminator.averages
-        self._is_hinge, self._lecam, self._lecam_decay = objective == "hinge", lecam, lecam_decay
+        self._is_hinge, self._lecam = objective == "hinge", lecam
 
     def __call__(self, batch: LossBatch) -> Tensor:
         """The generator's term, (N,) float32: small where patches of the reconstruction pass for
@@ -87,7 +86,7 @@ class PatchGan:
             return loss
         averages = self._averages
         if averages.training:
-            averages.update(real.detach(), generated.detach(), self._lecam_decay)
+            averages.update(real.detach(), generated.detach())
         lecam = _mean(relu(real - averages.generated).square()) + _mean(
             relu(averages.real - generated).square()
         )
@@ -99,11 +98,9 @@ class PatchGan:
 
 
 class PatchDiscriminator(nn.Module):
-    """Pictures (N, C, H, W) to a logit for each overlapping patch, (N, 1, h, w): large for real
-    ones.
+    """Images (N, C, H, W) to a logit for each patch, (N, 1, h, w): large for real ones.
 
     Args:
-        channels: C.
         width: channels of the first layer; each further one has twice as many, at most 8 times.
         num_layers: convolutions of stride 2.
         norm: "group", "batch" or "none", after all convolutions but the first and the last.
@@ -152,7 +149,7 @@ class LogitAverages(nn.Module):
         for name in ("real", "generated", "num_updates"):
             self.register_buffer(name, torch.zeros(()))
 
-    def update(self, real: Tensor, generated: Tensor, decay: float) -> None:
+    def update(self, real: Tensor, generated: Tensor) -> None:
         """Count in the mean logits of a pass over all processes; the first passes are averaged
         evenly, so that nothing starts at 0.
 
@@ -163,7 +160,7 @@ class LogitAverages(nn.Module):
         counts = (
             means.isfinite().all()
         )  # stays a tensor, since asking for its value would make the device wait
-        share = 1 - (self.num_updates / (self.num_updates + 1)).clamp(max=decay)
+        share = 1 - (self.num_updates / (self.num_updates + 1)).clamp(max=LECAM_DECAY)
         for average, mean in zip((self.real, self.generated), means, strict=True):
             average.copy_(torch.where(counts, average.lerp(mean, share), average))
         self.num_updates += counts

@@ -18,9 +18,7 @@ def l1(batch: LossBatch) -> Tensor:
 
 
 def mse(batch: LossBatch) -> Tensor:
-    """Mean squared error of each sample's values, (N,) float32, in squared units of the input's
-    range.
-    """
+    """Return each sample's mean squared error, (N,) float32, in squared units of the input."""
     return mean_over_values(
         (batch.reconstruction.output.float() - batch.inputs.float()).square(), batch.mask
     )

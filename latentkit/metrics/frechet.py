@@ -20,17 +20,12 @@ FEW_SAMPLES = 10_000
 
 
 class Rfid:
-    """Fréchet distance of features.
-
-    Args:
-        network: gives the features.
-    """
+    """Fréchet distance of features."""
 
     def __init__(self, network: FeatureNetwork) -> None:
         self._network = network
 
     def start(self, setting: MetricSetting) -> None:
-        """See `Metric`."""
         if setting.num_samples is not None and setting.num_samples < 2:
             raise SourceError(
                 "metric 'rfid' needs 2 samples, and far more to mean something; the source has"
@@ -40,16 +35,11 @@ class Rfid:
         self._inputs, self._outputs = Gaussian(), Gaussian()
 
     def add(self, batch: MetricBatch) -> None:
-        """See `Metric`."""
         for gaussian, values in zip((self._inputs, self._outputs), batch.pair(), strict=True):
-            gaussian.add(
-                self._network(
-                    levels(values, self._setting.input_range, rounded=True).float() / PEAK
-                )
-            )
+            pixels = levels(values, self._setting.input_range).float() / PEAK
+            gaussian.add(self._network(pixels))
 
     def finish(self) -> Measured:
-        """See `Metric`."""
         count, num_features = self._inputs.count, len(self._inputs.mean)
         if count < 2:
             raise SourceError(f"metric 'rfid' needs at least 2 samples, got {count}")
@@ -80,9 +70,7 @@ class Rfid:
 
 
 class Gaussian:
-    """Mean and covariance of vectors that come in batches, float64, merged as
-    `latentkit.store.statistics` merges variances.
-    """
+    """Mean and covariance of vectors in batches, float64, merged as `ChannelStatistics` are."""
 
     def __init__(self) -> None:
         self.count = 0

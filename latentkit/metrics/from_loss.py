@@ -20,7 +20,7 @@ from latentkit.contracts import (
 )
 from latentkit.errors import PluginError, RecipeError
 from latentkit.metrics.metric import PerSample
-from latentkit.metrics.pixels import ROUNDED
+from latentkit.metrics.pixels import NOT_ROUNDED
 from latentkit.plugins import discover
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def open_loss(config: LossMetricConfig, context: BuildContext) -> PerSample:
         return measure_loss(config.use, loss, batch, setting)
 
     protocol = (
-        f"mean over samples of the loss {config.use}; {ROUNDED[False]}; values in {{range}};"
+        f"mean over samples of the loss {config.use}; {NOT_ROUNDED}; values in {{range}};"
         " decoded from {decoded_from}"
     )
     return PerSample(measure, "", "lower", protocol)

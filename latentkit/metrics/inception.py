@@ -47,8 +47,7 @@ class Convolution(nn.Module):
 
 
 class Block(nn.Module):
-    """Branches side by side, then pooling: a projected average (or maximum), or a maximum that
-    halves.
+    """Branches side by side, then pooling: a projected average or maximum, or a halving one.
 
     Args:
         inner: channels that come in.

@@ -17,17 +17,13 @@ ENOUGH_LATENTS = 10_000
 
 
 class LatentStatistics:
-    """Mean and deviation of every channel, of posterior means and of draws, and the fields that a
-    model's config has for them.
-    """
+    """Mean and standard deviation per channel, of means and draws, and as config fields."""
 
     def start(self, setting: MetricSetting) -> None:
-        """See `Metric`."""
         self._pieces: list[ChannelStatistics] = []
         self._histograms: dict[int, Histogram] = {}
 
     def add(self, batch: MetricBatch) -> None:
-        """See `Metric`."""
         latents = batch.latents.cpu().numpy()
         if batch.moments is None:
             self._pieces.append(measure(latents, None))
@@ -41,7 +37,6 @@ class LatentStatistics:
                 self._histograms.setdefault(number, Histogram(values)).add(values)
 
     def finish(self) -> Measured:
-        """See `Metric`."""
         statistics = merge(self._pieces)
         assert statistics is not None
         summary = statistics.summary()
@@ -87,9 +82,7 @@ class LatentStatistics:
 
 
 class Histogram:
-    """Counts of one channel's values; where a batch doesn't fit, bins double their width, two
-    becoming one.
-    """
+    """Counts of a channel's values; where a batch doesn't fit, bins double their width."""
 
     def __init__(self, values: Floats) -> None:
         low, high = float(values.min()), float(values.max())
@@ -129,21 +122,16 @@ class ActiveUnits:
 
     Y. Burda, R. Grosse and R. Salakhutdinov, "Importance Weighted Autoencoders" (2016), section 5.
     Without a posterior the latent itself is taken.
-
-    Args:
-        threshold: of the variance.
     """
 
     def __init__(self, threshold: float) -> None:
         self._threshold = threshold
 
     def start(self, setting: MetricSetting) -> None:
-        """See `Metric`."""
         self._pieces: list[ChannelStatistics] = []
         self._shape: tuple[int, ...] = ()
 
     def add(self, batch: MetricBatch) -> None:
-        """See `Metric`."""
         means = batch.latents if batch.moments is None else batch.moments.mean
         self._shape = self._shape or tuple(means.shape[1:])
         if tuple(means.shape[1:]) != self._shape:
@@ -158,7 +146,6 @@ class ActiveUnits:
         self._pieces.append(measure(means.cpu().flatten(1).numpy(), None))
 
     def finish(self) -> Measured:
-        """See `Metric`."""
         statistics = merge(self._pieces)
         assert statistics is not None
         active = (statistics.squares / statistics.count > self._threshold).reshape(self._shape)

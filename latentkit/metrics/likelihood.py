@@ -31,23 +31,22 @@ from latentkit.runtime.device import to_float64
 FAMILIES: dict[str, Family] = {"gaussian": GAUSSIAN, "laplace": LAPLACE}
 SMALLEST_PROBABILITY = 1e-7
 BITS = "bits_per_dim"
+DRAWS_AT_ONCE = 10
+"""Importance samples of a whole batch that are decoded at once."""
 
 
 class Kl:
     """KL(q || N(0, I)) of each posterior: the rate."""
 
     def start(self, setting: MetricSetting) -> None:
-        """See `Metric`."""
         self._nats, self._sizes = list[Tensor](), list[Tensor]()
 
     def add(self, batch: MetricBatch) -> None:
-        """See `Metric`."""
         self._nats.append(kl_nats(batch.posterior()))
         if batch.inputs is not None:
             self._sizes.append(_sizes(batch.inputs))
 
     def finish(self) -> Measured:
-        """See `Metric`."""
         nats = concatenate(self._nats)
         protocol = (
             "mean over samples of the KL of the posterior from N(0, I), summed over latent values"
@@ -65,19 +64,16 @@ class Elbo:
         likelihood: "gaussian", "laplace" or "bernoulli".
         scale: of the errors; None is that at which the bound is highest, one for all samples
             (Rybkin et al. 2021, eq. 5).
-        num_draws: from each posterior.
     """
 
     def __init__(self, likelihood: str, scale: float | None, num_draws: int) -> None:
         self._likelihood, self._scale, self._num_draws = likelihood, scale, num_draws
 
     def start(self, setting: MetricSetting) -> None:
-        """See `Metric`."""
         self._setting = setting
         self._nats, self._sizes, self._distances = list[Tensor](), list[Tensor](), list[Tensor]()
 
     def add(self, batch: MetricBatch) -> None:
-        """See `Metric`."""
         inputs, output = batch.pair()
         noise = noise_for(batch, ELBO_STREAM)
         total = torch.zeros(len(inputs), dtype=torch.float64)
@@ -90,7 +86,6 @@ class Elbo:
         self._sizes.append(_sizes(inputs))
 
     def finish(self) -> Measured:
-        """See `Metric`."""
         rates, distances, sizes = (
             concatenate(pieces) for pieces in (self._nats, self._distances, self._sizes)
         )
@@ -132,29 +127,21 @@ class Iwae:
         likelihood: as for `Elbo`.
         scale: of the errors; None for "bernoulli".
         num_draws: importance samples of each posterior.
-        chunk: draws of a batch that are decoded at once.
     """
 
-    def __init__(self, likelihood: str, scale: float | None, num_draws: int, chunk: int) -> None:
-        self._likelihood, self._scale, self._num_draws, self._chunk = (
-            likelihood,
-            scale,
-            num_draws,
-            chunk,
-        )
+    def __init__(self, likelihood: str, scale: float | None, num_draws: int) -> None:
+        self._likelihood, self._scale, self._num_draws = likelihood, scale, num_draws
 
     def start(self, setting: MetricSetting) -> None:
-        """See `Metric`."""
         self._setting = setting
         self._nats, self._sizes = list[Tensor](), list[Tensor]()
 
     def add(self, batch: MetricBatch) -> None:
-        """See `Metric`."""
         inputs, moments = batch.pair()[0], batch.posterior()
         noise = noise_for(batch, IWAE_STREAM)
         weights = []
-        for start in range(0, self._num_draws, self._chunk):
-            drawn = noise.take(min(self._chunk, self._num_draws - start))
+        for start in range(0, self._num_draws, DRAWS_AT_ONCE):
+            drawn = noise.take(min(DRAWS_AT_ONCE, self._num_draws - start))
             latents = draw(moments, drawn)
             output = _decode(batch, latents.flatten(0, 1))
             repeated = inputs.expand(len(latents), *inputs.shape).flatten(0, 1)
@@ -166,7 +153,6 @@ class Iwae:
         self._sizes.append(_sizes(inputs))
 
     def finish(self) -> Measured:
-        """See `Metric`."""
         density = _describe_likelihood(self._likelihood, self._scale, self._setting)
         protocol = (
             f"mean over samples of -log p(x) by {self._num_draws} importance samples of the"
@@ -181,17 +167,13 @@ class Iwae:
 
 
 def _log_ratio(latents: Tensor, drawn: Tensor, moments: Moments) -> Tensor:
-    """log p(z) - log q(z | x) of latents (K, N, ...) and the noise they were drawn with, (K, N)
-    float64.
-    """
+    """Return log p(z) - log q(z | x) of latents (K, N, ...) and their noise, (K, N) float64."""
     z, noise = to_float64(latents), to_float64(drawn)
     return 0.5 * (noise.square() - z.square() + to_float64(moments.logvar)).flatten(2).sum(dim=2)
 
 
 def _distance(likelihood: str, inputs: Tensor, output: Tensor, setting: MetricSetting) -> Tensor:
-    """What the density of each sample depends on, (N,) float64: the sum of |error|^power, or of a
-    Bernoulli's nats.
-    """
+    """Return the sum of |error|^power of each sample, or a Bernoulli's nats, (N,) float64."""
     if likelihood in FAMILIES:
         return (
             (to_float64(inputs) - to_float64(output))

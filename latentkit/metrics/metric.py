@@ -22,9 +22,7 @@ POSTERIOR_STREAM, ELBO_STREAM, IWAE_STREAM = 0, 1, 2
 
 
 class NoiseRows:
-    """Standard normal numbers that depend on seed, stream and each sample's number alone, whatever
-    the batches.
-    """
+    """Standard normal numbers by seed, stream and sample number, whatever the batches."""
 
     def __init__(
         self,
@@ -75,15 +73,12 @@ class PerSample:
         self._function, self._unit, self._better, self._protocol = function, unit, better, protocol
 
     def start(self, setting: MetricSetting) -> None:
-        """See `Metric`."""
         self._setting, self._values = setting, list[Tensor]()
 
     def add(self, batch: MetricBatch) -> None:
-        """See `Metric`."""
         self._values.append(self._function(batch, self._setting).cpu().double())
 
     def finish(self) -> Measured:
-        """See `Metric`."""
         values = concatenate(self._values)
         protocol = self._protocol.format(
             decoded_from=self._setting.decoded_from, range=show_range(self._setting.input_range)

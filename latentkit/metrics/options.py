@@ -11,19 +11,6 @@ from latentkit.contracts.plugin_specs import Config
 # ---------------------------------------------------------------- options
 
 
-class PictureConfig(Config):
-    """Metrics `psnr`, `ssim` and `ms-ssim`."""
-
-    rounding: Literal["uint8", "none"] = Field(
-        "uint8",
-        description="what the clamped reconstruction is rounded to first; uint8: as in a file",
-    )
-
-
-class PlainConfig(Config):
-    """Metrics without options."""
-
-
 class ElboConfig(Config):
     """Metric `elbo`."""
 
@@ -64,7 +51,6 @@ class IwaeConfig(Config):
         ),
     )
     draws: int = Field(1000, ge=1, description="importance samples of each posterior")
-    chunk: int = Field(10, ge=1, description="draws of a whole batch that are decoded at once")
 
     @model_validator(mode="after")
     def _usable_scale(self) -> Self:

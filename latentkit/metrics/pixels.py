@@ -12,18 +12,14 @@ from latentkit.metrics.metric import PerSample
 from latentkit.runtime.device import to_float64
 
 PEAK = 255.0
-ROUNDED = {
-    True: "reconstruction clamped and rounded to 8 bits",
-    False: "reconstruction clamped, not rounded",
-}
+ROUNDED = "reconstruction clamped and rounded to 8 bits"
+NOT_ROUNDED = "reconstruction clamped, not rounded"
 
 
-def levels(values: Tensor, limits: tuple[float, float], rounded: bool) -> Tensor:
-    """Values in the model's range on the scale of 8-bit pictures, [0, 255], float64: clamped, and
-    rounded where asked for.
-    """
-    scaled = ((values.float() - limits[0]) * (PEAK / (limits[1] - limits[0]))).clamp(0, PEAK)
-    return to_float64(scaled.round() if rounded else scaled)
+def levels(values: Tensor, limits: tuple[float, float]) -> Tensor:
+    """Return values as 8-bit images have them, [0, 255], float64: clamped and rounded."""
+    scaled = (values.float() - limits[0]) * (PEAK / (limits[1] - limits[0]))
+    return to_float64(scaled.clamp(0, PEAK).round())
 
 
 def mse() -> PerSample:
@@ -36,16 +32,16 @@ def l1() -> PerSample:
     return _distance(torch.abs, "input", "absolute")
 
 
-def psnr(rounded: bool) -> PerSample:
+def psnr() -> PerSample:
     """Peak signal-to-noise ratio; infinite for a perfect copy."""
 
     def measure(batch: MetricBatch, setting: MetricSetting) -> Tensor:
-        inputs, output = (levels(values, setting.input_range, rounded) for values in batch.pair())
+        inputs, output = (levels(values, setting.input_range) for values in batch.pair())
         errors = (inputs - output).square().flatten(1).mean(dim=1)
         return 10 * torch.log10(PEAK**2 / errors)
 
     protocol = (
-        f"mean over samples of each one's own PSNR; {ROUNDED[rounded]}; data range 255; decoded"
+        f"mean over samples of each one's own PSNR; {ROUNDED}; data range 255; decoded"
         " from {decoded_from}"
     )
     return PerSample(measure, "dB", "higher", protocol)
@@ -60,6 +56,6 @@ def _distance(function: Callable[[Tensor], Tensor], unit: str, name: str) -> Per
             .mean(dim=1)
         )
 
-    how = f"mean over samples of the mean {name} error of their values; {ROUNDED[False]}"
+    how = f"mean over samples of the mean {name} error of their values; {NOT_ROUNDED}"
     protocol = how + "; values in {range}; decoded from {decoded_from}"
     return PerSample(measure, unit, "lower", protocol)

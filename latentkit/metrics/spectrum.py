@@ -31,7 +31,6 @@ class LatentSpectrum:
         self._num_bins = num_bins
 
     def start(self, setting: MetricSetting) -> None:
-        """See `Metric`."""
         if setting.layout.axes != "CHW":
             raise RecipeError(
                 f"metric 'latent-spectrum' needs latents with axes CHW, got {setting.layout.axes};"
@@ -41,7 +40,6 @@ class LatentSpectrum:
         self._power: Floats | None = None
 
     def add(self, batch: MetricBatch) -> None:
-        """See `Metric`."""
         latents = to_float64(batch.latents)
         power = torch.fft.fft2(latents, norm="ortho").abs().square().cpu().numpy()
         height, width = latents.shape[2:]
@@ -65,7 +63,6 @@ class LatentSpectrum:
         ]
 
     def finish(self) -> Measured:
-        """See `Metric`."""
         assert self._power is not None
         num_bins = len(self._counts)
         filled = self._counts > 0
@@ -85,9 +82,7 @@ class LatentSpectrum:
 
 
 def _slope(frequencies: Floats, power: Floats) -> float:
-    """Of the straight line through log power against log frequency, by least squares; 0 for a
-    single ring or no power.
-    """
+    """Fit log power against log frequency; 0 for a single ring or no power."""
     if len(frequencies) < 2 or not (power > 0).all():
         return 0.0
     x, y = np.log(frequencies), np.log(power)

@@ -37,28 +37,27 @@ HOW = (
 )
 
 
-def ssim(rounded: bool) -> PerSample:
+def ssim() -> PerSample:
     """Structural similarity, at most 1."""
 
     def measure(batch: MetricBatch, setting: MetricSetting) -> Tensor:
-        inputs, output = _pictures(batch, setting, rounded, "ssim", WINDOW)
+        inputs, output = _pictures(batch, setting, "ssim", WINDOW)
         luminance, contrast = _similarities(inputs, output)
         return (luminance * contrast).flatten(1).mean(dim=1)
 
     protocol = (
-        f"mean over samples; {HOW}; {ROUNDED[rounded]}; data range 255; decoded from"
+        f"mean over samples; {HOW}; {ROUNDED}; data range 255; decoded from"
         " {decoded_from}"
     )
     return PerSample(measure, "", "higher", protocol)
 
 
-def ms_ssim(rounded: bool) -> PerSample:
+def ms_ssim() -> PerSample:
     """Structural similarity at five scales, at most 1."""
 
     def measure(batch: MetricBatch, setting: MetricSetting) -> Tensor:
-        inputs, output = _pictures(
-            batch, setting, rounded, "ms-ssim", WINDOW * 2 ** (len(SCALE_WEIGHTS) - 1)
-        )
+        smallest = WINDOW * 2 ** (len(SCALE_WEIGHTS) - 1)
+        inputs, output = _pictures(batch, setting, "ms-ssim", smallest)
         product = inputs.new_ones(())
         for scale, weight in enumerate(SCALE_WEIGHTS):
             luminance, contrast = _similarities(inputs, output)
@@ -72,27 +71,23 @@ def ms_ssim(rounded: bool) -> PerSample:
         "mean over samples; five scales halved by averaging, weights"
         f" {', '.join(map(str, SCALE_WEIGHTS))}; a negative factor counts as 0"
     )
-    protocol = f"{how}; {HOW}; {ROUNDED[rounded]}; data range 255; decoded from {{decoded_from}}"
+    protocol = f"{how}; {HOW}; {ROUNDED}; data range 255; decoded from {{decoded_from}}"
     return PerSample(measure, "", "higher", protocol)
 
 
 def _pictures(
-    batch: MetricBatch, setting: MetricSetting, rounded: bool, name: str, smallest: int
+    batch: MetricBatch, setting: MetricSetting, name: str, smallest: int
 ) -> tuple[Tensor, Tensor]:
     inputs, output = batch.pair()
     if inputs.ndim != 4 or min(inputs.shape[2:]) < smallest:
         found = " x ".join(map(str, inputs.shape[2:]))
         needed = f"metric {name!r} needs pictures of at least {smallest} x {smallest} pixels"
         raise SourceError(f"{needed}, got {found}; prepare larger ones, or leave it out")
-    return levels(inputs, setting.input_range, rounded), levels(
-        output, setting.input_range, rounded
-    )
+    return levels(inputs, setting.input_range), levels(output, setting.input_range)
 
 
 def _similarities(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Maps (N, C, H - 10, W - 10) of the luminance term, and of the product of contrast and
-    structure, of pictures (N, C, H, W).
-    """
+    """Return maps (N, C, H - 10, W - 10) of luminance, and of contrast times structure."""
     planes = torch.stack([a, b, a * a, b * b, a * b])
     mean_a, mean_b, square_a, square_b, product = _blur(planes)
     luminance = (2 * mean_a * mean_b + LUMINANCE_CONSTANT) / (

@@ -1,6 +1,5 @@
-"""Colors and turns in files made of boxes.
-
-These are AVIF and HEIC (ISO 14496-12, 23008-12), and JPEG 2000 (ISO 15444-1, annex I).
+"""Reads colors and orientations from files made of boxes: AVIF and HEIC (ISO 14496-12, 23008-12),
+and JPEG 2000 (ISO 15444-1, annex I).
 """
 
 from __future__ import annotations
@@ -12,12 +11,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ColorBox:
-    """A `colr` box.
+    """Content of a `colr` box.
 
     Args:
-        profile: ICC profile; empty where there is none.
-        codes: primaries and transfer characteristics as in ITU-T H.273; None where there are none.
-        space: enumerated color space of JPEG 2000; None where there is none.
+        profile: ICC profile; empty if there is none.
+        codes: primaries and transfer characteristics as in ITU-T H.273; None if there are none.
+        space: enumerated color space of JPEG 2000; None if there is none.
     """
 
     profile: bytes = b""
@@ -26,7 +25,7 @@ class ColorBox:
 
 
 def walk_boxes(media: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Type and content of every box, one after the other; ends where the sizes make no sense."""
+    """Yield the type and content of every box in order, up to a box whose size is invalid."""
     at = 0
     while at + 8 <= len(media):
         size, name = struct.unpack_from(">I4s", media, at)
@@ -42,7 +41,7 @@ def walk_boxes(media: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def find_box(media: bytes, *path: bytes) -> bytes:
-    """The content of the first box below these boxes; empty where there is none."""
+    """Return the content of the first box at this path of box types; empty if there is none."""
     for name in path:
         media = next((content for found, content in walk_boxes(media) if found == name), b"")
         if name == b"meta":
@@ -51,9 +50,9 @@ def find_box(media: bytes, *path: bytes) -> bytes:
 
 
 def primary_properties(media: bytes) -> list[tuple[bytes, bytes]]:
-    """Type and content of what holds for the main picture of an AVIF or HEIC file.
+    """Return the type and content of the properties of an AVIF or HEIC file's main image.
 
-    Nothing, where the boxes are broken: whether the pixels are, their decoder says.
+    Broken boxes give nothing. The decoder then reports whether the pixels are broken too.
     """
     try:
         return _read_properties(find_box(media, b"meta"))
@@ -62,6 +61,7 @@ def primary_properties(media: bytes) -> list[tuple[bytes, bytes]]:
 
 
 def _read_properties(meta: bytes) -> list[tuple[bytes, bytes]]:
+    """Return the type and content of the main item's properties in a `meta` box."""
     number = find_box(meta, b"pitm")
     primary = struct.unpack_from(">H" if number[0] == 0 else ">I", number, 4)[0]
     properties = list(walk_boxes(find_box(meta, b"iprp", b"ipco")))
@@ -74,7 +74,7 @@ def _read_properties(meta: bytes) -> list[tuple[bytes, bytes]]:
 
 
 def _associations(table: bytes) -> Iterator[tuple[int, list[int]]]:
-    """Item and the numbers of its properties, from 1 (ISO 23008-12, 9.3.1)."""
+    """Yield each item with the numbers of its properties, starting at 1 (ISO 23008-12, 9.3.1)."""
     version, flags, count = table[0], table[3], struct.unpack_from(">I", table, 4)[0]
     at = 8
     for _ in range(count):
@@ -91,7 +91,7 @@ def _associations(table: bytes) -> Iterator[tuple[int, list[int]]]:
 
 
 def read_color(content: bytes, is_jpeg2000: bool) -> ColorBox:
-    """What a `colr` box says; nothing, where it is cut off."""
+    """Read a `colr` box. A box that is cut off gives an empty `ColorBox`."""
     if len(content) < (7 if is_jpeg2000 else 8):
         return ColorBox()
     if is_jpeg2000:

@@ -1,4 +1,4 @@
-"""Aspect-ratio buckets: which shapes there are, and which one an image goes to."""
+"""Aspect-ratio buckets: which shapes exist, and which one an image is assigned to."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ SDXL_SHAPES: Sequence[Shape] = sorted(
 def bucket_shapes(
     area: int, step: int, shortest: int | None, longest: int | None, aspect: float
 ) -> list[Shape]:
-    """All buckets, from the flattest to the tallest: for each side, the largest other side that the
-    area allows, and the square.
+    """Return all bucket shapes from the flattest to the tallest: the square, and for each side the
+    largest other side that the area allows.
 
     Args:
-        area: pixels of a bucket, at most.
-        step: sides are multiples of this.
-        shortest: of the sides; None: half the side of the square of that area.
-        longest: of the sides; None: twice the side of the square of that area.
-        aspect: longer over shorter side, at most.
+        area: most pixels of a bucket.
+        step: all sides are multiples of this.
+        shortest: shortest side; None: half the side of the square with that area.
+        longest: longest side; None: twice the side of the square with that area.
+        aspect: largest ratio of the longer to the shorter side.
 
     Returns:
         At least one shape, or an empty list when none fits.
@@ -57,12 +57,12 @@ def bucket_shapes(
     return sorted(shapes, key=lambda shape: (shape[0] / shape[1], shape))
 
 
-def nearest_shape(shapes: Iterable[Shape], picture: Shape) -> Shape:
-    """The shape whose aspect is nearest to the picture's on a logarithmic scale; ties go to the
-    larger, then to the flatter one.
+def nearest_shape(shapes: Iterable[Shape], image: Shape) -> Shape:
+    """Return the shape whose aspect ratio is nearest to the image's on a logarithmic scale. Of
+    equally near ones the larger is chosen, then the flatter.
     """
-    wanted = math.log(picture[0] / picture[1])
-    # Rounded, so that a tie is a tie whatever the last bit of a logarithm is on this machine.
+    wanted = math.log(image[0] / image[1])
+    # Rounded, because the last bit of a logarithm differs between machines.
     return min(
         shapes,
         key=lambda shape: (

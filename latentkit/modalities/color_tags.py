@@ -1,4 +1,6 @@
-"""Colors that a file names otherwise than by an ICC profile, which is all that Pillow passes on."""
+"""Finds colors that a file describes in another way than by an ICC profile. Pillow only passes on
+the profile.
+"""
 
 from __future__ import annotations
 
@@ -46,41 +48,44 @@ GAMMA_TOLERANCE = 0.005
 CHROMATICITY_TOLERANCE = 0.002
 
 
-def find_profile(picture: Image.Image, media: bytes) -> bytes | None:
-    """An ICC profile of the colors a file names in another way; None for nothing, or for sRGB.
+def find_profile(image: Image.Image, media: bytes) -> bytes | None:
+    """Return an ICC profile of colors that a file describes in another way; None for no
+    description, or for sRGB.
 
     Args:
-        picture: opened, and without a profile.
+        image: opened image without a profile.
         media: the whole file.
 
     Raises:
-        SampleError: high dynamic range, or a color space that can't be converted.
+        SampleError: the image has a high dynamic range or a color space that can't be converted.
     """
-    if isinstance(picture, PngImagePlugin.PngImageFile):
-        return _of_png(picture, media)
-    if picture.format in ("AVIF", "HEIF"):
+    if isinstance(image, PngImagePlugin.PngImageFile):
+        return _png_profile(image, media)
+    if image.format in ("AVIF", "HEIF"):
         properties = primary_properties(media)
         boxes = [content for name, content in properties if name == b"colr"]
         colors = [read_color(content, is_jpeg2000=False) for content in boxes]
         codes = next((color.codes for color in colors if color.codes), None)
-        return None if codes is None else _of_codes(*codes)
-    if picture.format == "JPEG2000":
-        return _of_jpeg2000(media)
-    return _of_exif(picture)
+        return None if codes is None else _profile_of_codes(*codes)
+    if image.format == "JPEG2000":
+        return _jpeg2000_profile(media)
+    return _exif_profile(image)
 
 
-def _of_png(picture: PngImagePlugin.PngImageFile, media: bytes) -> bytes | None:
-    """cICP before sRGB before gAMA and cHRM (PNG, third edition, 4.3)."""
+def _png_profile(image: PngImagePlugin.PngImageFile, media: bytes) -> bytes | None:
+    """Return a PNG's profile. cICP takes precedence over sRGB, then gAMA and cHRM (PNG, third
+    edition, 4.3).
+    """
     codes = _find_png_codes(media)
     if codes is not None:
         if codes[3] != 1:
-            raise SampleError("PNG with a narrow range of levels (cICP), which is not read")
-        return _of_codes(codes[0], codes[1])
-    if "srgb" in picture.info:
+            raise SampleError("PNG with a narrow range of levels (cICP), which is not supported")
+        return _profile_of_codes(codes[0], codes[1])
+    if "srgb" in image.info:
         return None
     srgb = tuple(part for point in (D65, *SRGB_PRIMARIES) for part in point)
-    gamma = picture.info.get("gamma", SRGB_GAMMA)
-    chromaticity = picture.info.get("chromaticity", srgb)
+    gamma = image.info.get("gamma", SRGB_GAMMA)
+    chromaticity = image.info.get("chromaticity", srgb)
     is_srgb_curve = abs(gamma - SRGB_GAMMA) < GAMMA_TOLERANCE or gamma <= 0
     is_srgb_gamut = all(
         abs(part - wanted) < CHROMATICITY_TOLERANCE
@@ -92,11 +97,11 @@ def _of_png(picture: PngImagePlugin.PngImageFile, media: bytes) -> bytes | None:
     try:
         return make_profile(tuple(primaries), white, SRGB_CURVE if is_srgb_curve else 1 / gamma)
     except ValueError:
-        return None  # chromaticities without a meaning count for nothing, like a broken profile
+        return None  # meaningless chromaticities are ignored, like a broken profile
 
 
 def _find_png_codes(media: bytes) -> bytes | None:
-    """The four bytes of cICP, which stands before the pixels."""
+    """Return the four bytes of a PNG's cICP chunk, which is before the pixels, or None."""
     at = 8
     while at + 8 <= len(media):
         size, name = struct.unpack_from(">I4s", media, at)
@@ -108,7 +113,8 @@ def _find_png_codes(media: bytes) -> bytes | None:
     return None
 
 
-def _of_codes(primaries: int, transfer: int) -> bytes | None:
+def _profile_of_codes(primaries: int, transfer: int) -> bytes | None:
+    """Return the profile of colors with these codes of ITU-T H.273."""
     if transfer in HDR:
         raise SampleError(
             f"high dynamic range ({HDR[transfer]}), whose white is not sRGB's; convert it to SDR"
@@ -119,26 +125,30 @@ def _of_codes(primaries: int, transfer: int) -> bytes | None:
     return make_profile(points, white, CURVES.get(transfer, SRGB_CURVE))
 
 
-def _of_jpeg2000(media: bytes) -> bytes | None:
+def _jpeg2000_profile(media: bytes) -> bytes | None:
+    """Return the profile in a JPEG 2000 file."""
     # A bare codestream has no such box.
     color = read_color(find_box(media, b"jp2h", b"colr"), is_jpeg2000=True)
     if color.space is not None and color.space not in JPEG2000_SPACES:
         raise SampleError(
-            f"JPEG 2000 in color space {color.space}, which is not read; convert the file to sRGB"
+            f"JPEG 2000 in color space {color.space}, which is not supported; convert the file to"
+            " sRGB"
         )
     return color.profile or None
 
 
-def _of_exif(picture: Image.Image) -> bytes | None:
-    """Adobe RGB, which cameras name by "R03" (DCF 2.0) and some tools by color space 2."""
+def _exif_profile(image: Image.Image) -> bytes | None:
+    """Return Adobe RGB's profile if EXIF names it: cameras by "R03" (DCF 2.0), some tools by color
+    space 2.
+    """
     try:
-        exif = picture.getexif()
+        exif = image.getexif()
         if ExifTags.IFD.Exif not in exif:
             return None
         details = exif.get_ifd(ExifTags.IFD.Exif)
         name = exif.get_ifd(ExifTags.IFD.Interop).get(1)
     except CONTENT_ERRORS:
-        return None  # broken EXIF data counts for nothing, like its orientation
+        return None  # broken EXIF data is ignored, like its orientation
     if name == "R03" or details.get(ExifTags.Base.ColorSpace) == 2:
         return make_profile(ADOBE_RGB_PRIMARIES, D65, ADOBE_RGB_EXPONENT)
     return None

@@ -1,4 +1,4 @@
-"""What the options of `FramingConfig` mean for one picture: its shape, and the part of it that a
+"""Applies the options of `FramingConfig` to one image: its target shape, and the part of it that a
 view shows.
 """
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def target_shapes(config: FramingConfig) -> list[Shape]:
-    """The shapes that pictures are prepared to."""
+    """Return the shapes that images are prepared to."""
     if config.buckets is None:
         return [(config.size, config.size) if isinstance(config.size, int) else config.size]
     buckets = config.buckets
@@ -24,22 +24,22 @@ def target_shapes(config: FramingConfig) -> list[Shape]:
     return bucket_shapes(buckets.area, buckets.step, buckets.min, buckets.max, buckets.aspect)
 
 
-def check_small(config: FramingConfig, key: str, picture: Shape) -> None:
-    """Nothing, where a picture of that shape is large enough, or may be enlarged.
+def check_small(config: FramingConfig, key: str, image: Shape) -> None:
+    """Check that an image of this shape is large enough or may be enlarged.
 
     Raises:
-        SampleError: it is too small under `on_small: skip`.
-        SourceError: it is too small under `on_small: fail`.
+        SampleError: the image is too small and `on_small` is `skip`.
+        SourceError: the image is too small and `on_small` is `fail`.
     """
     if config.on_small == "upscale":
         return
-    size = f"{picture[1]} x {picture[0]} pixels (width x height)"
+    size = f"{image[1]} x {image[0]} pixels (width x height)"
     if config.min_size == "target":
-        shape = nearest_shape(target_shapes(config), picture)
-        if picture[0] >= shape[0] and picture[1] >= shape[1]:
+        shape = nearest_shape(target_shapes(config), image)
+        if image[0] >= shape[0] and image[1] >= shape[1]:
             return
         reason = f"{size}, too small for {shape[1]} x {shape[0]}: min_size is target"
-    elif min(picture) < config.min_size:
+    elif min(image) < config.min_size:
         reason = f"{size}, too small: min_size is {config.min_size}"
     else:
         return
@@ -52,39 +52,39 @@ def check_small(config: FramingConfig, key: str, picture: Shape) -> None:
 
 
 ENLARGED_ADVICE = "modality.with.min_size: target with on_small: skip leaves such samples out"
-ENLARGED = f"enlarged to its size, at most twofold ({ENLARGED_ADVICE})"
-ENLARGED_FAR = f"enlarged to its size, more than twofold ({ENLARGED_ADVICE})"
+ENLARGED = f"enlarged to the target size, at most twofold ({ENLARGED_ADVICE})"
+ENLARGED_FAR = f"enlarged to the target size, more than twofold ({ENLARGED_ADVICE})"
 
 
 def enlarged_remarks(box: Box, shape: Shape) -> list[str]:
-    """What to say of a view that shows fewer pixels of the picture than it has itself: one of two
+    """Return a remark if a view shows fewer pixels of the image than the view has: one of two
     texts, or nothing.
 
     Args:
-        box: the part of the picture that it shows.
-        shape: to which it is prepared.
+        box: the part of the image that the view shows.
+        shape: the shape that it is prepared to.
     """
     factor = max(shape[0] / box.height, shape[1] / box.width)
-    if factor <= 1 + 1e-6:  # arithmetic of the box, not a pixel
+    if factor <= 1 + 1e-6:  # rounding in the box, not a pixel
         return []
     return [ENLARGED if factor <= 2 else ENLARGED_FAR]
 
 
 def unflipped(view: str) -> str:
-    """The view that a mirrored one mirrors: "plain" of "hflip", "crop-2" of "hflip-2"; any other
-    view is its own.
+    """Return the view that a mirrored one mirrors: "plain" for "hflip", "crop-2" for "hflip-2".
+    Other views are returned unchanged.
     """
     return "plain" if view == "hflip" else view.replace("hflip-", "crop-")
 
 
 def view_box(
-    config: FramingConfig, seed: int, key: str, view: str, picture: Shape, shape: Shape
+    config: FramingConfig, seed: int, key: str, view: str, image: Shape, shape: Shape
 ) -> Box:
-    """The part of an upright picture that a view shows, before it is mirrored."""
+    """Return the part of an upright image that a view shows, before it is mirrored."""
     if view == "plain" and config.crop == "none":
-        return whole(picture)
+        return whole(image)
     if view == "plain" and config.crop == "center":
-        return crop_box(picture, shape)
+        return crop_box(image, shape)
     across, down, zoom = draw_fractions(seed, key, view, 3)
     smallest, largest = config.crop_scale
-    return crop_box(picture, shape, across, down, smallest + (largest - smallest) * zoom)
+    return crop_box(image, shape, across, down, smallest + (largest - smallest) * zoom)

@@ -1,7 +1,7 @@
-"""Which part of a picture a view keeps, and to which shape it goes: pure arithmetic on heights and
-widths.
+"""Computes which part of an image a view keeps, and its target shape, from heights and widths
+alone.
 
-Shapes are (height, width) in pixels, everywhere.
+Shapes are (height, width) in pixels everywhere.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ Shape = tuple[int, int]
 
 @dataclass(frozen=True)
 class Shrink:
-    """How a picture was made smaller while it was decoded.
+    """How an image was made smaller while it was decoded.
 
     Args:
-        divisor: pixels of the original for one of the shrunk picture, along each side.
-        top: where the original's upper edge lies in the shrunk picture, in its pixels: inside it
-            where that was turned over, since the row that only partly shows the original then comes
-            first.
-        left: the same of its left edge.
+        divisor: pixels of the original per pixel of the smaller image, along each side.
+        top: position of the original's upper edge in the smaller image, in its pixels. It is inside
+            the image if that was flipped, because the row that only partly shows the original is
+            then first.
+        left: the same for the left edge.
     """
 
     divisor: int = 1
@@ -39,9 +39,7 @@ class Shrink:
 
 @dataclass(frozen=True)
 class Box:
-    """A part of a picture, in pixels of the upright original; the corner counts from the top left
-    one.
-    """
+    """A part of an image, in pixels of the upright original, counted from its top left corner."""
 
     top: float
     left: float
@@ -49,44 +47,46 @@ class Box:
     width: float
 
     def edges(self) -> tuple[float, float, float, float]:
-        """Left, top, right, bottom: the order that Pillow wants."""
+        """Return left, top, right, bottom: the order that Pillow expects."""
         return self.left, self.top, self.left + self.width, self.top + self.height
 
     def shrunk(self, shrink: Shrink) -> Box:
-        """The same part of a picture that was shrunk."""
+        """Return the same part in an image that was made smaller."""
         top, left, height, width = (
             side / shrink.divisor for side in (self.top, self.left, self.height, self.width)
         )
         return Box(top + shrink.top, left + shrink.left, height, width)
 
     def rounded(self) -> list[float]:
-        """Top, left, height, width to a ten-thousandth of a pixel, for a ledger."""
+        """Return top, left, height, width, rounded to a ten-thousandth of a pixel, for the
+        index.
+        """
         return [round(value, 4) for value in (self.top, self.left, self.height, self.width)]
 
 
 # ---------------------------------------------------------------- crops
 
 
-def whole(picture: Shape) -> Box:
-    """All of a picture."""
-    return Box(0.0, 0.0, float(picture[0]), float(picture[1]))
+def whole(image: Shape) -> Box:
+    """Return the box of a whole image."""
+    return Box(0.0, 0.0, float(image[0]), float(image[1]))
 
 
 def crop_box(
-    picture: Shape, target: Shape, across: float = 0.5, down: float = 0.5, scale: float = 1.0
+    image: Shape, target: Shape, across: float = 0.5, down: float = 0.5, scale: float = 1.0
 ) -> Box:
-    """The part of `picture` with the aspect of `target`.
+    """Return the part of `image` with the aspect ratio of `target`.
 
     Args:
-        picture: (height, width) that is cut.
-        target: (height, width) whose aspect the part has.
-        across: where the part lies from left (0) to right (1); 0.5 is the middle.
-        down: where it lies from top (0) to bottom (1).
-        scale: its side over that of the largest part that fits, above 0, at most 1.
+        image: (height, width) to crop from.
+        target: (height, width) whose aspect ratio the part has.
+        across: position of the part from left (0) to right (1); 0.5 is the middle.
+        down: position of the part from top (0) to bottom (1).
+        scale: side of the part relative to the largest part that fits, above 0, at most 1.
     """
-    height, width = picture
+    height, width = image
     pixels_per_target_pixel = min(height / target[0], width / target[1])
-    # The largest part touches two borders: min() keeps rounding from putting it a hair outside.
+    # The largest part touches two borders; min() prevents rounding from moving it outside.
     part_height = min(float(height), target[0] * pixels_per_target_pixel) * scale
     part_width = min(float(width), target[1] * pixels_per_target_pixel) * scale
     return Box(
@@ -95,8 +95,8 @@ def crop_box(
 
 
 def draw_fractions(seed: int, key: str, view: str, count: int) -> list[float]:
-    """`count` numbers, evenly spread over [0, 1), that depend on the three names alone: the same in
-    every process and release.
+    """Return `count` numbers, uniformly distributed over [0, 1), that depend only on seed, key and
+    view: the same in every process and release.
     """
     digest = hashlib.sha256(json.dumps([seed, key, view]).encode("ascii")).digest()
     return [int.from_bytes(digest[8 * i : 8 * i + 8], "big") / 2**64 for i in range(count)]
@@ -108,7 +108,7 @@ Numbers = TypeVar("Numbers", float, "np.ndarray[Any, Any]")
 def left_out_share(
     height: Numbers, width: Numbers, crop_height: Numbers, crop_width: Numbers
 ) -> Numbers:
-    """The share of a picture's area, from 0 to 1, that lies outside its crop; of columns of them,
+    """The share of an image's area, from 0 to 1, that lies outside its crop; of columns of them,
     too.
 
     The numbers are those of a row's geometry: `height`, `width`, and `crop[2]`, `crop[3]`.
@@ -121,5 +121,5 @@ def left_out_share(
 
 
 def nearest_allowed(size: int, rule: SizeRule) -> Sequence[int]:
-    """The next smaller and the next larger size that a rule allows, as far as there are any."""
+    """Return the next smaller and the next larger size that a rule allows, if they exist."""
     return rule.neighbors(size)

@@ -1,4 +1,6 @@
-"""ICC profiles: from a file's colors to sRGB, and written for files that name colors otherwise."""
+"""ICC profiles: converts a file's colors to sRGB, and writes profiles for files that describe
+colors in another way.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ ADOBE_RGB_PRIMARIES: tuple[Point, ...] = ((0.64, 0.33), (0.21, 0.71), (0.15, 0.0
 ADOBE_RGB_EXPONENT = 563 / 256
 
 SRGB_CURVE = (2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
-"""IEC 61966-2-1 as g, a, b, c, d of ICC.1:2010's function 3: (a v + b) ** g from d, c v below."""
+"""IEC 61966-2-1 as g, a, b, c, d of ICC.1:2010's function 3: (a v + b) ** g from d upward, c v
+below.
+"""
 
 # ICC.1:2010, E.4: white of the connection space, and the Bradford adaptation to it.
 D50 = np.array([0.9642, 1.0, 0.8249])
@@ -35,15 +39,15 @@ def make_profile(
     white: Point = D65,
     curve: float | tuple[float, ...] = SRGB_CURVE,
 ) -> bytes:
-    """An ICC profile (version 4.2) of RGB colors.
+    """Return an ICC profile (version 4.2) of RGB colors.
 
     Args:
         primaries: x and y of red, green and blue (CIE 1931).
-        white: x and y of equal parts of them.
-        curve: exponent that makes light of values, or g, a, b, c, d as in `SRGB_CURVE`.
+        white: x and y of equal parts of the primaries.
+        curve: exponent that converts values to light, or g, a, b, c, d as in `SRGB_CURVE`.
 
     Raises:
-        ValueError: primaries on one line, or without a y.
+        ValueError: the primaries are on one line, or a y isn't positive.
     """
     columns = np.array([_to_xyz(point) for point in primaries]).T
     try:
@@ -60,6 +64,7 @@ def make_profile(
 
 
 def _to_xyz(point: Point) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    """Convert x and y of a color to XYZ with Y = 1."""
     x, y = point
     if y <= 0:
         raise ValueError(f"a color with y = {y} has no brightness")
@@ -67,7 +72,7 @@ def _to_xyz(point: Point) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
 
 
 def _pack_fixed(numbers: Sequence[float] | np.ndarray[tuple[int], np.dtype[np.float64]]) -> bytes:
-    """s15Fixed16Number each."""
+    """Encode numbers as s15Fixed16Number."""
     try:
         return struct.pack(f">{len(numbers)}i", *(round(number * 65536) for number in numbers))
     except struct.error as err:
@@ -75,7 +80,7 @@ def _pack_fixed(numbers: Sequence[float] | np.ndarray[tuple[int], np.dtype[np.fl
 
 
 def _pack_profile(tags: dict[bytes, bytes]) -> bytes:
-    """A display profile from RGB to XYZ (ICC.1:2010, section 7)."""
+    """Encode a display profile from RGB to XYZ (ICC.1:2010, section 7)."""
     table, body = struct.pack(">I", len(tags)), b""
     for name, content in tags.items():
         table += name + struct.pack(">II", 132 + 12 * len(tags) + len(body), len(content))
@@ -87,8 +92,8 @@ def _pack_profile(tags: dict[bytes, bytes]) -> bytes:
 
 
 def to_srgb(colors: Image.Image, profile: bytes | None) -> Image.Image:
-    """An "L", "RGB" or "CMYK" picture in sRGB ("L" or "RGB"); a profile that is broken or of
-    another kind of color counts for nothing.
+    """Convert an "L", "RGB" or "CMYK" image to sRGB ("L" or "RGB"). A profile that is broken or for
+    another kind of color is ignored.
     """
     transform = _srgb_transform(profile) if profile else None
     if transform is not None:
@@ -99,9 +104,17 @@ def to_srgb(colors: Image.Image, profile: bytes | None) -> Image.Image:
     return colors.convert("RGB") if colors.mode == "CMYK" else colors
 
 
+def is_srgb(profile: bytes | None) -> bool:
+    """Whether a file's colors are sRGB already, or count for that: `to_srgb` changes none of an "L"
+    or "RGB" picture.
+    """
+    return not profile or _srgb_transform(profile) is None
+
+
 @lru_cache(maxsize=64)
 def _srgb_transform(profile: bytes) -> ImageCms.ImageCmsTransform | None:
-    """The way from a profile's colors to sRGB; None when it is broken, or sRGB already.
+    """Return the conversion from a profile's colors to sRGB; None if the profile is broken or
+    already sRGB.
 
     Threads may share it.
     """
@@ -113,12 +126,12 @@ def _srgb_transform(profile: bytes) -> ImageCms.ImageCmsTransform | None:
         transform = ImageCms.buildTransform(opened, ImageCms.createProfile("sRGB"), mode, "RGB")
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
         return None
-    return None if mode == "RGB" and _changes_nothing(transform) else transform
+    return None if mode == "RGB" and _is_nearly_srgb(transform) else transform
 
 
-def _changes_nothing(transform: ImageCms.ImageCmsTransform) -> bool:
-    """Whether no color of a 6 x 6 x 6 lattice moves by more than one level: one of sRGB's many
-    spellings, where converting only costs.
+def _is_nearly_srgb(transform: ImageCms.ImageCmsTransform) -> bool:
+    """Return whether no color of a 6 x 6 x 6 grid changes by more than one level. Then the profile
+    is a variant of sRGB and isn't worth converting.
     """
     levels = np.arange(0, 256, 51, dtype=np.uint8)
     lattice = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(

@@ -1,4 +1,4 @@
-"""Modality `image`: picture files to tensors of one shape per bucket, and tensors to a contact
+"""Modality `image`: image files to tensors with one shape per bucket, and tensors to a contact
 sheet.
 """
 
@@ -6,19 +6,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 
-from latentkit.contracts import BuildContext, InputSpec, Prepared, Sample
+from latentkit.contracts import BuildContext, InputSpec, Prepared, RowMemory, Sample
 from latentkit.errors import RecipeError
 from latentkit.modalities.buckets import nearest_shape
 from latentkit.modalities.decode_image import (
-    decode_picture,
-    open_picture,
+    decode_levels,
+    decode_upright,
+    frame_remarks,
+    open_image,
     shrink_on_load,
     upright_shape,
 )
@@ -32,7 +36,7 @@ from latentkit.modalities.framing import (
 from latentkit.modalities.geometry import Box, Shape, Shrink, nearest_allowed
 from latentkit.modalities.image_formats import known_formats
 from latentkit.modalities.resizing import Levels, Resizer
-from latentkit.runtime.buffers import BufferPool, prepared_memory
+from latentkit.runtime.buffers import BufferPool
 from latentkit.runtime.memory import refuse_beyond_memory
 
 if TYPE_CHECKING:
@@ -47,18 +51,20 @@ SHEET_COLOR = (255, 255, 255)
 
 
 class ImageModality:
-    """Pictures as (C, H, W) float32 in the encoder's range, in sRGB; C is 3, or 1 (luma) or 4 (with
-    alpha) where the encoder takes that.
+    """Prepares images as (C, H, W) float32 in the encoder's range, in sRGB. C is 3, or 1 (luma) or
+    4 (with alpha) if the encoder takes that.
 
     Args:
         config: size or buckets, crop and views.
         context: seed of the random crops, and what the encoder takes.
 
     Raises:
-        RecipeError: channels or sizes that the encoder does not take; names the sizes next to them.
+        RecipeError: the encoder doesn't accept the channels or sizes; the message names the nearest
+            sizes.
     """
 
     metrics: Sequence[str] = ("psnr", "ssim", "ms-ssim", "rfid")
+    ignores_sizes = True
 
     def __init__(self, config: ImageConfig, context: BuildContext) -> None:
         self._config = config
@@ -75,32 +81,42 @@ class ImageModality:
         self._formats = known_formats()
         self._buffers = BufferPool(pinned=False)
 
-    def prepare(self, sample: Sample) -> Iterator[Prepared]:
-        """Every view of a picture, in the recipe's order: (C, H, W) float32 in the encoder's range,
-        from one decode.
+    def prepare(self, sample: Sample, memory: RowMemory | None = None) -> Iterator[Prepared]:
+        """Yield every view of an image, in the recipe's order: (C, H, W) float32 in the encoder's
+        range, all from one decoding.
 
         Raises:
-            SampleError: not a picture, broken, too large, or too small under `on_small: skip`.
+            SampleError: not an image, broken, too large, or too small under `on_small: skip`.
             SourceError: too small under `on_small: fail`.
             OSError: the media can't be reached.
         """
-        picture = open_picture(sample.read(), self._formats, self._config.max_pixels)
+        memory = memory or self._buffers
+        media = sample.read()
+        image = open_image(media, self._formats, self._config.max_pixels)
         if self._config.min_size != "target":
-            check_small(self._config, sample.key, (picture.height, picture.width))
+            check_small(self._config, sample.key, (image.height, image.width))
+        frames = frame_remarks(image)
         shrink = Shrink()
         if self._config.resize == "draft":
-            original = upright_shape(picture)
-            shrink = shrink_on_load(picture, self._cut(sample.key, original)[1])
-        picture = decode_picture(picture, MODES[self._input.channels], self._config.background)
+            original = upright_shape(image)
+            shrink = shrink_on_load(image, self._cut(sample.key, original)[1])
+        resizer = Resizer(self._decode(image, media), shrink, self._buffers)
         if shrink.divisor == 1:
-            original = (picture.height, picture.width)
+            original = resizer.shape
         if self._config.min_size == "target":
             check_small(self._config, sample.key, original)
-        yield from self._views(sample.key, Resizer(picture, self._config.resize, shrink), original)
+        for prepared in self._views(sample.key, resizer, original, memory):
+            yield replace(prepared, remarks=[*prepared.remarks, *frames])
+
+    def _decode(self, image: Image.Image, media: bytes) -> Image.Image | Levels:
+        mode, background = MODES[self._input.channels], self._config.background
+        if self._config.resize == "pillow":
+            return decode_upright(image, mode, background)
+        return decode_levels(image, media, mode, background, self._buffers)
 
     def _cut(self, key: str, original: Shape) -> tuple[dict[str, Box], float]:
-        """The box of every crop, and how many pixels of the picture a pixel of the result covers at
-        least.
+        """Return the box of every crop, and the smallest number of image pixels per pixel of the
+        result.
         """
         shape = nearest_shape(self._shapes, original)
         crops = dict.fromkeys(unflipped(view) for view in self._config.views)
@@ -111,7 +127,10 @@ class ImageModality:
             min(box.height / shape[0], box.width / shape[1]) for box in boxes.values()
         )
 
-    def _views(self, key: str, resizer: Resizer, original: Shape) -> Iterator[Prepared]:
+    def _views(
+        self, key: str, resizer: Resizer, original: Shape, memory: RowMemory
+    ) -> Iterator[Prepared]:
+        """Yield every view of a decoded image."""
         shape = nearest_shape(self._shapes, original)
         boxes, _ = self._cut(key, original)
         resized: dict[str, Levels] = {}
@@ -128,38 +147,35 @@ class ImageModality:
                 "flip": view != crop,
             }
             bucket, remarks = f"{shape[0]}x{shape[1]}", enlarged_remarks(box, shape)
-            yield Prepared(view, bucket, self._to_tensor(levels), geometry, remarks)
+            tensor = self._to_tensor(levels, memory.get(levels.shape, np.float32))
+            yield Prepared(view, bucket, tensor, geometry, remarks)
 
     def render(self, tensors: Sequence[Sequence[Tensor]], path: Path) -> None:
-        """Write a PNG with a row of pictures per inner sequence, whatever the sizes; parent folders
-        are made.
+        """Write a PNG with a row of images for each inner sequence, whatever their sizes. Parent
+        folders are created.
 
         Args:
-            tensors: (C, H, W) each, C of 1, 3 or 4, any float dtype and device, in the encoder's
-                range; what lies outside is clipped.
+            tensors: (C, H, W) each, with C of 1, 3 or 4, any float dtype and device, in the
+                encoder's range; other values are clipped.
             path: file to write.
 
         Raises:
-            ValueError: no tensor at all, or one of another shape.
+            ValueError: there is no tensor, or one has another shape.
         """
         rows = [
-            [_to_picture(tensor, self._input.range) for tensor in row]
-            for row in tensors
-            if len(row)
+            [_to_image(tensor, self._input.range) for tensor in row] for row in tensors if len(row)
         ]
         if not rows:
             raise ValueError("render needs at least one tensor, got none")
         path.parent.mkdir(parents=True, exist_ok=True)
         _contact_sheet(rows).save(path, format="PNG")
 
-    def _to_tensor(self, levels: Levels) -> Tensor:
-        """(C, H, W) float32 of levels: 0 is the lower limit of the encoder's range, 255 the upper
-        one, both exactly.
+    def _to_tensor(self, levels: Levels, values: npt.NDArray[np.float32]) -> Tensor:
+        """Return (C, H, W) float32 of levels, in `values`. Level 0 is exactly the lower limit of
+        the encoder's range, 255 exactly the upper one.
         """
         low, high = self._input.range
-        values = prepared_memory(levels.shape, np.float32, self._buffers)
-        # Divided rather than multiplied by the inverse, which is not a float: 255 would miss the
-        # limit.
+        # Divided, because the inverse is not exact in floating point: 255 would miss the limit.
         np.divide(levels, np.float32(255 / (high - low)), out=values, dtype=np.float32)
         np.add(values, np.float32(low), out=values)
         return torch.from_numpy(values)
@@ -169,7 +185,7 @@ class ImageModality:
 
 
 def _allowed_shapes(config: ImageConfig, spec: InputSpec) -> list[Shape]:
-    """The shapes that pictures are prepared to, each checked against the encoder's rules."""
+    """Return the shapes that images are prepared to, each checked against the encoder's rules."""
     shapes = target_shapes(config)
     for shape in shapes:
         for axis, name, size in zip("HW", ("height", "width"), shape, strict=True):
@@ -199,9 +215,9 @@ def _allowed_shapes(config: ImageConfig, spec: InputSpec) -> list[Shape]:
 # ---------------------------------------------------------------- tensors
 
 
-def _to_picture(tensor: Tensor, limits: tuple[float, float]) -> Image.Image:
-    """An "RGB" picture of a (C, H, W) tensor in `limits`; alpha is laid over the color of the
-    sheet.
+def _to_image(tensor: Tensor, limits: tuple[float, float]) -> Image.Image:
+    """Return an "RGB" image of a (C, H, W) tensor with values in `limits`. Alpha is blended with
+    the sheet's color.
     """
     if tensor.ndim != 3 or tensor.shape[0] not in MODES:
         raise ValueError(
@@ -214,32 +230,31 @@ def _to_picture(tensor: Tensor, limits: tuple[float, float]) -> Image.Image:
     pixels = values.nan_to_num(0.0).clamp(0, 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
     if pixels.shape[2] == 1:
         pixels = pixels[:, :, 0]
-    picture = Image.fromarray(np.ascontiguousarray(pixels))
-    if picture.mode != "RGBA":
-        return picture.convert("RGB")
-    canvas = Image.new("RGB", picture.size, SHEET_COLOR)
-    canvas.paste(picture, mask=picture)
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    if image.mode != "RGBA":
+        return image.convert("RGB")
+    canvas = Image.new("RGB", image.size, SHEET_COLOR)
+    canvas.paste(image, mask=image)
     return canvas
 
 
 def _contact_sheet(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
-    """One picture with a row per inner sequence, pictures side by side, gaps between and around
-    them.
+    """Return one image with a row for each inner sequence, its images side by side, with gaps
+    between and around them.
     """
     width = (
-        max(sum(picture.width + SHEET_GAP_PIXELS for picture in row) for row in rows)
-        + SHEET_GAP_PIXELS
+        max(sum(image.width + SHEET_GAP_PIXELS for image in row) for row in rows) + SHEET_GAP_PIXELS
     )
     height = (
-        sum(max(picture.height for picture in row) + SHEET_GAP_PIXELS for row in rows)
+        sum(max(image.height for image in row) + SHEET_GAP_PIXELS for row in rows)
         + SHEET_GAP_PIXELS
     )
     sheet = Image.new("RGB", (width, height), SHEET_COLOR)
     top = SHEET_GAP_PIXELS
     for row in rows:
         left = SHEET_GAP_PIXELS
-        for picture in row:
-            sheet.paste(picture, (left, top))
-            left += picture.width + SHEET_GAP_PIXELS
-        top += max(picture.height for picture in row) + SHEET_GAP_PIXELS
+        for image in row:
+            sheet.paste(image, (left, top))
+            left += image.width + SHEET_GAP_PIXELS
+        top += max(image.height for image in row) + SHEET_GAP_PIXELS
     return sheet

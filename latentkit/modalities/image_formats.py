@@ -1,4 +1,4 @@
-"""Formats of picture files: which are opened, by which package, and what the others are called."""
+"""Formats of image files: which can be opened, by which package, and the names of the others."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from PIL import Image
 
 from latentkit.errors import SampleError
 from latentkit.modalities.boxes import walk_boxes
-from latentkit.modalities.tiff_kinds import describe_tiff
-from latentkit.runtime.file_endings import PICTURE_PACKAGES
+from latentkit.modalities.tiff_kinds import explain_unsupported_tiff
+from latentkit.runtime.file_endings import IMAGE_PACKAGES
 
 # Named one by one, because Pillow also opens EPS (by starting Ghostscript) and formats without a
 # signature, which any text may seem to be.
@@ -35,44 +35,48 @@ CONTENT_ERRORS = (
 )
 
 NOT_SRGB = "floating-point light, whose white is not defined; convert it to 8 or 16 bits"
-UNREAD = (
-    (b"v/1\x01", f"OpenEXR picture: {NOT_SRGB}"),
-    (b"#?RADIANCE", f"Radiance picture: {NOT_SRGB}"),
-    (b"#?RGBE", f"Radiance picture: {NOT_SRGB}"),
+UNSUPPORTED = (
+    (b"v/1\x01", f"OpenEXR image: {NOT_SRGB}"),
+    (b"#?RADIANCE", f"Radiance image: {NOT_SRGB}"),
+    (b"#?RGBE", f"Radiance image: {NOT_SRGB}"),
     (b"PF\n", f"portable float map: {NOT_SRGB}"),
     (b"8BPS", "Photoshop document, which is not read; export it to PNG or TIFF"),
-    (b"II\xbc", "JPEG XR picture, which is not read; convert it to PNG"),
+    (b"II\xbc", "JPEG XR image, which is not read; convert it to PNG"),
 )
 
 
 def known_formats() -> list[str]:
-    """Those of `FORMATS` that open here; loads what opens them, so that no thread has to."""
+    """Return those of `FORMATS` that open here. Loads the packages that open them, so no thread has
+    to.
+    """
     Image.init()
     for module, register in (("pillow_heif", "register_heif_opener"), ("pillow_jxl", None)):
         try:
             loaded = importlib.import_module(module)
         except ImportError:
-            continue  # a file of that format names the package
+            continue  # the message on a file of that format names the package
         if register is not None:
             getattr(loaded, register)()
     return [name for name in FORMATS if name in Image.OPEN]
 
 
-def describe_unread(media: bytes, formats: list[str]) -> str:
-    """Why a file that none of `formats` fits is not read."""
+def explain_unsupported(media: bytes, formats: list[str]) -> str:
+    """Return why a file that is in none of `formats` is not read."""
     suffix = _packaged_suffix(media)
     name = {".avif": "AVIF", ".heic": "HEIF", ".jxl": "JXL"}.get(suffix or "")
     if suffix is not None and name not in formats:
-        package = PICTURE_PACKAGES[suffix]
-        return f"{name} picture, which needs a package that is missing: pip install {package!r}"
-    for signature, reason in UNREAD:
+        package = IMAGE_PACKAGES[suffix]
+        return f"{name} image, which needs a package that is missing: pip install {package!r}"
+    for signature, reason in UNSUPPORTED:
         if media.startswith(signature):
             return reason
-    return describe_tiff(media) or f"not a picture; known formats: {', '.join(formats)}"
+    return explain_unsupported_tiff(media) or f"not an image; known formats: {', '.join(formats)}"
 
 
 def _packaged_suffix(media: bytes) -> str | None:
-    """The usual ending of a format that needs a package of its own, by the file's first bytes."""
+    """Return the usual ending of a format that needs an additional package, recognized by the
+    file's first bytes.
+    """
     if media.startswith(JXL_SIGNATURES):
         return ".jxl"
     if media[4:8] != b"ftyp":
@@ -87,22 +91,23 @@ def _packaged_suffix(media: bytes) -> str | None:
 
 
 class _Bits:
-    """Numbers of any width from bytes, the lowest bit first (ISO 18181-1, 4.2)."""
+    """Reads numbers of any bit width from bytes, lowest bit first (ISO 18181-1, 4.2)."""
 
     def __init__(self, media: bytes) -> None:
         self._left = int.from_bytes(media[:64], "little")
 
     def take(self, count: int) -> int:
+        """Return the next `count` bits as a number."""
         value = self._left & ((1 << count) - 1)
         self._left >>= count
         return value
 
 
 def read_jxl_header(media: bytes) -> tuple[int, int, int]:
-    """Width, height, and orientation from 1 to 8, of a JPEG XL file (ISO 18181-1, annex D).
+    """Return width, height, and orientation from 1 to 8, of a JPEG XL file (ISO 18181-1, annex D).
 
     Raises:
-        SampleError: no codestream in it.
+        SampleError: the file contains no codestream.
     """
     bits = _Bits(_jxl_codestream(media)[2:])
     is_small = bits.take(1)
@@ -119,13 +124,15 @@ def read_jxl_header(media: bytes) -> tuple[int, int, int]:
 
 
 def _take_side(bits: _Bits, is_small: int) -> int:
+    """Read one side's length."""
     return (bits.take(5) + 1) * 8 if is_small else 1 + bits.take((9, 13, 18, 30)[bits.take(2)])
 
 
 def _jxl_codestream(media: bytes) -> bytes:
+    """Return the codestream of a JPEG XL file."""
     if media.startswith(JXL_CODESTREAM):
         return media
     for name, content in walk_boxes(media):
         if name in (b"jxlc", b"jxlp"):
             return content if name == b"jxlc" else content[4:]
-    raise SampleError("broken picture: JPEG XL without a codestream")
+    raise SampleError("broken image: JPEG XL without a codestream")

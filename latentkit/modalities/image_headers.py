@@ -1,4 +1,4 @@
-"""Put right what Pillow leaves out of a picture's header, or refuse the picture."""
+"""Corrects what Pillow reads wrongly in an image's header, or refuses the image."""
 
 from __future__ import annotations
 
@@ -13,36 +13,38 @@ from latentkit.modalities.tiff_kinds import check_tiff
 PNG_GRAY, PNG_RGB = 0, 2
 
 
-def complete_header(picture: Image.Image, media: bytes) -> None:
-    """Put right the transparency, orientation and colors of an opened picture.
+def complete_header(image: Image.Image, media: bytes) -> None:
+    """Correct the transparency, orientation and colors of an opened image.
 
     Raises:
-        SampleError: its pixels would come out wrong.
-        Exception: broken tags, as Pillow raises them.
+        SampleError: its pixels would be decoded wrongly.
+        Exception: what Pillow raises for broken tags.
     """
-    if isinstance(picture, TiffImagePlugin.TiffImageFile):
-        check_tiff(picture)
-    elif isinstance(picture, PngImagePlugin.PngImageFile):
-        _scale_transparency(picture, depth=media[24], color_type=media[25])
-    elif picture.format in ("JPEG", "MPO"):
-        if picture.mode == "CMYK" and "adobe" not in picture.info:
-            # Adobe counts ink upside down, and programs differ about all others.
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        check_tiff(image)
+    elif isinstance(image, PngImagePlugin.PngImageFile):
+        _scale_transparency(image, depth=media[24], color_type=media[25])
+    elif image.format in ("JPEG", "MPO"):
+        if image.mode == "CMYK" and "adobe" not in image.info:
+            # Adobe inverts ink values, and programs differ on all other files.
             raise SampleError(
                 "CMYK JPEG without Adobe's mark, whose white is not known; convert it"
             )
-    elif picture.format == "HEIF":
-        _turn_heif(picture, media)
-    elif picture.format == "JXL":
-        _turn_jxl(picture, media)
-    if not picture.info.get("icc_profile"):
-        profile = find_profile(picture, media)
+    elif image.format == "HEIF":
+        _turn_heif(image, media)
+    elif image.format == "JXL":
+        _turn_jxl(image, media)
+    if not image.info.get("icc_profile"):
+        profile = find_profile(image, media)
         if profile is not None:
-            picture.info["icc_profile"] = profile
+            image.info["icc_profile"] = profile
 
 
-def _scale_transparency(picture: PngImagePlugin.PngImageFile, depth: int, color_type: int) -> None:
-    """tRNS names a value of the file's own depth, which Pillow compares with levels of 8 bits."""
-    key = picture.info.get("transparency")
+def _scale_transparency(image: PngImagePlugin.PngImageFile, depth: int, color_type: int) -> None:
+    """Convert tRNS, which is a value with the file's bit depth, to the 8-bit levels that Pillow
+    compares it with.
+    """
+    key = image.info.get("transparency")
     if key is None:
         return
     if color_type == PNG_RGB and depth == 16:
@@ -51,21 +53,23 @@ def _scale_transparency(picture: PngImagePlugin.PngImageFile, depth: int, color_
             "apart; give it an alpha channel"
         )
     if color_type == PNG_GRAY and depth in (2, 4):
-        picture.info["transparency"] = (key & (2**depth - 1)) * 255 // (2**depth - 1)
+        image.info["transparency"] = (key & (2**depth - 1)) * 255 // (2**depth - 1)
 
 
-def _turn_heif(picture: Image.Image, media: bytes) -> None:
-    """EXIF's orientation counts where the container turns nothing: its writer left it to EXIF.
+def _turn_heif(image: Image.Image, media: bytes) -> None:
+    """Ignore EXIF's orientation if the container has an orientation.
 
-    Where it does turn, libheif has done so, and pillow-heif has set that orientation to 1.
+    libheif has then turned the pixels, and pillow-heif has set EXIF's orientation to 1.
     """
-    original = picture.info.get("original_orientation") or 1
+    original = image.info.get("original_orientation") or 1
     turns = [name for name, _ in primary_properties(media) if name in (b"irot", b"imir")]
     if original != 1 and not turns:
-        picture.getexif()[ExifTags.Base.Orientation] = original
+        image.getexif()[ExifTags.Base.Orientation] = original
 
 
-def _turn_jxl(picture: Image.Image, media: bytes) -> None:
-    """EXIF's orientation counts where the codestream has none, or a JPEG was brought back."""
-    if read_jxl_header(media)[2] != 1 and not getattr(picture, "jpeg", False):
-        picture.getexif()[ExifTags.Base.Orientation] = 1  # libjxl has turned the pixels
+def _turn_jxl(image: Image.Image, media: bytes) -> None:
+    """Ignore EXIF's orientation if the codestream has one, unless the file is a recompressed
+    JPEG.
+    """
+    if read_jxl_header(media)[2] != 1 and not getattr(image, "jpeg", False):
+        image.getexif()[ExifTags.Base.Orientation] = 1  # libjxl has turned the pixels

@@ -20,12 +20,12 @@ from latentkit.contracts import (
 
 
 class BucketsConfig(Config):
-    """Aspect-ratio buckets: each picture is prepared to the bucket whose aspect is nearest to its
-    own.
+    """Aspect-ratio buckets: each image is prepared to the bucket whose aspect ratio is nearest to
+    its own.
     """
 
     area: int | None = Field(
-        None, gt=0, description="pixels of a bucket, at most (height x width); or give shapes"
+        None, gt=0, description="most pixels of a bucket (height x width); or give shapes"
     )
     shapes: list[tuple[int, int]] | Literal["sdxl"] | None = Field(
         None,
@@ -45,14 +45,16 @@ class BucketsConfig(Config):
         gt=0,
         description="longest side allowed, in pixels; none: twice the side of the square",
     )
-    aspect: float = Field(2.0, ge=1.0, description="longest over shortest side, at most")
+    aspect: float = Field(
+        2.0, ge=1.0, description="largest ratio of the longest to the shortest side"
+    )
 
     @field_validator("shapes")
     @classmethod
     def _one_order(
         cls, shapes: list[tuple[int, int]] | Literal["sdxl"] | None
     ) -> list[tuple[int, int]] | None:
-        """One way to write a list, so that every order of it has one fingerprint."""
+        """Sort the shapes, so that every order has the same fingerprint."""
         from latentkit.modalities.buckets import SDXL_SHAPES
 
         if shapes is None:
@@ -87,14 +89,14 @@ VIEW_HELP = (
 
 
 class FramingConfig(Config):
-    """Which part of a picture is kept, and at which size; of `image`, and of other modalities that
-    show pictures.
+    """Which part of an image is kept, and at which size. Other modalities that show images share
+    these options.
     """
 
     size: int | tuple[int, int] = Field(
         256,
         description=(
-            "side in pixels, or [height, width]; the picture is scaled to cover it, then cropped"
+            "side in pixels, or [height, width]; the image is scaled to cover it, then cropped"
         ),
     )
     buckets: BucketsConfig | None = Field(
@@ -103,40 +105,47 @@ class FramingConfig(Config):
     crop: Literal["center", "random", "none"] = Field(
         "center",
         description=(
-            "which part is kept: the middle, a draw from seed and key, or (none) all of it,"
-            " squeezed to the size"
+            "which part is kept: the center, a random one (from seed and key), or none: the whole"
+            " image is squeezed to the size"
         ),
     )
     crop_scale: tuple[float, float] = Field(
         (1.0, 1.0),
         description=(
-            "side of a random crop over that of the largest that fits: drawn between these two,"
-            " above 0 and at most 1"
+            "range of a random crop's side, relative to the largest crop that fits; above 0 and at"
+            " most 1"
         ),
     )
     views: list[str] = Field(["plain"], min_length=1, description=VIEW_HELP)
     min_size: Annotated[int, Field(ge=1)] | Literal["target"] = Field(
         8,
         description=(
-            "shortest side in pixels that is not small; target: what would be enlarged to its size"
-            " or bucket is small"
+            "minimum shorter side in pixels; smaller images follow on_small; target: those that"
+            " would be enlarged to their size or bucket"
         ),
     )
     on_small: Literal["skip", "upscale", "fail"] = Field(
-        "skip", description="what happens to a picture below min_size"
+        "skip", description="what happens to an image below min_size"
     )
 
     @field_validator("buckets", mode="before")
     @classmethod
     def _named_buckets(cls, buckets: Any) -> Any:
-        return {"shapes": buckets} if isinstance(buckets, str) else buckets
+        if isinstance(buckets, str):
+            return {"shapes": buckets}
+        # Behind a validator of this mode pydantic is strict as with Python's own values, of which
+        # a list is no tuple; a recipe has lists alone.
+        if isinstance(buckets, dict) and isinstance(buckets.get("shapes"), list):
+            shapes = [tuple(one) if isinstance(one, list) else one for one in buckets["shapes"]]
+            return {**buckets, "shapes": shapes}
+        return buckets
 
     @field_validator("size")
     @classmethod
     def _positive(cls, size: int | tuple[int, int]) -> int | tuple[int, int]:
         if min((size,) if isinstance(size, int) else size) < 1:
             raise ValueError("must be at least 1 pixel")
-        # One way to write a square, so that both have one fingerprint.
+        # A square is written in one way, so that both ways have the same fingerprint.
         return size[0] if isinstance(size, tuple) and size[0] == size[1] else size
 
     @field_validator("crop_scale")
@@ -167,7 +176,9 @@ class FramingConfig(Config):
         return self
 
     def fitted(self, spec: InputSpec) -> dict[str, Any]:
-        """Options left at a default that the encoder doesn't take, with the nearest it does."""
+        """Return options left at a default that the encoder doesn't accept, with the nearest value
+        it does.
+        """
         if self.buckets is not None or "size" in self.model_fields_set:
             return {}
         height, width = (self.size, self.size) if isinstance(self.size, int) else self.size
@@ -180,7 +191,7 @@ class FramingConfig(Config):
 
 
 class ImageConfig(FramingConfig):
-    """Modality `image`."""
+    """Options of the modality `image`."""
 
     background: tuple[int, int, int] = Field(
         (255, 255, 255), description="red, green, blue from 0 to 255 behind transparent parts"
@@ -188,18 +199,26 @@ class ImageConfig(FramingConfig):
     resize: Literal["pillow", "lanczos", "draft"] = Field(
         "pillow",
         description=(
-            "pillow: its Lanczos filter; lanczos: the same filter, nearer to the ideal and twice as"
-            " fast; draft: like lanczos, but of JPEGs decoded at a half, quarter or eighth of their"
-            " size, at least twice the pixels needed"
+            "lanczos: the Lanczos filter, which a new latent dataset takes where its recipe doesn't"
+            " say; pillow: the same as Pillow has it, slower and less exact; draft: like lanczos,"
+            " but of JPEGs decoded at a half, quarter or eighth of their size, at least twice the"
+            " pixels needed"
         ),
+        json_schema_extra={"versions": {"lanczos": 2, "draft": 2}},  # before: sums were rounded
     )
     max_pixels: int = neutral(
         178_956_970,
         gt=0,
         description=(
-            "pictures with more pixels are refused before they are decoded (decompression bombs)"
+            "images with more pixels are refused before they are decoded (decompression bombs)"
         ),
     )
+
+    def for_new_dataset(self) -> dict[str, Any]:
+        """Options left open, with what a new latent dataset takes: their defaults are those of
+        datasets that were begun before there was a better choice.
+        """
+        return {} if "resize" in self.model_fields_set else {"resize": "lanczos"}
 
     @field_validator("background")
     @classmethod

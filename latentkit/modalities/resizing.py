@@ -1,45 +1,51 @@
-"""Resize one decoded picture, in the way that the recipe names, to as many crops as it wants."""
+"""Resizes a decoded image to any number of crops, with the method that the recipe names."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from latentkit.modalities.geometry import Box, Shape, Shrink
 from latentkit.modalities.lanczos import resize_levels
+from latentkit.runtime.buffers import BufferPool
 
 Levels = np.ndarray[Any, np.dtype[Any]]
-"""(C, H, W) whole numbers from 0 to 255, uint8 or float32."""
+"""Whole numbers from 0 to 255, uint8 or float32; of a result (C, H, W)."""
 
 LINES = {"L": "L", "RGB": "RGB;L", "RGBA": "RGBA;L"}
-"""Pillow's name for the pixels of a mode line by line, in each line channel after channel."""
+"""Pillow's name of a mode's pixels line by line, with one channel after the other in each line."""
 
 
 class Resizer:
-    """One picture, whose pixels are laid out once for all its crops.
+    """One image, whose pixels are laid out once for all its crops.
 
     Args:
-        picture: "L", "RGB" or "RGBA".
-        way: as the option `resize` of `ImageConfig`.
-        shrink: how it was made smaller while it was decoded.
+        image: image of mode "L", "RGB" or "RGBA".
+        way: value of the option `resize` of `ImageConfig`.
+        shrink: how the image was made smaller while it was decoded.
     """
 
-    def __init__(
-        self, picture: Image.Image, way: Literal["pillow", "lanczos", "draft"], shrink: Shrink
-    ) -> None:
-        self._picture = picture
+    def __init__(self, image: Image.Image | Levels, shrink: Shrink, memory: BufferPool) -> None:
+        self._image = image
         self._shrink = shrink
-        self._levels = None
-        if way != "pillow":
-            self._levels = np.asarray(picture).reshape(picture.height, picture.width, -1)
+        self._memory = memory
+
+    @property
+    def shape(self) -> Shape:
+        """(height, width) of the decoded picture."""
+        if isinstance(self._image, Image.Image):
+            return self._image.height, self._image.width
+        return self._image.shape[0], self._image.shape[1]
 
     def resize(self, box: Box, shape: Shape) -> Levels:
-        """A part of the original, in pixels of the original, at (height, width) `shape`."""
-        if self._levels is not None:
-            return resize_levels(self._levels, box.shrunk(self._shrink), shape)
-        resized = self._picture.resize(
+        """Resize a part of the image (`box`, in pixels of the original) to (height, width)
+        `shape`.
+        """
+        if not isinstance(self._image, Image.Image):
+            return resize_levels(self._image, box.shrunk(self._shrink), shape, self._memory)
+        resized = self._image.resize(
             (shape[1], shape[0]), Image.Resampling.LANCZOS, box=box.edges()
         )
         lines = np.frombuffer(resized.tobytes("raw", LINES[resized.mode]), np.uint8)

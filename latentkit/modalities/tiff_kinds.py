@@ -1,4 +1,6 @@
-"""TIFF 6.0 where Pillow reads it wrong or not at all: black and white levels, kinds refused."""
+"""TIFF 6.0 files that Pillow reads wrongly or not at all: finds black and white levels, and refuses
+unsupported kinds.
+"""
 
 from __future__ import annotations
 
@@ -36,16 +38,16 @@ YCBCR_COEFFICIENTS = (0.299, 0.587, 0.114)
 SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
-def check_tiff(picture: TiffImagePlugin.TiffImageFile) -> None:
-    """Nothing, where Pillow reads the pixels right; also correct a color map of 8 bits.
+def check_tiff(image: TiffImagePlugin.TiffImageFile) -> None:
+    """Check that Pillow reads the pixels correctly. Also corrects a color map with 8-bit values.
 
     Raises:
-        SampleError: it would read them wrong, or they are a raw file's thumbnail.
+        SampleError: Pillow would read the pixels wrongly, or they are a raw file's thumbnail.
     """
-    tags = picture.tag_v2
+    tags = image.tag_v2
     bits, kinds = max(tags.get(BITS, (1,))), tags.get(SAMPLE_FORMAT, (UNSIGNED,))
     if tags.get(SUBFILE, 0) & 1 and SUB_IFDS in tags:
-        raise SampleError("raw photo, of which only a thumbnail is read; develop it to TIFF")
+        raise SampleError("raw photo, of which only the thumbnail can be read; develop it to TIFF")
     if SIGNED in kinds and bits <= 16:
         raise SampleError(f"signed values of {bits} bits, whose white is not defined")
     if tags.get(PLANAR, 1) == 2 and bits == 16 and tags.get(COMPRESSION, 1) == UNCOMPRESSED:
@@ -58,35 +60,37 @@ def check_tiff(picture: TiffImagePlugin.TiffImageFile) -> None:
     if tags.get(PHOTOMETRIC) == 6:
         _check_ycbcr(tags)
     colors = tags.get(COLOR_MAP)
-    if picture.mode in ("P", "PA") and colors and max(colors) < 256:
-        # Old writers filled 8 of the 16 bits, as libtiff knows (`checkcmap` of its tools).
-        picture.palette = ImagePalette.raw("RGB;L", bytes(colors))
+    if image.mode in ("P", "PA") and colors and max(colors) < 256:
+        # Old programs filled only 8 of the 16 bits (see `checkcmap` in libtiff's tools).
+        image.palette = ImagePalette.raw("RGB;L", bytes(colors))
 
 
 def _check_ycbcr(tags: TiffImagePlugin.ImageFileDirectory_v2) -> None:
-    """Levels from 0 to 255 and the coefficients of ITU-R BT.601: the rest Pillow passes over."""
+    """Check that YCbCr has levels from 0 to 255 and the coefficients of ITU-R BT.601, because
+    Pillow ignores any others.
+    """
     reference = tuple(map(float, tags.get(REFERENCE, (0, 255, 128, 255, 128, 255))))
     coefficients = tuple(map(float, tags.get(COEFFICIENTS, YCBCR_COEFFICIENTS)))
     is_usual = all(abs(a - b) < 1e-3 for a, b in zip(coefficients, YCBCR_COEFFICIENTS, strict=True))
     if reference[:2] != (0, 255) or not is_usual:
         raise SampleError(
-            "YCbCr with a reference black and white or coefficients of its own, which is not read; "
-            "convert the file to RGB"
+            "YCbCr with its own reference levels or coefficients, which is not supported; convert"
+            " the file to RGB"
         )
 
 
-def gray_levels(picture: TiffImagePlugin.TiffImageFile) -> tuple[int, int]:
-    """The values of black and of white of a picture in one of Pillow's modes "I"."""
-    tags = picture.tag_v2
+def gray_levels(image: TiffImagePlugin.TiffImageFile) -> tuple[int, int]:
+    """Return the values of black and of white of an image in one of Pillow's modes "I"."""
+    tags = image.tag_v2
     bits = tags.get(BITS, (1,))[0]
     if bits == 32 and SIGNED in tags.get(SAMPLE_FORMAT, (UNSIGNED,)):
-        bits = 16  # no white is defined, but so Pillow itself writes the 16 bits it holds in 32
+        bits = 16  # no white is defined, but Pillow itself writes 16 bits this way
     white = 2**bits - 1
     return (white, 0) if tags.get(PHOTOMETRIC, 0) == 0 else (0, white)
 
 
-def describe_tiff(media: bytes) -> str | None:
-    """Why a TIFF that Pillow doesn't open is not read; None where it is no TIFF, or broken."""
+def explain_unsupported_tiff(media: bytes) -> str | None:
+    """Return why Pillow can't open a TIFF; None if the file isn't a TIFF or is broken."""
     if not media.startswith(SIGNATURES):
         return None
     header = media[: 16 if media[2:4] in (b"+\0", b"\0+") else 8]

@@ -158,9 +158,7 @@ def _refuse_clash(name: str, kind: str) -> None:
 
 
 def _title(name: str, kind: str) -> str:
-    """The name as classes have it, without the kind at its end, which they add: "my-encoder" is
-    "My".
-    """
+    """Return the name as classes have it, without the kind: "my-encoder" is "My"."""
     words = name.split("-")
     if words[-1] == kind and len(words) > 1:
         words = words[:-1]

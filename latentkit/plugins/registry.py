@@ -21,6 +21,7 @@ from typing import Any
 
 import pluggy
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
 from latentkit import hooks
@@ -39,7 +40,7 @@ from latentkit.contracts import (
 )
 from latentkit.errors import PluginError
 from latentkit.runtime.key_errors import suggest, validate
-from latentkit.runtime.other_distribution import OTHER, explain_other, find_other_version
+from latentkit.runtime.other_distribution import OTHER_NAME, explain_other, find_other_version
 
 CORE = "latentkit-diffusion"
 GROUP = "latentkit"
@@ -49,8 +50,14 @@ REQUIRES = "requires_contract"
 COMPANIONS = {
     "audio": "latentkit-audio",
     "audio-clips": "latentkit-audio",
+    "fast-dit": "latentkit-trainers",
+    "kohya": "latentkit-trainers",
+    "lightningdit": "latentkit-trainers",
+    "mar": "latentkit-trainers",
+    "musubi": "latentkit-trainers",
     "perceptual": "latentkit-perceptual",
     "ray": "latentkit-ray",
+    "repa": "latentkit-trainers",
     "text": "latentkit-text",
     "text-encoder": "latentkit-text",
     "video": "latentkit-video",
@@ -168,8 +175,6 @@ class Registry:
         """The validated config of a plugin, of the class its spec names.
 
         Args:
-            kind: of the plugin.
-            name: of the plugin.
             options: what stands under `with:`.
             where: key of the recipe that uses the plugin, such as "losses[1]".
             origin: the recipe's file, put before every line of an error.
@@ -248,7 +253,7 @@ def discover() -> Registry:
             Problem(name, "", DISABLE, "no installed distribution of this name has plugins")
         )
     if (other := find_other_version()) is not None:
-        problems.append(Problem(OTHER, other, "its files", explain_other(other)))
+        problems.append(Problem(OTHER_NAME, other, "its files", explain_other(other)))
     return Registry(tuple(provided), (*problems, *_find_clashes(provided)), tuple(disabled.items()))
 
 
@@ -258,9 +263,7 @@ def _normalize(name: str) -> str:
 
 
 def _find_plugins(problems: list[Problem]) -> list[_Plugin]:
-    """Core's own plugin, then those of installed distributions, sorted by distribution and by entry
-    point.
-    """
+    """Return core's plugin, then the installed ones by distribution and entry point."""
     found: dict[str, list[_Plugin]] = {}
     for distribution in metadata.distributions():
         try:
@@ -318,9 +321,6 @@ def _load_entry(entry: metadata.EntryPoint) -> Any:
     """What an entry point names.
 
     The packages that it lies in are asked first, before an import of something new can fail.
-
-    Raises:
-        PluginError: it says that it needs a newer contract.
     """
     names = entry.module.split(".")
     for depth in range(1, len(names) + 1):
@@ -340,9 +340,7 @@ def _load_entry(entry: metadata.EntryPoint) -> Any:
 
 
 def _load(plugin: _Plugin, problems: list[Problem]) -> list[Provided]:
-    """What one plugin provides; whatever goes wrong is added to `problems`, and costs the hook it
-    happened in.
-    """
+    """Return what a plugin provides; what goes wrong is noted, and costs that hook alone."""
     try:
         module = plugin.load()
         functions = _find_hook_functions(module)
@@ -368,9 +366,7 @@ def _load(plugin: _Plugin, problems: list[Problem]) -> list[Provided]:
 
 
 def _find_hook_functions(module: Any) -> dict[str, Callable[[], Any]]:
-    """What pluggy takes for hook implementations, by name, and functions that have a hook's name
-    but no mark.
-    """
+    """Return hook implementations by name, and functions named so without a mark."""
     manager = pluggy.PluginManager(hooks.PROJECT)
     names = [
         name
@@ -384,10 +380,6 @@ def _call_hook(name: str, function: Callable[[], Any]) -> list[NamedSpec]:
     """The specs that one hook implementation returns, all of the right kind.
 
     A plugin manager of its own checks it, so that one that pluggy refuses costs nobody else's.
-
-    Raises:
-        PluginError: there is no such hook, it has no mark or takes an argument, or it returned
-            something else than specs.
     """
     manager = pluggy.PluginManager(hooks.PROJECT)
     manager.add_hookspecs(hooks)
@@ -430,19 +422,34 @@ def _check_specs(result: Any, kind: type[NamedSpec]) -> list[NamedSpec]:
 
 
 def fingerprint_fields(config: BaseModel) -> dict[str, str]:
-    """Fields that can change a value and differ from their default: name to canonical JSON (sorted
-    keys, no spaces).
+    """Return fields that can change a value and aren't at their default, as canonical JSON.
+
+    A choice of which the field has a version is written with it: `"lanczos" (version 2)`. The field
+    says so by `json_schema_extra={"versions": {choice: number}}`: one choice of several then gets
+    other values without a new version of the whole plugin.
     """
     return {
         name: json.dumps(value, sort_keys=True, separators=(",", ":"))
+        + _choice_version(type(config).model_fields[name], value)
         for name, value in _changed_fields(config).items()
     }
 
 
+def parse_fingerprint_field(text: str) -> Any:
+    """The value of a field, JSON-like, as `fingerprint_fields` wrote it."""
+    return json.JSONDecoder().raw_decode(text)[0]
+
+
+def _choice_version(field: FieldInfo, value: Any) -> str:
+    extra = field.json_schema_extra
+    versions = extra.get("versions") if isinstance(extra, dict) else None
+    if not isinstance(versions, dict) or not isinstance(value, str) or value not in versions:
+        return ""
+    return f" (version {versions[value]})"
+
+
 def default_fields(config: BaseModel) -> dict[str, str]:
-    """The defaults of all fields, in the form of `fingerprint_fields`; those of required ones are
-    left out.
-    """
+    """Return the defaults of optional fields, in the form of `fingerprint_fields`."""
     infos = type(config).model_fields.items()
     defaults = {
         name: info.get_default(call_default_factory=True)

@@ -1,223 +1,130 @@
-"""Samples on their way to the encoder: fetched, hashed and turned into tensors ahead of it, in
-order and within bounds.
+"""Prepares samples ahead of the encoder: loaded, hashed and turned into tensors, in order and
+within a memory limit.
 
-A thread of its own claims units, reads shards and hands small groups of samples to a pool of
-threads (or processes, where a modality asks for them). What is ahead is limited in samples and in
-bytes, but a batch always fits.
+A thread claims units, reads shards and hands small groups of samples to a pool of threads (or
+processes, if a modality asks for them). The samples prepared ahead are limited in number and in
+bytes, but one batch is always allowed.
 """
 
 from __future__ import annotations
 
-import itertools
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar, cast
 
-from torch import Tensor
-
-from latentkit.preparing.processes import as_tensors, explained, open_processes, prepare_in_child
-from latentkit.preparing.sample_preparer import PreparedSample, Preparer, Row, Task
-from latentkit.preparing.stack import stack
-from latentkit.runtime.buffers import BatchMemory, BufferPool, as_tensor
-from latentkit.runtime.cores import share_of_cores
-from latentkit.runtime.masks import MASK
+from latentkit.preparing.processes import explain_dead_process
 
 T = TypeVar("T")
-
-AHEAD_BYTES = 1 << 30
-"""Of prepared tensors, or of media that a stream brought."""
-
-GROUP_SAMPLES = 8
-"""Samples that a thread prepares at one go, at most: handing over costs about as much as hashing a
-picture.
-"""
+Token = TypeVar("Token")
+Result = TypeVar("Result")
 
 
-def gather(rows: Sequence[Row], pool: BufferPool) -> Any:
-    """Return rows as a batch on the CPU: where they lie already if they were prepared side by side,
-    else in memory of the pool.
-    """
-    memory = rows[0].memory
-    if memory is not None and all(
-        row.memory is memory and row.place == place for place, row in enumerate(rows)
-    ):
-        return _with_masks(as_tensor(memory.rows(len(rows))), rows, pool)
-    return stack([row.view.tensor for row in rows], pool)
-
-
-def _with_masks(values: Tensor, rows: Sequence[Row], pool: BufferPool) -> Any:
-    """The batch, beside it the masks of its rows where they have them."""
-    tensors = [row.view.tensor for row in rows]
-    names = {tuple(tensor) if isinstance(tensor, Mapping) else () for tensor in tensors}
-    if names == {()}:
-        return values
-    if len(names) > 1:
-        return stack(tensors, pool)  # which says what is wrong
-    named = [tensor for tensor in tensors if isinstance(tensor, Mapping)]
-    return {
-        name: stack([tensor[MASK] for tensor in named], pool) if name == MASK else values
-        for name in names.pop()
-    }
-
-
-# ---------------------------------------------------------------- ahead of the encoder
-
-
-class LookAhead(Generic[T]):
-    """The outcomes of all units in order, prepared ahead of whoever iterates; to be used as a
-    context.
+class LookAhead(Generic[Token, Result]):
+    """Prepares the samples of all units ahead of the caller, who iterates over them in order. Use
+    it as a context manager.
 
     Args:
-        preparer: what runs in the pool.
-        units: each a token, such as the unit, that its outcomes come with, and its samples; called
-            from a thread of its own.
-        batch_size: rows per batch, which begin again with each unit.
-        pool: of the batches' memory.
+        preparer: prepares samples in the pool.
+        units: (token, samples) of each unit; the token, such as the unit itself, is returned with
+            the results. Iterated in a separate thread.
+        batch_size: rows per batch; batches start anew with each unit.
+        pool: memory for the batches.
     """
 
     def __init__(
         self,
-        preparer: Preparer,
-        units: Iterable[tuple[T, Iterator[Task]]],
-        batch_size: int,
-        pool: BufferPool,
+        started: Iterable[tuple[Token, Future[Result] | None]],
+        pool: Executor,
+        limit: Callable[[], int],
+        take: Callable[[Result], Result] = lambda result: result,
     ) -> None:
-        self._preparer, self._units, self._batch_size, self._pool = (
-            preparer,
-            units,
-            batch_size,
-            pool,
-        )
-        self._in_processes = getattr(preparer.modality, "prepare_in", "threads") == "processes"
-        num_views = len(preparer.views)
-        self._samples_per_batch = -(-batch_size // num_views)
-        self._most_samples = max(2 * self._samples_per_batch, 4 * share_of_cores())
-        self._group = _group_size(self._most_samples, num_views, batch_size)
-        self._ahead: deque[tuple[T, Future[list[PreparedSample]] | None]] = deque()
+        self._started, self._workers, self._max_ahead, self._take = started, pool, limit, take
+        self._ahead: deque[tuple[Token, Future[Result] | None]] = deque()
         self._num_ahead = 0
-        self._largest_bytes = 0
-        """Of a sample; unknown at first, so no more than a batch is ahead then."""
-        self._bucket: str | None = None
-        self._has_one_bucket = not self._in_processes
         self._is_closed = False
         self._changed = threading.Condition()
 
     def __enter__(self) -> Self:
-        self._workers: Executor = (
-            open_processes(self._preparer)
-            if self._in_processes
-            else ThreadPoolExecutor(share_of_cores(), "prepare")
-        )
         self._feeder = ThreadPoolExecutor(1, "feed")
         self._feeding = self._feeder.submit(self._feed)
         self._feeding.add_done_callback(lambda _: self._notify())
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Samples in flight are finished, those that wait are dropped."""
+        """Finish the samples being prepared and drop those that wait."""
         self._is_closed = True
         self._notify()
         self._feeder.shutdown(wait=True)
         self._workers.shutdown(wait=True, cancel_futures=True)
 
-    def __iter__(self) -> Iterator[tuple[T, list[PreparedSample] | None]]:
-        """Outcomes with their unit, group by group; None at a unit's end.
+    def __iter__(self) -> Iterator[tuple[Token, Result | None]]:
+        """Yield prepared samples with their unit's token, group by group; None at the end of a
+        unit.
 
         Raises:
-            LatentkitError: whatever went wrong in a thread or process.
+            LatentkitError: an error in a thread or process.
         """
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._ahead or self._feeding.done())
                 if not self._ahead:
                     break
-                unit, future = self._ahead.popleft()
-            yield unit, None if future is None else self._taken(future)
-        with explained():
+                token, future = self._ahead.popleft()
+            yield token, None if future is None else self._result_of(future)
+        with explain_dead_process():
             self._feeding.result()
 
-    def _taken(self, future: Future[list[PreparedSample]]) -> list[PreparedSample]:
-        with explained():
-            outcomes = future.result()
-        if self._in_processes:
-            outcomes = as_tensors(outcomes)
-        buckets = {row.view.bucket for outcome in outcomes for row in outcome.rows}
-        self._bucket = self._bucket or next(iter(buckets), None)
+    def _result_of(self, future: Future[Result]) -> Result:
+        """Return the results of one group and count its bytes as no longer ahead."""
+        with explain_dead_process():
+            result = self._take(future.result())
         with self._changed:
-            self._num_ahead -= len(outcomes)
-            # Rows of a rare bucket wait for long, and would keep the memory of whole batches.
-            self._has_one_bucket &= buckets <= {self._bucket}
-            self._largest_bytes = max(
-                self._largest_bytes, 1, *(outcome.num_bytes for outcome in outcomes)
-            )
+            self._num_ahead -= 1
             self._changed.notify_all()
-        return outcomes
-
-    # ------------------------------------------------------------ on the feeding thread
+        return result
 
     def _feed(self) -> None:
-        for unit, tasks in self._units:
-            memory, row = BatchMemory(self._pool, self._batch_size), 0
-            while group := list(itertools.islice(tasks, self._group)):
-                if row >= self._batch_size:
-                    memory, row = BatchMemory(self._pool, self._batch_size), 0
-                if not self._put(unit, group, memory, row):
-                    return
-                row += len(group) * len(self._preparer.views)
+        """Hand groups of samples to the pool until all units are done."""
+        started = iter(self._started)
+        while self._wait_for_room() and (work := next(started, None)) is not None:
             with self._changed:
-                self._ahead.append((unit, None))
+                self._ahead.append(work)
+                self._num_ahead += work[1] is not None
                 self._changed.notify_all()
 
-    def _put(self, unit: T, group: list[Task], memory: BatchMemory, row: int) -> bool:
-        """Whether the group was put into work, as soon as there was room."""
-        media = [
-            len(task.sample.media)
-            for task in group
-            if task.sample and isinstance(task.sample.media, bytes)
-        ]
+    def _wait_for_room(self) -> bool:
+        """Whether there is room; False when nobody wants any more."""
         with self._changed:
-            self._largest_bytes = max(
-                self._largest_bytes, *media, 0
-            )  # of a stream, media waits in memory too
             self._changed.wait_for(
-                lambda: self._is_closed
-                or self._num_ahead + len(group) <= self._limit()
-                or not self._num_ahead
+                lambda: self._is_closed or self._num_ahead < max(1, self._max_ahead())
             )
-            if self._is_closed:
-                return False
-            fits = (
-                self._has_one_bucket
-                and row + len(group) * len(self._preparer.views) <= self._batch_size
-            )
-            if self._in_processes:
-                future = self._workers.submit(prepare_in_child, group)
-            else:
-                future = self._workers.submit(
-                    self._preparer.prepare, group, memory if fits else None, row
-                )
-            self._ahead.append((unit, future))
-            self._num_ahead += len(group)
-            self._changed.notify_all()
-            return True
-
-    def _limit(self) -> int:
-        """Samples that may be ahead."""
-        fitting = AHEAD_BYTES // self._largest_bytes if self._largest_bytes else 0
-        return max(self._samples_per_batch, min(self._most_samples, fitting))
+        return not self._is_closed
 
     def _notify(self) -> None:
         with self._changed:
             self._changed.notify_all()
 
 
-def _group_size(most_samples: int, num_views: int, batch_size: int) -> int:
-    """Samples per group: enough groups to keep every core busy, and a whole number of them to a
-    batch.
+def prepare_in_order(
+    items: Iterable[T], prepare: Callable[[T], Result], num_ahead: int, num_threads: int
+) -> Generator[Result]:
+    """Give what `prepare` returns for each item, in their order; close it to stop early.
+
+    Args:
+        items: asked for on a thread of its own; they may have no end.
+        prepare: called in threads.
+        num_ahead: most items that are prepared while the caller has one; at least 1.
+        num_threads: that prepare them.
+
+    Raises:
+        Exception: what `prepare` raised, in the place of its item.
     """
-    size = max(1, min(GROUP_SAMPLES, most_samples // (4 * share_of_cores())))
-    while size > 1 and batch_size % (size * num_views):
-        size -= 1
-    return size
+    pool = ThreadPoolExecutor(num_threads, "prepare")
+    started: Iterator[tuple[Any, Future[Result]]] = (
+        (None, pool.submit(prepare, item)) for item in items
+    )
+    with LookAhead(started, pool, lambda: num_ahead) as ahead:
+        for _, result in ahead:
+            yield cast(Result, result)

@@ -1,4 +1,4 @@
-"""Media that can't be reached is tried again, then ends the run."""
+"""Retries media that can't be reached, then ends the run."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ T = TypeVar("T")
 PAUSES_SECONDS = (0.2, 1.0, 3.0)
 
 
-def retried(read: Callable[[], T], what: str) -> T:
-    """What `read` gives, after up to three more tries when it raises `OSError`.
+def with_retries(read: Callable[[], T], what: str) -> T:
+    """Return what `read` returns. If it raises `OSError`, try up to three more times.
 
     Args:
         read: called again from the start.
-        what: for the message, such as "sample 'a.jpg'".
+        what: text for the message, such as "sample 'a.jpg'".
 
     Raises:
-        SourceError: it could not be reached at the last try either.
+        SourceError: the last try failed too.
     """
     for pause in PAUSES_SECONDS:
         try:
@@ -32,5 +32,5 @@ def retried(read: Callable[[], T], what: str) -> T:
         return read()
     except OSError as error:
         raise SourceError(
-            f"{what} can't be reached: {error}; run again when it can, nothing is lost"
+            f"{what} can't be reached: {error}. Run again when it can; nothing is lost"
         ) from error

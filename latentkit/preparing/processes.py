@@ -1,5 +1,5 @@
-"""Processes that prepare samples, for modalities whose work holds Python's lock; they end with the
-process that started them.
+"""Processes that prepare samples, for modalities whose work holds Python's global lock. They end
+with the process that started them.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
 
 def open_processes(preparer: Preparer) -> ProcessPoolExecutor:
-    """A process per core, each with a copy of the preparer.
+    """Start one process per core, each with a copy of the preparer.
 
     Raises:
-        PluginError: it can't be pickled.
+        PluginError: the preparer can't be pickled.
     """
     try:
         pickled = pickle.dumps(preparer)
@@ -40,29 +40,29 @@ def open_processes(preparer: Preparer) -> ProcessPoolExecutor:
             f" {error}"
         )
         raise PluginError(text) from error
-    # Not forked: this process has threads, and whatever locks they hold would stay held in a child.
+    # Not forked: locks that this process's threads hold would stay locked in a child.
     context = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(share_of_cores(), context, _begin, (pickled,))
 
 
 @contextmanager
-def explained() -> Iterator[None]:
-    """Turns the death of a process of the pool, noticed when work is given to it or its result is
-    taken, into a `LatentkitError`.
+def explain_dead_process() -> Iterator[None]:
+    """Turn the death of a pool's process into a `LatentkitError`, when work is given to the pool or
+    a result is taken.
     """
     try:
         yield
     except BrokenProcessPool as error:
         raise LatentkitError(
-            "a process that prepares samples was killed (perhaps for want of memory) or couldn't"
-            " start (a script needs its calls below `if __name__ == '__main__':`); run again, what"
-            " is committed is kept"
+            "a process that prepares samples was killed (perhaps it ran out of memory) or couldn't"
+            " start (a script must make its calls below `if __name__ == '__main__':`). Run again;"
+            " committed units are kept"
         ) from error
 
 
 def prepare_in_child(tasks: Sequence[Task]) -> list[PreparedSample]:
-    """As `Preparer.prepare`, with arrays for tensors: torch would send those through shared memory,
-    which a killed child leaves behind.
+    """Prepare samples like `Preparer.prepare`, but return arrays: torch would send tensors through
+    shared memory, which a killed process leaves behind.
     """
     return [
         _converted(outcome, lambda tensor: tensor.numpy()) for outcome in _preparer().prepare(tasks)
@@ -70,11 +70,12 @@ def prepare_in_child(tasks: Sequence[Task]) -> list[PreparedSample]:
 
 
 def as_tensors(outcomes: Sequence[PreparedSample]) -> list[PreparedSample]:
-    """What a child sent, with tensors again."""
+    """Return samples from a child process, with arrays turned back into tensors."""
     return [_converted(outcome, torch.from_numpy) for outcome in outcomes]
 
 
 def _converted(outcome: PreparedSample, convert: Callable[[Any], Any]) -> PreparedSample:
+    """Return a prepared sample with every tensor or array converted."""
     rows = []
     for row in outcome.rows:
         given = row.view.tensor
@@ -92,20 +93,24 @@ _pickled = b""
 
 @functools.cache
 def _preparer() -> Preparer:
+    """Return this process's copy of the preparer."""
     preparer: Preparer = pickle.loads(_pickled)
     return preparer
 
 
 def _begin(pickled: bytes) -> None:
+    """Initialize a child process."""
     global _pickled
     _pickled = pickled
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops us
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process ends this one
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """A child that waits for work never notices by itself that its parent was killed."""
+    """End this process if its parent was killed, because a child that waits for work never
+    notices.
+    """
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

@@ -1,33 +1,33 @@
-"""One sample on its way to the encoder: fetched, hashed and turned into tensors."""
+"""Prepares one sample for the encoder: loads it, hashes it and turns it into tensors."""
 
 from __future__ import annotations
 
 import functools
+import inspect
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from latentkit.contracts import Modality, Prepared, Sample, Source, StreamSource
 from latentkit.contracts.samples import file_state, num_bytes
 from latentkit.errors import PluginError, SampleError, SourceError
-from latentkit.preparing.media_retry import retried
+from latentkit.preparing.media_retry import with_retries
 from latentkit.preparing.stack import num_bytes_of
-from latentkit.runtime.buffers import BatchMemory, preparing_into
+from latentkit.runtime.buffers import BatchMemory, BatchRows, BufferPool, lending
 from latentkit.runtime.masks import without_mask
-from latentkit.runtime.sample_faults import faults_cost_the_sample
+from latentkit.runtime.sample_faults import faults_skip_sample
 from latentkit.store.columns import escape
 from latentkit.store.writer import RowLabel
 
 GONE = "gone from the source"
-"""Why a sample of an incremental plan can be missing without any fault; the next comparison drops
-it.
+"""Reason for a sample of an incremental plan that is missing without a fault. The next comparison
+with the source drops it.
 """
 
 HELD_BYTES = 64 << 20
-"""Media files up to this size are read whole; larger ones, and those that samples are spans of,
-stay paths, for the modality to stream.
+"""Media files up to this size are read as a whole. Larger files, and those whose samples are spans
+of time, stay paths that the modality reads in parts.
 """
 
 
@@ -36,10 +36,10 @@ stay paths, for the modality to stream.
 
 @dataclass(frozen=True)
 class Task:
-    """A sample to prepare: its position in the plan (streams: in the unit), and itself, or its key
-    and its place in the source.
+    """A sample to prepare: its position in the plan (for streams: in the unit), and either the
+    sample itself or its key and its position in the source.
 
-    A place of -1 stands for a sample that is gone from there.
+    `place` is -1 if the sample is no longer in the source.
     """
 
     position: int
@@ -50,8 +50,8 @@ class Task:
 
 @dataclass(frozen=True)
 class Row:
-    """A view that is ready to be encoded; `place` is the row of `memory` that its one tensor
-    besides a mask was prepared into.
+    """A view that is ready to be encoded. If `memory` is set, its tensor (without a mask) is row
+    `place` of that batch buffer.
     """
 
     label: RowLabel
@@ -67,8 +67,7 @@ class Row:
 
 @dataclass(frozen=True)
 class PreparedSample:
-    """What preparing a sample gave: a row per view, or the views that can't be had and the reason.
-    """
+    """Result of preparing a sample: one row per view, or the skipped views and the reason."""
 
     rows: Sequence[Row]
     skipped: Sequence[RowLabel] = ()
@@ -82,26 +81,28 @@ class PreparedSample:
 
 @dataclass(frozen=True)
 class Preparer:
-    """Turns samples into outcomes, in any thread or process."""
+    """Turns samples into tensors, in any thread or process."""
 
     source: Source | StreamSource
     modality: Modality
     views: Sequence[str]
+    pool: BufferPool = field(default_factory=lambda: BufferPool(pinned=False))
+    """Memory of rows that have no place in a batch."""
 
     def prepare(
         self, tasks: Sequence[Task], memory: BatchMemory | None = None, row: int = 0
     ) -> list[PreparedSample]:
-        """Outcomes of samples that follow each other; the tensors go into `memory` from `row` on
-        where the modality asks for it.
+        """Prepare consecutive samples. If the modality supports it, tensors are written into
+        `memory` from row `row` on.
 
         Raises:
             SourceError: the source changed, or can't be reached.
-            PluginError: the modality gave other views than it says.
+            PluginError: the modality returned other views than it declares.
         """
         outcomes = []
         for task in tasks:
             outcomes.append(
-                retried(
+                with_retries(
                     functools.partial(self._prepare, task, memory, row), f"sample {task.position}"
                 )
             )
@@ -111,14 +112,13 @@ class Preparer:
     def _prepare(self, task: Task, memory: BatchMemory | None, row: int) -> PreparedSample:
         sample, content = None, None
         try:
-            with faults_cost_the_sample(self.source, task.key):
+            with faults_skip_sample(self.source, task.key):
                 sample = self._fetch(task) if task.sample is None else task.sample
-            sample = self._held(sample)
+            sample = self._load_small_file(sample)
             before = file_state(sample.media) if isinstance(sample.media, os.PathLike) else None
             content = sample.content()
-            into = nullcontext() if memory is None else preparing_into(memory, row, len(self.views))
-            with into, faults_cost_the_sample(self.modality, sample.key):
-                views = list(self.modality.prepare(sample))
+            with faults_skip_sample(self.modality, sample.key):
+                views = self._views(sample, memory, row)
             if isinstance(sample.media, os.PathLike) and file_state(sample.media) != before:
                 raise OSError(f"{sample.media} changed while it was read")
         except SampleError as error:
@@ -128,7 +128,9 @@ class Preparer:
             return PreparedSample([], skipped, str(error))
         names = [view.view for view in views]
         if names != list(self.views):
-            raise PluginError(f"the modality gave the views {names}, expected {list(self.views)}")
+            raise PluginError(
+                f"the modality returned the views {names}, expected {list(self.views)}"
+            )
         return PreparedSample(
             [
                 self._row(task, sample, number, content, view, memory, row + number)
@@ -136,9 +138,23 @@ class Preparer:
             ]
         )
 
-    def _held(self, sample: Sample) -> Sample:
-        """The sample with the bytes of its file, so that it is read once; with its path where the
-        modality takes that, or must.
+    def _views(self, sample: Sample, memory: BatchMemory | None, row: int) -> list[Prepared]:
+        """Return the views of a sample, in rows of a batch if possible."""
+        rows = None if memory is None else BatchRows(memory, row, len(self.views), self.pool)
+        prepare: Callable[..., Iterator[Prepared]] = self.modality.prepare
+        if self._hands_memory:
+            return list(prepare(sample, memory=rows or self.pool))
+        with lending(rows):
+            return list(prepare(sample))
+
+    @functools.cached_property
+    def _hands_memory(self) -> bool:
+        """Return whether the modality's `prepare` takes memory as an argument."""
+        return "memory" in inspect.signature(self.modality.prepare).parameters
+
+    def _load_small_file(self, sample: Sample) -> Sample:
+        """Return the sample with the bytes of its file, so the file is read once; or with its path,
+        if the modality takes paths or the file is large.
         """
         takes_path = getattr(self.modality, "takes_paths", False) or sample.span is not None
         if (
@@ -150,13 +166,14 @@ class Preparer:
         return replace(sample, media=sample.read())
 
     def _fetch(self, task: Task) -> Sample:
+        """Return the sample of a task, from the source if needed."""
         if task.place < 0:
             raise SampleError(GONE)
         sample = cast(Source, self.source)[task.place]
         if escape(sample.key) != task.key:
             raise SourceError(
-                f"the source changed while it was read: {sample.key!r} is where {task.key!r} was;"
-                " run again"
+                f"the source changed while it was read: {sample.key!r} is now at the position of"
+                f" {task.key!r}. Run again"
             )
         return sample
 
@@ -170,6 +187,7 @@ class Preparer:
         memory: BatchMemory | None,
         place: int,
     ) -> Row:
+        """Return one prepared view as a row."""
         geometry = (
             {**view.geometry, "remarks": list(view.remarks)} if view.remarks else view.geometry
         )
@@ -187,6 +205,7 @@ class Preparer:
         content: str | None,
         geometry: Mapping[str, Any] | None = None,
     ) -> RowLabel:
+        """Return what identifies a row: sample, view, attributes and geometry."""
         view = self.views[number]
         if sample is None:
             return RowLabel(task.position, view, number, content, geometry)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from latentkit.contracts import Sample, Shard, Source, StreamSource, Unit
 from latentkit.errors import SourceError
-from latentkit.preparing.media_retry import retried
+from latentkit.preparing.media_retry import with_retries
 from latentkit.preparing.sample_preparer import Task
 from latentkit.store.columns import escape
 from latentkit.store.plan import Plan
@@ -21,19 +21,19 @@ from latentkit.store.plan import Plan
 def list_tasks(
     source: Source | StreamSource, plan: Plan, places: npt.NDArray[np.int64] | None, unit: Unit
 ) -> Iterator[Task]:
-    """The samples of a unit, in order; a stream's are read here.
+    """Yield the samples of a unit, in order. Those of a stream are read here.
 
     Raises:
-        SourceError: a shard is gone, or can't be reached.
+        SourceError: a shard is missing or can't be reached.
     """
     keys = plan.keys(unit.start, unit.stop)
     if isinstance(source, StreamSource):
         shards = {escape(shard.name): shard for shard in source.shards()}
         gone = [name for name in keys if name not in shards]
         if gone:
-            advice = "put it back, or write to another output"
+            advice = "put it back, or choose another output.path"
             raise SourceError(
-                f"shard {gone[0]!r}, which is left to encode, is gone from the source; {advice}"
+                f"shard {gone[0]!r}, which is not encoded yet, is missing from the source; {advice}"
             )
         samples = itertools.chain.from_iterable(read_shard(source, shards[name]) for name in keys)
         yield from (Task(position, sample=sample) for position, sample in enumerate(samples))
@@ -44,11 +44,11 @@ def list_tasks(
 
 
 def read_shard(source: StreamSource, shard: Shard) -> Iterator[Sample]:
-    """The samples of a shard; when it can't be reached in the middle, it is read again up to where
-    it was.
+    """Yield the samples of a shard. If reading fails in the middle, the shard is read again up to
+    that point.
 
     Raises:
-        SourceError: it can't be reached.
+        SourceError: the shard can't be reached.
     """
     samples, num_read = source.read(shard), 0
 
@@ -60,11 +60,6 @@ def read_shard(source: StreamSource, shard: Shard) -> Iterator[Sample]:
             samples = itertools.islice(source.read(shard), num_read, None)
             raise
 
-    while (sample := retried(advance, f"shard {shard.name}")) is not None:
+    while (sample := with_retries(advance, f"shard {shard.name}")) is not None:
         yield sample
         num_read += 1
-
-
-def give(sample: Sample) -> Sample:
-    """The sample itself: the fetcher of one that is already read."""
-    return sample

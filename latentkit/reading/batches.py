@@ -1,5 +1,5 @@
 """`Batches`: one rank's batches of an epoch, loaded ahead by threads, with a state of constant
-size; and what has such batches.
+size. And `BatchedRows`, the base of datasets that have such batches.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from latentkit.store.columns import Rows
 
 
 class BatchedRows(SelectableRows):
-    """Rows by position, one by one or in batches: what `LatentDataset` and `JoinedDataset` have in
-    common.
+    """Rows by position, one at a time or in batches. The base of `LatentDataset` and
+    `JoinedDataset`.
 
     Attributes:
-        seed: of all draws and shuffles.
-        epochs: which of them is read next.
-        index_hash: changes with the rows or their order.
-        is_cold: whether rows come from disk rather than from memory, as far as reading has shown.
+        seed: seed of all draws and shuffles.
+        epochs: which epoch is read next.
+        index_hash: changes if the rows or their order change.
+        is_cold: whether rows come from disk instead of memory, as far as reading has shown.
     """
 
     def __init__(self, seed: int, index_hash: str) -> None:
@@ -52,55 +52,56 @@ class BatchedRows(SelectableRows):
 
     @abstractmethod
     def groups(self, epoch: int) -> tuple[npt.NDArray[np.integer], npt.NDArray[np.integer]]:
-        """Bucket number and unit number of the row at each position."""
+        """Return the bucket number and the unit number of the row at each position."""
 
     @abstractmethod
     def load(self, items: Rows, draw: Draw, pool: BufferPool) -> dict[str, Any]:
-        """The rows at some positions as one batch.
+        """Return the rows at some positions as one batch.
 
         Raises:
-            ValueError: they are of several buckets, and of several shapes.
+            ValueError: the rows are in several buckets with different shapes.
             StoreError: a unit is missing or damaged.
         """
 
     @abstractmethod
     def will_need(self, items: Rows, epoch: int) -> None:
-        """Tell the kernel that `load` will ask for these rows."""
+        """Tell the kernel that `load` will read these rows."""
 
     @property
     def epoch(self) -> int | None:
-        """The epoch that was set last; None where `set_epoch` was never called."""
+        """Return the epoch that was last set; None if `set_epoch` was never called."""
         return self.epochs.fixed
 
     def set_epoch(self, epoch: int) -> None:
-        """Let single items be drawn for this epoch from now on, and `batches()` read it next.
+        """Set the epoch from which single items are drawn, and that `batches()` reads next.
 
-        Each row's draw and view then depend on nothing but the dataset's seed, the epoch and the
-        row, until the next call. A DataLoader's worker processes hear of it, also persistent ones.
-        `accelerate` and the `Trainer` of `transformers` call it for every epoch by themselves.
+        Until the next call, each row's draw and view depend only on the dataset's seed, the epoch
+        and the row. A DataLoader's worker processes get the epoch too, even persistent ones.
+        `accelerate` and the `Trainer` of `transformers` call this for every epoch.
 
         Raises:
-            ValueError: a negative epoch.
+            ValueError: the epoch is negative.
         """
         self.epochs.set(epoch)
 
     def __getitem__(self, index: RowIndex) -> dict[str, Any]:
-        """One row: {"latent": (C, h, w) float32, "key", "view", and the columns asked for}; with
-        posterior="moments", "moments".
+        """Return one row: {"latent": (C, h, w) float32, "key", "view", and the columns asked for};
+        with posterior="moments", "moments" instead of "latent".
 
-        Each call draws again, from torch's generator and the dataset's seed: it
-        repeats with `torch.manual_seed`. After `set_epoch` it is that epoch's.
+        Each call draws again, from torch's generator and the dataset's seed, so it repeats with
+        `torch.manual_seed`. After `set_epoch` it is that epoch's draw.
 
-        Of joined datasets: the tensor of each by its name, "key", "view", and the columns of each.
+        Joined datasets return the tensor of each dataset by its name, "key", "view", and the
+        columns of each.
 
         Args:
-            index: a position; a key, of whose views the first is given; or (key, view). A slice,
-                integers or a boolean for each row give those rows as one batch, as `batches()` has
-                them: {"latent": (N, C, h, w), "key": [...], ...}; `select` makes a dataset of them.
+            index: a position; a key, which gives its first view; or (key, view). A slice, integers
+                or one boolean per row give those rows as one batch, as `batches()` does: {"latent":
+                (N, C, h, w), "key": [...], ...}. `select` makes a dataset of them.
 
         Raises:
-            KeyError, IndexError, TypeError: there is no such row; see `positions`.
-            ValueError: no row is chosen, or some of several shapes.
+            KeyError, IndexError, TypeError: the row doesn't exist; see `positions`.
+            ValueError: no row is chosen, or rows have different shapes.
         """
         if not isinstance(index, int):
             found = self.positions(index)
@@ -114,16 +115,17 @@ class BatchedRows(SelectableRows):
         return {name: value[0] for name, value in batch.items()}
 
     def __getitems__(self, indices: Sequence[int]) -> LoadedRows:
-        """A whole batch at once, as torch's `DataLoader` asks for it; drawn as single items are.
+        """Return a whole batch at once, as torch's `DataLoader` asks for it. Rows are drawn like
+        single items.
 
         Raises:
-            ValueError: the rows are of several buckets, and of several shapes.
+            ValueError: the rows are in several buckets with different shapes.
         """
         items = np.asarray(indices, np.int64)
         return LoadedRows(self.load(items, self.item_draw(items), self._pool))
 
     def item_draw(self, items: Rows) -> Draw:
-        """What rows are drawn from that are asked for by their positions."""
+        """Return the draw of rows that are read by their positions."""
         if self.epoch is not None:
             return Draw(self.epoch, by_row=True)
         return Draw(None, ITEM_DRAW + int(items[0]))
@@ -131,8 +133,8 @@ class BatchedRows(SelectableRows):
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (self[index] for index in range(len(self)))
 
-    def _copied(self, index_hash: str) -> Self:
-        """A copy with epochs of its own, which begin with the one that was set here, if any was."""
+    def _copy(self, index_hash: str) -> Self:
+        """Return a copy with its own epochs, starting at the epoch that was set here, if any."""
         part = copy.copy(self)
         part.index_hash, part.epochs = index_hash, Epochs()
         if self.epoch is not None:
@@ -151,27 +153,27 @@ class BatchedRows(SelectableRows):
         epoch: int | None = None,
         pin_memory: bool | None = None,
     ) -> Batches:
-        """Batches of one bucket each, this rank's share: {"latent": (N, C, h, w) float32, "key":
-        [...], "view": [...], columns: [...]}.
+        """Return this rank's batches, each with rows of one bucket: {"latent": (N, C, h, w)
+        float32, "key": [...], "view": [...], columns: [...]}.
 
-        Every row comes once per epoch over all ranks, in equally many batches on each. Each time
-        that batches with the same arguments are iterated is the next epoch, whether by one
-        `batches()` or by a new one, and however many batches of the last were taken. So ranks agree
-        on the epoch if all of them iterate equally often. In a worker process of a torch
-        `DataLoader`, each worker gives its share of the rank's batches.
+        Every row occurs once per epoch over all ranks, and every rank has equally many batches.
+        Each iteration over batches with the same arguments is the next epoch, no matter whether the
+        last one was complete or whether `batches()` was called again. So ranks agree on the epoch
+        if all of them iterate equally often. In a worker process of a torch `DataLoader`, each
+        worker returns its share of the rank's batches.
 
         Args:
-            batch_size: rows of a batch, at most.
-            shuffle: True; False; "units" shuffles units and the rows of each, which reads a dataset
-                larger than memory from front to back.
-            tail: "short" splits batches until every rank has equally many; "drop" leaves the rest
-                out.
+            batch_size: most rows of a batch.
+            shuffle: True; False; or "units", which shuffles units and the rows inside each, so that
+                a dataset larger than memory is read sequentially.
+            tail: "short" splits batches until every rank has equally many; "drop" leaves out the
+                rest.
             rank, world_size: None takes them from torch.distributed, or 0 of 1.
-            prefetch: batches loaded ahead, each by a thread of its own as far as there are cores.
-            epoch: to read each time, which then doesn't count; None reads the next, or what
-                `set_epoch` said since the last.
-            pin_memory: whether batches lie in memory from which a GPU copies faster, where there is
-                a GPU and the process isn't a worker of a DataLoader; None: yes.
+            prefetch: batches loaded ahead, each in its own thread if there are enough cores.
+            epoch: the epoch to read each time, without counting; None reads the next one, or the
+                one set by `set_epoch` since the last.
+            pin_memory: whether batches are in pinned memory, from which a GPU copies faster; only
+                if there is a GPU and the process isn't a DataLoader's worker. None: yes.
         """
         return Batches(
             self, batch_size, shuffle, tail, rank, world_size, prefetch, epoch, pin_memory
@@ -211,27 +213,27 @@ class Batches:
         self.prefetch = prefetch
         self.epoch = epoch
         self.pin_memory = pin_memory
-        self._given_place = _place(rank, world_size)
+        self._given_place = _given_rank(rank, world_size)
         self._pool = BufferPool(False)
-        self._stand: _Stand | None = None
+        self._state: _IterationState | None = None
         self._order: tuple[tuple[int, int, int], list[Rows]] | None = None
 
     @property
     def place(self) -> tuple[int, int]:
-        """Rank and number of ranks; each worker process of a DataLoader is one of its own."""
-        rank, world_size = self._given_place or _place_now()
+        """Return rank and number of ranks. Each worker process of a DataLoader counts as a rank."""
+        rank, world_size = self._given_place or _distributed_rank()
         worker = get_worker_info()
         if worker is None:
             return rank, world_size
         return rank * worker.num_workers + worker.id, world_size * worker.num_workers
 
     def __len__(self) -> int:
-        """Batches of this epoch, the same on every rank."""
-        return len(self._batches(self._now().epoch))
+        """Return the number of batches in this epoch, the same on every rank."""
+        return len(self._batches(self._current_state().epoch))
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        stand = self._stand = self._begin()
-        epoch, first = stand.epoch, stand.batches
+        state = self._state = self._begin()
+        epoch, first = state.epoch, state.batches
         rank, world_size = self.place
         batches = self._batches(epoch)
         loaded: deque[Future[dict[str, Any]]] = deque()
@@ -245,11 +247,11 @@ class Batches:
 
         def hand_out() -> dict[str, Any]:
             batch = loaded.popleft().result()
-            stand.batches += 1
+            state.batches += 1
             return batch
 
         executor = ThreadPoolExecutor(min(self.prefetch, share_of_cores()), "latents")
-        is_finalizing = sys.is_finalizing  # by the interpreter's end, modules are empty
+        is_finalizing = sys.is_finalizing  # modules are empty when the interpreter ends
         try:
             for number in range(first, len(batches)):
                 loaded.append(executor.submit(load, number))
@@ -261,16 +263,16 @@ class Batches:
         finally:
             if not is_finalizing():
                 executor.shutdown(wait=True, cancel_futures=True)
-        if self._stand is stand:
-            self._stand = None
+        if self._state is state:
+            self._state = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Where this iteration stands, a few numbers however large the dataset."""
-        stand = self._now()
+        """Return the position of this iteration: a few numbers, whatever the dataset's size."""
+        state = self._current_state()
         return {
             "seed": self.dataset.seed,
-            "epoch": stand.epoch,
-            "batches": stand.batches,
+            "epoch": state.epoch,
+            "batches": state.batches,
             "batch_size": self.batch_size,
             "world_size": self.place[1],
             "shuffle": self.shuffle,
@@ -280,10 +282,11 @@ class Batches:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state_dict` was taken: the next batch is the one that would have come.
+        """Continue where `state_dict` was taken. The next batch is the one that would have come
+        then.
 
         Raises:
-            ValueError: the state is of another dataset or other settings; names each.
+            ValueError: the state is from another dataset or other settings; the message names each.
         """
         own = self.state_dict()
         different = [
@@ -296,50 +299,52 @@ class Batches:
                 f"{name} {state.get(name)!r} (here {own[name]!r})" for name in different
             )
             rows = (
-                "; it was taken of other rows: select, filter or split the dataset as then"
+                "; it was taken with other rows: select, filter or split the dataset as it was then"
                 if "index" in different
                 else ""
             )
             raise ValueError(f"the state doesn't belong to these batches: {pairs}{rows}")
         times_set = self.dataset.epochs.times_set
-        self._stand = _Stand(int(state["epoch"]), int(state["batches"]), times_set)
+        self._state = _IterationState(int(state["epoch"]), int(state["batches"]), times_set)
 
-    def _now(self) -> _Stand:
-        """Where the iteration stands that was begun last, or where the next begins."""
+    def _current_state(self) -> _IterationState:
+        """Return the state of the current iteration, or of the next one if none was started."""
         times_set = self.dataset.epochs.times_set
-        if self._stand is not None and self._stand.times_set == times_set:
-            return self._stand
+        if self._state is not None and self._state.times_set == times_set:
+            return self._state
         epoch = self.dataset.epochs.next(self._reader()) if self.epoch is None else self.epoch
-        return _Stand(epoch, 0, times_set)
+        return _IterationState(epoch, 0, times_set)
 
-    def _begin(self) -> _Stand:
-        if self._stand is not None and self._stand.is_begun:
-            self._stand = None  # it was left early
-        stand = self._now()
-        stand.is_begun = True
+    def _begin(self) -> _IterationState:
+        """Start an iteration and return its state."""
+        if self._state is not None and self._state.is_begun:
+            self._state = None  # the last iteration was left early
+        state = self._current_state()
+        state.is_begun = True
         if self.epoch is None:
             worker = get_worker_info()
             has_ranks = worker is not None and self.place[1] > worker.num_workers
             if has_ranks and self.dataset.epoch is None:
                 raise ValueError(
-                    "in a worker process, ranks can't agree on the epoch by themselves; "
-                    "call set_epoch on the dataset, or give batches() the epoch"
+                    "in worker processes, ranks can't agree on the epoch by themselves. Call"
+                    " set_epoch on the dataset, or give the epoch to batches()"
                 )
-            self.dataset.epochs.begin(self._reader(), stand.epoch)
-        return stand
+            self.dataset.epochs.begin(self._reader(), state.epoch)
+        return state
 
     def _reader(self) -> Hashable:
-        """What has a count of epochs of its own."""
+        """Return what identifies an iteration that counts its own epochs."""
         return self.batch_size, self.shuffle, self.tail, self.place
 
     def _memory(self) -> BufferPool:
+        """Return the memory pool of batches, pinned if possible."""
         is_pinned = self.pin_memory is not False and _can_pin()
         if self._pool.is_pinned != is_pinned:
             self._pool = BufferPool(is_pinned)
         return self._pool
 
     def _batches(self, epoch: int) -> list[Rows]:
-        """This rank's batches, as positions in the dataset."""
+        """Return this rank's batches, as positions in the dataset."""
         rank, world_size = self.place
         if self._order is None or self._order[0] != (epoch, rank, world_size):
             buckets, units = self.dataset.groups(epoch)
@@ -353,12 +358,13 @@ class Batches:
                 world_size=world_size,
                 tail=self.tail,
             )
-            # Rows of a shuffled batch are read in the order in which they lie on disk.
+            # Rows of a shuffled batch are read in their order on disk.
             own = [np.sort(batch) if self.shuffle else batch for batch in batches[rank::world_size]]
             self._order = (epoch, rank, world_size), own
         return self._order[1]
 
     def _read_ahead(self, batches: list[Rows], first: int, epoch: int) -> ReadAhead:
+        """Return what tells the kernel of the batches that come next."""
         units: Rows | None = None
         if self.shuffle == "units":
             units = self.dataset.groups(epoch)[1][[batch[0] for batch in batches]].astype(np.int64)
@@ -372,8 +378,8 @@ class Batches:
 
 
 @dataclass
-class _Stand:
-    """Batches of an epoch that were handed out, counted while no other epoch was set."""
+class _IterationState:
+    """Position of an iteration: the epoch and how many of its batches were returned."""
 
     epoch: int
     batches: int
@@ -382,22 +388,25 @@ class _Stand:
 
 
 def _can_pin() -> bool:
-    """Whether memory is pinned that batches lie in; in a forked worker CUDA can't be used."""
+    """Return whether batches can be in pinned memory. A forked worker can't use CUDA."""
     return get_worker_info() is None and pins_memory(choose_device())
 
 
-def _place(rank: int | None, world_size: int | None) -> tuple[int, int] | None:
-    """Rank and number of ranks as far as they are known by now."""
+def _given_rank(rank: int | None, world_size: int | None) -> tuple[int, int] | None:
+    """Return the given rank and number of ranks, or those of torch.distributed, or None if unknown
+    yet.
+    """
     if (rank is None) != (world_size is None):
         raise ValueError("give rank and world_size together")
     if rank is None or world_size is None:
-        return _place_now() if _is_distributed() else None
+        return _distributed_rank() if _is_distributed() else None
     if not 0 <= rank < world_size:
         raise ValueError(f"rank must be from 0 to world_size - 1, got {rank} of {world_size}")
     return rank, world_size
 
 
-def _place_now() -> tuple[int, int]:
+def _distributed_rank() -> tuple[int, int]:
+    """Return torch.distributed's rank and number of ranks, or 0 and 1."""
     if _is_distributed():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return 0, 1

@@ -1,7 +1,4 @@
-"""`LatentDataset`: what `latentkit.open` gives.
-
-Nothing here needs the source media, the encoder or a plugin.
-"""
+"""`LatentDataset`: the result of `latentkit.open`. It needs no source media, encoder or plugin."""
 
 from __future__ import annotations
 
@@ -38,7 +35,7 @@ from latentkit.store.ragged import pad, per_position_layout
 from latentkit.store.unit_cache import Cache
 
 OpenDecoder = Callable[[Folder, Mapping[str, str], str], Decodes]
-"""Folder, fingerprint parts and device to the encoder that made a dataset."""
+"""Takes folder, fingerprint parts and device, and returns the encoder that made a dataset."""
 
 
 def open_dataset(
@@ -51,11 +48,11 @@ def open_dataset(
     open_decoder: OpenDecoder | None = None,
     keys: Keys | None = None,
 ) -> LatentDataset:
-    """The latent dataset at `path`, as `latentkit.open` has it.
+    """Open the latent dataset at `path`, as `latentkit.open` does.
 
     Args:
         path, posterior, views, columns, seed, cache, keys: see `latentkit.open`.
-        open_decoder: what `LatentDataset.decode` opens its decoder with; None: it can't decode.
+        open_decoder: opens the decoder for `LatentDataset.decode`; None: the dataset can't decode.
 
     Raises:
         StoreError, ValueError: as `latentkit.open`.
@@ -84,7 +81,7 @@ class LatentDataset(BatchedRows):
         self.folder = folder
         self.columns = (columns,) if isinstance(columns, str) else tuple(columns)
         self.fingerprint: str = document["fingerprint"]
-        self.layout = LatentLayout(**_tupled(document["layout"]))
+        self.layout = LatentLayout(**_with_tuple_downscale(document["layout"]))
         self.normalization = Normalization(**document["normalization"])
         self.statistics: Mapping[str, Any] | None = document["statistics"]
         try:
@@ -117,22 +114,27 @@ class LatentDataset(BatchedRows):
 
     @cached_property
     def keys(self) -> list[str]:
-        """Key of every row, in order."""
+        """Return the key of every row, in order."""
         return self._index.keys()
 
     @property
     def views(self) -> list[str]:
-        """Names of the views that rows have."""
+        """Return the names of the views that rows have."""
         return self._index.view_names
 
     @property
+    def row_views(self) -> list[str] | None:
+        """View of every row, in order; None where it is drawn."""
+        return self._index.views()
+
+    @property
     def draws_views(self) -> bool:
-        """Whether a row's view is drawn, as with views="random"."""
+        """Return whether each row's view is drawn, as with views="random"."""
         return self._index.views() is None
 
     @property
     def skipped(self) -> dict[str, str]:
-        """Key to reason of every sample that has no latent, or lacks one of a view.
+        """Return the reason for every sample (by key) that has no latent or lacks a view.
 
         Raises:
             StoreError: the index is missing or damaged.
@@ -143,7 +145,7 @@ class LatentDataset(BatchedRows):
 
     @property
     def remarks(self) -> list[Remark]:
-        """What the source found and did not use, then what the modality says of samples, by kind.
+        """Return the remarks of the source, then those of the modality on samples, by kind.
 
         Raises:
             StoreError: the index is missing or damaged.
@@ -156,19 +158,20 @@ class LatentDataset(BatchedRows):
 
     @property
     def has_moments(self) -> bool:
-        """Whether mean and logvar are stored."""
+        """Return whether mean and logvar are stored."""
         return self.layout.kind == "gaussian" and self._store == "moments"
 
     @property
     def tensor_name(self) -> str:
-        """Name of the stored tensor: "moments", "latent" or "indices"."""
+        """Return the name of the stored tensor: "moments", "latent" or "indices"."""
         if self.layout.kind == "quantised":
             return "indices"
         return "moments" if self.has_moments else "latent"
 
     @property
     def output_name(self) -> str:
-        """Name of the tensor in items and batches: "latent", or "moments" or "indices" as stored.
+        """Return the name of the tensor in items and batches: "latent", or "moments" or "indices"
+        as stored.
         """
         return (
             self.tensor_name
@@ -177,14 +180,14 @@ class LatentDataset(BatchedRows):
         )
 
     def moments(self, index: int | str | tuple[str, str]) -> dict[str, Tensor]:
-        """{"mean", "logvar"} of one row, each (C, h, w), raw and in the stored dtype; float32 where
-        int8 is stored. Not padded.
+        """Return {"mean", "logvar"} of one row, each (C, h, w), raw, without padding, in the stored
+        dtype (float32 if int8 is stored).
 
         Args:
             index: a position, a key, or (key, view).
 
         Raises:
-            ValueError: the dataset holds no moments.
+            ValueError: the dataset stores no moments.
             IndexError, KeyError: there is no such row.
         """
         if not self.has_moments:
@@ -200,81 +203,87 @@ class LatentDataset(BatchedRows):
         return {"mean": mean, "logvar": logvar}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what can be had again."""
+        """Return the state without the decoder, which can be opened again."""
         return super().__getstate__() | {"_opened_decoder": None}
 
     # ------------------------------------------------------------ some of its rows
 
-    def _passed_over(self) -> Collection[str]:
+    def _skipped_keys(self) -> Collection[str]:
         return self.skipped.keys()
 
     def row_columns(self) -> Iterator[dict[str, Any]]:
         """Return key, view (unless it is drawn) and all columns of each row; see `filter`.
 
         Raises:
-            StoreError: the index is missing, damaged, or another than was opened.
+            StoreError: the index is missing or damaged, or has changed since it was opened.
         """
         document = read_dataset(self.folder)
         if document["index"]["sha256"] != self._whole_hash:
-            raise StoreError(f"{self.folder} was changed since it was opened; open it again")
+            raise StoreError(f"{self.folder} has changed since it was opened. Open it again")
         index = read_index(self.folder, document, ["key", "view", "attributes"])
         return self._index.columns_in(index)
 
     def _row_views(self) -> list[str] | None:
-        return self._index.views()
+        return self.row_views
 
-    def _only(self, items: Rows) -> Self:
+    def _select(self, items: Rows) -> Self:
         index = self._index.only(items)
-        part = self._copied(f"{self._whole_hash}:{index.hash()}")
+        part = self._copy(f"{self._whole_hash}:{index.hash()}")
         part._index, part._stored = index, self._stored.only(index)
         return part
 
     # ------------------------------------------------------------ batches
 
     def choose(self, items: Rows | slice, draw: Draw) -> Rows:
-        """Row of the index for each position."""
+        """Return the index row for each position, with the draw's view if views are drawn."""
         return self._index.choose(items, self.seed, draw)
 
     def groups(self, epoch: int) -> tuple[Codes, Codes]:
-        """Bucket number and unit number of the row at each position."""
+        """Return the bucket number and the unit number of the row at each position."""
         return self.groups_of_rows(self.choose(slice(None), Draw(epoch)))
 
     def groups_of_rows(self, rows: Rows) -> tuple[Codes, Codes]:
-        """Bucket number and unit number of rows of the index."""
+        """Return the bucket number and the unit number of index rows."""
         return self._index.bucket_of_row[rows], self._index.unit_of_row[rows]
 
     def stackable_groups(self, rows: Rows) -> Codes:
-        """A number for each of some rows of the index, the same for rows that fit into one batch.
+        """Return a number for each index row, equal for rows that fit into one batch.
 
-        Ragged rows are padded to the longest, so `groups` keeps rows of like lengths together only
-        to pad less.
+        Ragged rows of different lengths fit into one batch because they are padded. `groups` keeps
+        similar lengths together only to reduce padding.
 
         Raises:
             StoreError: a unit is missing or damaged.
         """
         return self._stored.stackable_buckets()[self._index.bucket_of_row[rows]]
 
-    def twins(
-        self, partner: LatentDataset, shared_of: Callable[[str], str] | None = None
+    def matching_rows(
+        self, partner: LatentDataset, join_value: Callable[[str], str] | None = None
     ) -> tuple[Rows, npt.NDArray[np.bool_]] | None:
-        """The partner's row with the key and view of each row of the index here, and for which
-        positions there is one whichever view is drawn; None where the views have nothing to do with
-        each other. `shared_of` a key stands for it.
+        """Return, for each index row here, the partner's row with the same key and view, and for
+        each position whether every view that may be drawn has one.
+
+        Return None if the datasets' views are unrelated. `join_value` converts a key to the value
+        that must be the same.
         """
-        twins = self._index.twins(partner._index, shared_of)
-        return None if twins is None else (twins, self._index.lowest(twins) >= 0)
+        matching_rows = self._index.matching_rows(partner._index, join_value)
+        return (
+            None
+            if matching_rows is None
+            else (matching_rows, self._index.lowest_per_position(matching_rows) >= 0)
+        )
 
     def load(self, items: Rows, draw: Draw, pool: BufferPool) -> dict[str, Any]:
-        """The rows at some positions as one batch.
+        """Return the rows at some positions as one batch.
 
         Raises:
-            ValueError: they are of several buckets, and of several shapes.
+            ValueError: the rows are in several buckets with different shapes.
             StoreError: a unit is missing or damaged.
         """
         return self.load_rows(self.choose(items, draw), items, draw, pool)
 
     def load_rows(self, rows: Rows, items: Rows, draw: Draw, pool: BufferPool) -> dict[str, Any]:
-        """As `load`, of rows of the index that were chosen for the positions."""
+        """Return chosen index rows as one batch; `items` are their positions."""
         name = self.output_name
         values, mask = (
             self._latents(rows, items, draw, pool)
@@ -284,28 +293,49 @@ class LatentDataset(BatchedRows):
         batch = {name: values} if mask is None else {name: values, f"{name}_mask": mask}
         return {**batch, **self._index.labels(rows)}
 
+    def load_stored(self, items: Rows) -> tuple[Tensor, Tensor | None, dict[str, list[Any]]]:
+        """Rows at some positions as stored, raw: moments (N, 2C, ...), latents or indices, float32
+        where int8 is stored; their mask, where rows have one; key, view and columns of each.
+
+        Raises:
+            ValueError: they are of several shapes.
+            StoreError: a unit is missing or damaged.
+        """
+        values, mask = self._as_stored(items, BufferPool(False))
+        return values, mask, self._index.labels(items)
+
+    def bucket_names(self, items: Rows | slice) -> list[str]:
+        """Bucket of the row at each position, such as "256x320"."""
+        names = self._index.buckets
+        return [names[code] for code in self._index.bucket_of_row[items].tolist()]
+
+    def places_in_index(self) -> Rows:
+        """Row of the index file of each position."""
+        return self._index.places_in_index()
+
     def will_need(self, items: Rows, epoch: int) -> None:
-        """Tell the kernel that `load` will ask for these rows."""
+        """Tell the kernel that `load` will read these rows."""
         self.will_need_rows(self.choose(items, Draw(epoch)))
 
     def will_need_rows(self, rows: Rows) -> None:
-        """Tell the kernel that `load_rows` will ask for these rows of the index."""
+        """Tell the kernel that `load_rows` will read these index rows."""
         self._stored.will_need(rows, self._means_only)
 
     def decode(self, latents: Tensor | Mapping[str, Any], device: str = "auto") -> Tensor:
-        """Latents as `data[i]` gives them, (N, C, h, w), to a batch in the encoder's range, (N, 3,
-        H, W) in [-1, 1], with the encoder they came from, in float32.
+        """Decode latents with the encoder that made them. (N, C, h, w), as in `data[i]`, become a
+        float32 batch in the encoder's range, such as (N, 3, H, W) in [-1, 1].
 
         Args:
-            latents: a batch, or a single row, which gives a single output (3, H, W). Normalized
-                latents, or stored moments (N, 2C, h, w), of which the mean is decoded; or a
-                mapping: an item, a batch, or what `moments` gave. On any device.
-            device: to decode on; "auto" is a GPU where there is one.
+            latents: a batch, or one row, which gives one output (3, H, W). Either normalized
+                latents; or stored moments (N, 2C, h, w), whose mean is decoded; or a mapping: an
+                item, a batch, or the result of `moments`. On any device.
+            device: device to decode on; "auto" is a GPU if there is one.
 
         Raises:
-            ValueError: another shape than this dataset's latents have, or a mapping without any.
+            ValueError: the shape isn't that of this dataset's latents, or the mapping contains
+                none.
             FingerprintError: the encoder's weights are no longer those that made this dataset.
-            EncoderError: it can't be loaded, or can't decode.
+            EncoderError: the encoder can't be loaded, or can't decode.
         """
         is_twice = math.prod(self.normalization.fold.values()) == 2
         takes_moments = self.has_moments and (self.posterior == "moments" or not is_twice)
@@ -317,28 +347,31 @@ class LatentDataset(BatchedRows):
 
     @property
     def _means_only(self) -> bool:
-        """Whether logvar stays where it is."""
+        """Return whether logvar isn't read."""
         return self.has_moments and self.posterior == "mean"
 
     def _latents(
         self, rows: Rows, items: Rows, draw: Draw, pool: BufferPool
     ) -> tuple[Tensor, Tensor | None]:
+        """Return latents of index rows, normalized, and their mask."""
         draws = self.has_moments and not self._means_only
         if self.layout.ragged_axis is None:
             stored, scales = self._stored.gather(rows, self._scratch, self._means_only)
             noise = draw.noise(self.seed, items) if draws else None
-            return self._make_latents(self._typed(stored), scales, noise, pool), self._mask(rows)
+            return self._make_latents(
+                self._to_stored_dtype(stored), scales, noise, pool
+            ), self._mask(rows)
         stored, scales, lengths = self._stored.gather_ragged(rows, self._scratch, self._means_only)
         noise = draw.noise(self.seed, items, lengths) if draws else None
         return self._padded(
-            self._make_latents(self._typed(stored), scales, noise, self._scratch).numpy(),
+            self._make_latents(self._to_stored_dtype(stored), scales, noise, self._scratch).numpy(),
             lengths,
             pool,
         )
 
     def _as_stored(self, rows: Rows, pool: BufferPool) -> tuple[Tensor, Tensor | None]:
-        """Moments (N, 2C, h, w), latents (N, C, h, w) or indices in the stored dtype, float32 where
-        int8 is stored; and their mask.
+        """Return moments (N, 2C, h, w), latents (N, C, h, w) or indices in the stored dtype
+        (float32 if int8 is stored), and their mask.
         """
         is_ragged, lengths = self.layout.ragged_axis is not None, None
         raw = self._scratch if is_ragged or self.stored_dtype == "int8" else pool
@@ -351,34 +384,38 @@ class LatentDataset(BatchedRows):
             to_float32(torch.from_numpy(stored), scales, out)
             stored = out
         return (
-            (self._typed(stored), self._mask(rows))
+            (self._to_stored_dtype(stored), self._mask(rows))
             if lengths is None
             else self._padded(stored, lengths, pool)
         )
 
     def _padded(self, positions: Array, lengths: Rows, pool: BufferPool) -> tuple[Tensor, Tensor]:
-        """Rows with zeros at the ends of the ragged axis, and which positions are not those."""
+        """Return ragged rows padded with zeros at the end of their axis, and a mask of the
+        positions that aren't padding.
+        """
         rows, mask = pad(positions, lengths, pool)
         axis = self.layout.axes.index(self.layout.ragged_axis or "")
-        return self._typed(rows).movedim(1, axis + 1), torch.from_numpy(mask)
+        return self._to_stored_dtype(rows).movedim(1, axis + 1), torch.from_numpy(mask)
 
     def _mask(self, rows: Rows) -> Tensor | None:
         return torch.from_numpy(self._stored.gather_masks(rows)) if self.has_masks else None
 
-    def _typed(self, stored: Array) -> Tensor:
+    def _to_stored_dtype(self, stored: Array) -> Tensor:
+        """Return stored values as a tensor; bfloat16 is stored as 16-bit integers."""
         tensor = as_tensor(stored)
         return tensor.view(torch.bfloat16) if stored.dtype == np.uint16 else tensor
 
     def _decoder(self, device: str) -> Decodes:
-        """The encoder that made the dataset, opened for a device; the last one is kept."""
+        """Return the encoder that made the dataset, opened for a device. The last one is kept."""
         if self._open_decoder is None:
-            raise EncoderError(f"{self.folder} was opened without decoder; use latentkit.open")
+            raise EncoderError(f"{self.folder} was opened without a decoder; use latentkit.open")
         if self._opened_decoder is None or self._opened_decoder[0] != device:
             decoder = self._open_decoder(self.folder, self._parts, choose_device(device))
             self._opened_decoder = device, decoder
         return self._opened_decoder[1]
 
     def _check_posterior(self, posterior: Posterior | None) -> Posterior:
+        """Return the posterior to use, or refuse one that the dataset doesn't store."""
         if posterior not in (None, "sample", "mean", "moments"):
             raise ValueError(f"posterior must be 'sample', 'mean' or 'moments', got {posterior!r}")
         if posterior in ("sample", "moments") and not self.has_moments:
@@ -389,6 +426,7 @@ class LatentDataset(BatchedRows):
         return posterior or ("sample" if self.has_moments else "mean")
 
 
-def _tupled(layout: Mapping[str, Any]) -> dict[str, Any]:
+def _with_tuple_downscale(layout: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the layout with a tuple as its downscale, which JSON stores as a list."""
     downscale = layout["downscale"]
     return {**layout, "downscale": tuple(downscale) if isinstance(downscale, list) else downscale}

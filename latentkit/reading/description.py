@@ -1,4 +1,4 @@
-"""What a latent dataset says of itself in Python."""
+"""The text that describes a latent dataset in Python."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from latentkit.runtime.buffers import BufferPool
 from latentkit.store.contents import counted
 from latentkit.store.local_folder import LocalFolder
 
-MOST_NAMED = 8
+MAX_BUCKETS_SHOWN = 8
 
 
 def describe_dataset(data: Any) -> str:
     """Return a few lines on a `LatentDataset`: rows, path, posterior, views, shapes, columns.
 
-    Nothing is downloaded for it.
+    Nothing is downloaded for this.
     """
     chosen = "" if len(data) == data.num_whole else f" (of {data.num_whole})"
     stored = f"{data.layout.kind}, stored as {data.tensor_name} in {data.stored_dtype}"
@@ -41,17 +41,22 @@ def describe_dataset(data: Any) -> str:
 
 
 def _shapes(data: Any) -> str:
-    """The shape of a row of each bucket; of units at a URL only how many buckets there are."""
+    """Return the shape of a row in each bucket; for units at a URL only the number of buckets."""
     buckets, firsts = np.unique(data.groups(0)[0], return_index=True)
     if isinstance(data.folder, LocalFolder):
-        with suppress(StoreError):  # which says what is damaged when it is read
-            found = dict.fromkeys(_shape(data, int(item)) for item in firsts[:MOST_NAMED])
-            more = f", {len(firsts) - MOST_NAMED} more" if len(firsts) > MOST_NAMED else ""
+        with suppress(StoreError):  # reading the rows reports the damage
+            found = dict.fromkeys(_shape(data, int(item)) for item in firsts[:MAX_BUCKETS_SHOWN])
+            more = (
+                f", {len(firsts) - MAX_BUCKETS_SHOWN} more"
+                if len(firsts) > MAX_BUCKETS_SHOWN
+                else ""
+            )
             return ", ".join(found) + more
     return f"(C {data.layout.channels}), {counted(len(buckets), 'bucket')}"
 
 
 def _shape(data: Any, item: int) -> str:
+    """Return the shape of one row; the ragged axis by its name."""
     row = data.load(np.array([item]), Draw(0), BufferPool(False))[data.output_name]
     sizes = zip(data.layout.axes, row.shape[1:], strict=True)
     named = [axis if axis == data.layout.ragged_axis else str(size) for axis, size in sizes]
@@ -59,13 +64,14 @@ def _shape(data: Any, item: int) -> str:
 
 
 def _columns(data: Any) -> str:
-    """The columns that rows have, and those that they could have."""
+    """Return the open columns, and those that could be opened."""
     others = [name for name in _column_names(data) if name not in data.columns]
     more = f" (not opened: {', '.join(others)})" if others else ""
     return (", ".join(data.columns) or "none") + more
 
 
 def _column_names(data: Any) -> list[str]:
+    """Return the names of all columns in the index of a local dataset."""
     if not isinstance(data.folder, LocalFolder):
         return []
     try:

@@ -1,5 +1,5 @@
-"""Latent datasets side by side, by key: pictures and the embeddings of their captions by two text
-encoders, say.
+"""Latent datasets joined by key, such as images with the embeddings of their captions by two text
+encoders.
 """
 
 from __future__ import annotations
@@ -25,58 +25,58 @@ from latentkit.store.contents import counted
 On = Literal["key", "stem"] | Callable[[str], str]
 
 SPAN = re.compile(r"#t=[0-9.]+,[0-9.]+$")
-"""What the key of a part of a video or of audio has more than that of the whole."""
+"""End of the key of a span of a video or audio file."""
 
-PACKED = (".gz", ".bz2", ".xz", ".zst")
-"""Endings before which another stands."""
+COMPRESSION_ENDINGS = (".gz", ".bz2", ".xz", ".zst")
+"""Endings that follow another ending."""
 
 
 def join_datasets(
     *datasets: LatentDataset, names: Sequence[str | None] | None = None, on: On = "key"
 ) -> JoinedDataset:
-    """The rows of two or more datasets for the keys that all have.
+    """Join two or more datasets on the keys that all of them have.
 
     Args:
-        datasets: rows, views, buckets and order are the first one's; the others have one row per
-            key. One with views="random" that has all of the first's views gives the view that the
-            first gives; a key of which it lacks one of them is left out.
-        names: of each dataset's tensor; None, or None among them, is its `layout.name`. A mask goes
-            by that name and "_mask".
-        on: what rows must share: their "key"; its "stem", which is the key without the ending of a
-            file (`a/1.png` and `a/1.wav` have `a/1`; the span of a part of a file stays, so that
-            `a/1.mp4#t=0,2` has `a/1#t=0,2`); or what a function makes of the key.
+        datasets: rows, views, buckets and order are those of the first; the others have one row per
+            key. One with views="random" that has all views of the first returns the same view as
+            the first; a key that lacks one of them is left out.
+        names: name of each dataset's tensor; None, or None in the sequence, is its `layout.name`.
+            The mask's name is that name and "_mask".
+        on: what rows must have in common: their "key"; its "stem", which is the key without the
+            file's ending (`a/1.png` and `a/1.wav` have `a/1`; the span of a part of a file stays,
+            so `a/1.mp4#t=0,2` has `a/1#t=0,2`); or the result of a function of the key.
 
     Raises:
-        ValueError: no key is in all, a later dataset has several rows for one key, two keys of one
-            dataset share what rows are joined on, or a name would stand for two things.
+        ValueError: no key is in all datasets, a later dataset has several rows for one key, two
+            keys of one dataset have the same join value, or a name occurs twice.
     """
     return JoinedDataset(*datasets, names=names, on=on)
 
 
 class JoinedDataset(BatchedRows):
-    """What `join_datasets` gives: of each dataset its tensor and its columns, and key and view of
+    """Result of `join_datasets`: the tensor and the columns of each dataset, and key and view of
     the first.
 
-    Rows that stand in one batch are of one bucket of the first dataset, and of later ones of one
-    shape but for their ragged axis, along which they are padded.
+    Rows of one batch are in one bucket of the first dataset. In later datasets they have the same
+    shape except for the ragged axis, along which they are padded.
 
     Attributes:
-        datasets: all of them, in the order given.
-        first: of them.
-        names: of the tensor of each.
-        left_out: how many keys of each dataset are not here, because others lack them.
+        datasets: all datasets, in the order given.
+        first: the first dataset.
+        names: name of the tensor of each dataset.
+        left_out: how many keys of each dataset are left out because others lack them.
     """
 
     def __init__(
         self, *datasets: LatentDataset, names: Sequence[str | None] | None = None, on: On = "key"
     ) -> None:
         _check_datasets(datasets)
-        shared_of = _shared(on)
+        join_value = _make_join_function(on)
         self.datasets = datasets
         self.first = datasets[0]
         super().__init__(self.first.seed, "+".join(data.index_hash for data in datasets))
         self.names = _checked_names(datasets, names)
-        shared = [_shared_names(data, shared_of) for data in datasets]
+        shared = [_join_values(data, join_value) for data in datasets]
         places = [{name: place for place, name in enumerate(found)} for found in shared[1:]]
         for data, place_of in zip(datasets[1:], places, strict=True):
             if len(place_of) < len(data):
@@ -84,9 +84,9 @@ class JoinedDataset(BatchedRows):
                     f"{data.folder} has several rows for a key; open it with one view, or"
                     " views='random'"
                 )
-        twins = [self.first.twins(data, shared_of) for data in datasets[1:]]
+        matching_rows = [self.first.matching_rows(data, join_value) for data in datasets[1:]]
         has_twins = np.ones(len(self.first), bool)
-        for _, there in filter(None, twins):
+        for _, there in filter(None, matching_rows):
             has_twins &= there
         wanted = shared[0]
         items = np.flatnonzero(has_twins).tolist()
@@ -95,11 +95,11 @@ class JoinedDataset(BatchedRows):
         if not items:
             what = "key" if on == "key" else "name" if callable(on) else on
             raise ValueError(
-                f"{_listed(data.folder for data in datasets)} have no {what} in common"
+                f"{_join_with_and(data.folder for data in datasets)} have no {what} in common"
             )
         partners = ([place_of[wanted[item]] for item in items] for place_of in places)
         self._places: list[Rows] = [np.array(rows, np.int64) for rows in (items, *partners)]
-        self._twins = [None if found is None else found[0] for found in (None, *twins)]
+        self._twins = [None if found is None else found[0] for found in (None, *matching_rows)]
         kept = len({wanted[item] for item in items})
         self.left_out = tuple(len(set(found)) - kept for found in shared)
         self._on = on if isinstance(on, str) else getattr(on, "__name__", repr(on))
@@ -120,16 +120,17 @@ class JoinedDataset(BatchedRows):
 
     @cached_property
     def keys(self) -> list[str]:
-        """Key of every row, in order."""
+        """Return the key of every row, in order."""
         keys = self.first.keys
         return [keys[place] for place in self._places[0]]
 
     def row_columns(self) -> Iterator[dict[str, Any]]:
-        """Return key and view of the first dataset, and the columns of all: of columns of one name
-        that of the dataset opened with it, else of the first that has it.
+        """Return key and view of the first dataset, and the columns of all. If several have a
+        column of one name, it is that of the dataset opened with it, or else of the first that has
+        it.
 
         Raises:
-            StoreError: an index is missing, damaged, or another than was opened.
+            StoreError: an index is missing or damaged, or has changed since it was opened.
         """
         rows = [list(data.row_columns()) for data in self.datasets]
         for places in zip(*(places.tolist() for places in self._places), strict=True):
@@ -147,15 +148,15 @@ class JoinedDataset(BatchedRows):
         views = self.first._row_views()
         return None if views is None else [views[place] for place in self._places[0]]
 
-    def _only(self, items: Rows) -> Self:
+    def _select(self, items: Rows) -> Self:
         places = [places[items] for places in self._places]
-        part = self._copied(f"{self._whole_hash}:{hash_rows(*places)}")
+        part = self._copy(f"{self._whole_hash}:{hash_rows(*places)}")
         part._places = places
         return part
 
     def groups(self, epoch: int) -> tuple[Rows, npt.NDArray[np.integer]]:
-        """A number for what may stand in one batch, ascending with the first dataset's buckets, and
-        the unit number there.
+        """Return a number that is equal for rows that may be in one batch, ascending with the first
+        dataset's buckets, and the first dataset's unit number.
         """
         chosen = self._choose(slice(None), Draw(epoch))
         buckets, units = self.first.groups_of_rows(chosen[0])
@@ -164,17 +165,18 @@ class JoinedDataset(BatchedRows):
         return np.ravel_multi_index(groups, [int(group.max()) + 1 for group in groups]), units
 
     def load(self, items: Rows, draw: Draw, pool: BufferPool) -> dict[str, Any]:
-        """The rows at some positions as one batch.
+        """Return the rows at some positions as one batch.
 
         Raises:
-            ValueError: they are of several buckets, and of several shapes, in one of the datasets.
+            ValueError: in one of the datasets, the rows are in several buckets with different
+                shapes.
             StoreError: a unit is missing or damaged.
         """
         batch: dict[str, Any] = {}
         parts = zip(self.datasets, self.names, self._choose(items, draw), strict=True)
         for place, (data, name, rows) in enumerate(parts):
             loaded = data.load_rows(rows, self._places[place][items], draw.of_joined(place), pool)
-            batch |= {name + end: loaded[data.output_name + end] for end in _endings(data)}
+            batch |= {name + end: loaded[data.output_name + end] for end in _name_suffixes(data)}
             batch |= {
                 label: loaded[label]
                 for label in (*data.columns, *(() if place else ("key", "view")))
@@ -182,61 +184,62 @@ class JoinedDataset(BatchedRows):
         return batch
 
     def will_need(self, items: Rows, epoch: int) -> None:
-        """Tell the kernel that `load` will ask for these rows."""
+        """Tell the kernel that `load` will read these rows."""
         for data, rows in zip(self.datasets, self._choose(items, Draw(epoch)), strict=True):
             data.will_need_rows(rows)
 
     def _choose(self, items: Rows | slice, draw: Draw) -> list[Rows]:
-        """Row of each dataset's index for some positions."""
+        """Return the index row in each dataset for some positions."""
         chosen: list[Rows] = []
-        for place, (data, twins) in enumerate(zip(self.datasets, self._twins, strict=True)):
-            if twins is None:
+        for place, (data, matching_rows) in enumerate(zip(self.datasets, self._twins, strict=True)):
+            if matching_rows is None:
                 chosen.append(data.choose(self._places[place][items], draw.of_joined(place)))
             else:
-                chosen.append(twins[chosen[0]])
+                chosen.append(matching_rows[chosen[0]])
         return chosen
 
 
 def stem_of(key: str) -> str:
-    """A key without the ending of a file, and with its span where it has one."""
+    """Return a key without the file's ending, but with its span if it has one."""
     span = SPAN.search(key)
     whole = key if span is None else key[: span.start()]
     stem, ending = os.path.splitext(whole)
-    if ending.lower() in PACKED:
+    if ending.lower() in COMPRESSION_ENDINGS:
         stem = os.path.splitext(stem)[0]
     return stem + (span[0] if span else "")
 
 
-def _shared(on: On) -> Callable[[str], str] | None:
-    """What makes of a key what rows are joined on; None where that is the key."""
+def _make_join_function(on: On) -> Callable[[str], str] | None:
+    """Return the function that converts a key to its join value; None if that is the key itself."""
     if on not in ("key", "stem") and not callable(on):
         raise ValueError(f"on must be 'key', 'stem' or a function of a key, got {on!r}")
     return stem_of if on == "stem" else None if isinstance(on, str) else on
 
 
-def _shared_names(data: LatentDataset, shared_of: Callable[[str], str] | None) -> list[str]:
-    """What each row is joined on.
-
-    Raises:
-        ValueError: two keys have the same.
-    """
-    if shared_of is None:
+def _join_values(data: LatentDataset, join_value: Callable[[str], str] | None) -> list[str]:
+    """Return each row's join value."""
+    if join_value is None:
         return data.keys
     names, key_of = [], dict[str, str]()
     for key in data.keys:
-        name = shared_of(key)
+        name = join_value(key)
         if not isinstance(name, str):
-            raise ValueError(f"on must make a text of a key; of {key!r} it makes {name!r}")
+            raise ValueError(
+                f"the function given as on= must return a text for each key; for {key!r} it"
+                f" returned {name!r}"
+            )
         if key_of.setdefault(name, key) != key:
             raise ValueError(
-                f"{data.folder}: {key_of[name]!r} and {key!r} are both {name!r}, so it isn't clear"
-                " which to take; give a function that keeps them apart as on=, or leave one out"
+                f"{data.folder}: {key_of[name]!r} and {key!r} both give {name!r}, so the row to"
+                " join is ambiguous. Give a function that distinguishes them as on=, or leave one"
+                " out"
             )
         names.append(name)
     return names
 
 
 def _check_datasets(datasets: Sequence[LatentDataset]) -> None:
+    """Check that there are at least two datasets and that none is a joined one."""
     if len(datasets) < 2:
         raise ValueError(f"join takes two or more latent datasets, got {len(datasets)}")
     for data in datasets:
@@ -254,7 +257,7 @@ def _check_datasets(datasets: Sequence[LatentDataset]) -> None:
 def _checked_names(
     datasets: Sequence[LatentDataset], names: Sequence[str | None] | None
 ) -> tuple[str, ...]:
-    """A name for the tensor of each dataset, none of which stands for anything else in a row."""
+    """Return a name for each dataset's tensor that nothing else in a row has."""
     asked = (None,) * len(datasets) if names is None else names
     are_names = not isinstance(asked, str) and all(
         name is None or (isinstance(name, str) and name) for name in asked
@@ -269,13 +272,13 @@ def _checked_names(
         for data, name in zip(datasets, asked, strict=True)
     )
     pairs = list(zip(datasets, own, strict=True))
-    tensors = Counter(name + end for data, name in pairs for end in _endings(data))
+    tensors = Counter(name + end for data, name in pairs for end in _name_suffixes(data))
     uses = tensors + Counter(
         ["key", "view", *(column for data in datasets for column in data.columns)]
     )
     twice = [name for name, count in uses.items() if count > 1]
     if twice:
-        here = _listed(f"{data.folder} has {[name, *data.columns]}" for data, name in pairs)
+        here = _join_with_and(f"{data.folder} has {[name, *data.columns]}" for data, name in pairs)
         rows = "both" if len(datasets) == 2 else "all"
         advice = (
             "give each tensor a name with names="
@@ -283,16 +286,16 @@ def _checked_names(
             else "open only one of them with that column"
         )
         raise ValueError(
-            f"{here}, besides key and view: in a row of {rows}, {twice[0]!r} would stand for two"
-            f" things; {advice}"
+            f"{here}, besides key and view: in a row of {rows}, {twice[0]!r} would occur twice;"
+            f" {advice}"
         )
     return own
 
 
-def _endings(dataset: LatentDataset) -> tuple[str, ...]:
-    """What the names of a dataset's tensors have more than the name of its latents."""
+def _name_suffixes(dataset: LatentDataset) -> tuple[str, ...]:
+    """Return what follows the dataset's name in the names of its tensors."""
     return ("", "_mask") if dataset.has_masks else ("",)
 
 
-def _listed(parts: Iterable[object]) -> str:
+def _join_with_and(parts: Iterable[object]) -> str:
     return " and ".join(map(str, parts))

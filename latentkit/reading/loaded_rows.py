@@ -1,4 +1,4 @@
-"""What a torch `DataLoader` gets of a latent dataset, and the collate function that takes it."""
+"""The batches that a torch `DataLoader` gets from a latent dataset, and their collate function."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor
 
 
 class LoadedRows(Sequence[dict[str, Any]]):
-    """A loaded batch that also looks like the list of its items, for collate functions that expect
-    one.
+    """A loaded batch that also behaves like the list of its items, for collate functions that
+    expect one.
     """
 
     def __init__(self, batch: dict[str, Any]) -> None:
@@ -31,10 +31,10 @@ class LoadedRows(Sequence[dict[str, Any]]):
 
 
 def collate(rows: LoadedRows | Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """`collate_fn` for a torch `DataLoader` over a latent dataset: whole batches pass untouched,
-    single items are stacked.
+    """`collate_fn` for a torch `DataLoader` over a latent dataset. Whole batches are returned
+    unchanged, single items are stacked.
 
-    Items that have a mask are padded with zeros, as in a batch.
+    Items with a mask are padded with zeros, as in a batch.
     """
     if isinstance(rows, LoadedRows):
         return rows.batch
@@ -46,13 +46,15 @@ def collate(rows: LoadedRows | Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         batch[name] = (
             _pad(values)
             if name in padded
-            else torch.stack(values) if isinstance(value, Tensor) else values
+            else torch.stack(values)
+            if isinstance(value, Tensor)
+            else values
         )
     return batch
 
 
 def _pad(rows: Sequence[Tensor]) -> Tensor:
-    """Rows as one tensor, each with zeros at the ends of axes in which another is longer."""
+    """Return rows as one tensor, each padded with zeros to the longest size of each axis."""
     sizes = [max(sizes) for sizes in zip(*(row.shape for row in rows), strict=True)]
     out = rows[0].new_zeros((len(rows), *sizes))
     for target, row in zip(out, rows, strict=True):

@@ -1,4 +1,4 @@
-"""The order of an epoch: one pure function of row buckets, seed, epoch and the number of ranks."""
+"""The order of an epoch: a pure function of row buckets, seed, epoch and number of ranks."""
 
 from __future__ import annotations
 
@@ -25,32 +25,32 @@ def epoch_batches(
     world_size: int,
     tail: Tail,
 ) -> list[Rows]:
-    """The batches of one epoch for all ranks, as row numbers; rank r takes every `world_size`-th
-    from the r-th on.
+    """Return the batches of one epoch for all ranks, as row numbers. Rank r takes every
+    `world_size`-th batch, starting with the r-th.
 
-    Every row is in exactly one batch (`tail="short"`), every batch holds rows of one bucket, and
-    their number divides by `world_size`.
+    Every row is in exactly one batch (`tail="short"`), every batch contains rows of one bucket, and
+    the number of batches is a multiple of `world_size`.
 
     Args:
         buckets: (rows,) bucket number of each row.
-        units: (rows,) unit number of each row; `shuffle="units"` shuffles units, then rows within
-            each, so that reading is sequential, and gives each rank units of its own.
-        batch_size: rows per batch, at most.
+        units: (rows,) unit number of each row; `shuffle="units"` shuffles units, then the rows
+            inside each, so that reading is sequential and each rank has its own units.
+        batch_size: most rows per batch.
         shuffle: False keeps the order of rows within each bucket.
-        seed, epoch: decide the shuffle, together.
+        seed, epoch: together they decide the shuffle.
         world_size: number of ranks.
-        tail: "short" splits batches until their number divides by `world_size`; "drop" leaves short
-            batches out, then the last ones.
+        tail: "short" splits batches until their number is a multiple of `world_size`; "drop" leaves
+            out short batches, then the last ones.
 
     Raises:
-        ValueError: fewer rows than ranks with `tail="short"`, or no full batch per rank with
-            "drop".
+        ValueError: there are fewer rows than ranks with `tail="short"`, or not one full batch per
+            rank with "drop".
     """
     generator = np.random.default_rng([seed, epoch])
     place_of_unit = generator.permutation(int(units.max()) + 1)
     batches: list[Rows] = []
     for bucket in np.unique(buckets):
-        rows = _shuffled(
+        rows = _shuffle_rows(
             np.flatnonzero(buckets == bucket), shuffle, place_of_unit[units], generator
         )
         batches += [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
@@ -58,9 +58,9 @@ def epoch_batches(
         batches = [batch for batch in batches if len(batch) == batch_size]
     if shuffle:
         batches = [batches[place] for place in generator.permutation(len(batches))]
-    batches = _even(batches, world_size, tail)
+    batches = _divide_evenly(batches, world_size, tail)
     if shuffle == "units":
-        # Each rank reads units of its own, one after the other, whatever buckets they hold.
+        # Each rank reads its own units one after the other, whatever buckets they contain.
         batches.sort(key=lambda batch: int(place_of_unit[units[batch[-1]]]))
         batches = [
             batch
@@ -70,13 +70,13 @@ def epoch_batches(
     return batches
 
 
-def _shuffled(
+def _shuffle_rows(
     rows: Rows,
     shuffle: Shuffle,
     place_of_row: npt.NDArray[np.int64],
     generator: np.random.Generator,
 ) -> Rows:
-    """The rows in the epoch's order; with "units", those of one unit side by side."""
+    """Return the rows in the epoch's order; with "units", rows of one unit are adjacent."""
     if shuffle:
         rows = generator.permutation(rows)
     if shuffle == "units":
@@ -84,23 +84,23 @@ def _shuffled(
     return rows
 
 
-def _even(batches: list[Rows], world_size: int, tail: Tail) -> list[Rows]:
-    """The batches with their number a multiple of `world_size`."""
+def _divide_evenly(batches: list[Rows], world_size: int, tail: Tail) -> list[Rows]:
+    """Return the batches so that their number is a multiple of `world_size`."""
     missing = -len(batches) % world_size
     if tail == "drop":
         kept = len(batches) - len(batches) % world_size
         if not kept:
             raise ValueError(
                 f"{len(batches)} full batches are too few for {world_size} ranks; use a smaller"
-                " batch or tail='short'"
+                " batch_size or tail='short'"
             )
         return batches[:kept]
     if len(batches) + missing > sum(map(len, batches)):
         raise ValueError(
-            f"{sum(map(len, batches))} rows can't be dealt out to {world_size} ranks in equally"
+            f"{sum(map(len, batches))} rows can't be divided among {world_size} ranks in equally"
             " many batches; use tail='drop'"
         )
-    # The longest batch is halved, again and again: no row is lost and no rank waits for another.
+    # The longest batch is halved repeatedly: no row is lost and no rank waits for another.
     heap = [(-len(batch), place) for place, batch in enumerate(batches)]
     heapq.heapify(heap)
     for _ in range(missing):

@@ -1,9 +1,8 @@
-"""Stored rows to what a trainer sees: the draw or the mean, normalized.
+"""Converts stored rows to what a trainer needs: a posterior draw or the mean, normalized.
 
-Whole batches; draws block by block, in the CPU's cache.
-
-Everything runs in the calling thread: the reader has threads of its own, and torch's would stand in
-their way.
+It works on whole batches, and draws block by block so that values stay in the CPU's cache.
+Everything runs in the calling thread, because the reader has its own threads, which torch's threads
+would slow down.
 """
 
 from __future__ import annotations
@@ -25,18 +24,20 @@ Posterior = Literal["sample", "mean", "moments"]
 Array = npt.NDArray[Any]
 
 BLOCK = 1 << 17
-"""Values that are worked on at once, few enough for a core's cache."""
+"""Values that are computed at once, few enough for a core's cache."""
 
 ROW_JUMP = 0x9E3779B97F4A7C15F39CC0605CEDC835
-"""Numbers between the streams of two rows: 2^128 over the golden ratio, as in numpy's `jumped`."""
+"""Distance between the random streams of two rows: 2^128 over the golden ratio, as in numpy's
+`jumped`.
+"""
 
 SERIAL = 1 << 15
-"""The most values that torch handles in the calling thread alone."""
+"""Most values that torch computes in the calling thread alone."""
 
 
 def to_float32(stored: Tensor, scales: Array | None, out: Array) -> None:
-    """Stored values (N, C, ...) of any dtype into `out`, float32; int8 times the scales (N, C) of
-    their rows and channels.
+    """Write stored values (N, C, ...) of any dtype into `out` as float32. int8 values are
+    multiplied by the scales (N, C) of their rows and channels.
     """
     sources, targets = (
         torch.split(tensor.flatten(), SERIAL) for tensor in (stored, torch.from_numpy(out))
@@ -48,8 +49,8 @@ def to_float32(stored: Tensor, scales: Array | None, out: Array) -> None:
 
 
 def draw(moments: Array, noise: Array) -> None:
-    """mean + exp(logvar / 2) * noise, into `noise` (N, C, ...); moments (N, 2C, ...), mean then
-    logvar, are overwritten. float32.
+    """Write mean + exp(logvar / 2) * noise into `noise` (N, C, ...), float32. `moments` (N, 2C,
+    ...), mean then logvar, are overwritten.
     """
     channels = noise.shape[1]
     logvar = moments[:, channels:]
@@ -60,24 +61,24 @@ def draw(moments: Array, noise: Array) -> None:
 
 
 class Noise:
-    """Standard normal float32 numbers from a seed, drawn row by row: a row's are the same however
-    many rows follow it.
+    """Standard normal float32 numbers from a seed, drawn row by row, so a row's numbers don't
+    depend on how many rows follow.
 
-    G. E. P. Box and M. E. Muller, "A Note on the Generation of Random Normal Deviates" (1958), on
-    32 bits each of numpy's PCG64, whose stream numpy guarantees. In float32 and over whole blocks,
-    it takes 0.7 of the time of torch's own generator.
+    G. E. P. Box and M. E. Muller, "A Note on the Generation of Random Normal Deviates" (1958),
+    applied to 32-bit integers of numpy's PCG64, whose stream numpy guarantees. In float32 and over
+    whole blocks it takes 0.7 of the time of torch's own generator.
     """
 
     def __init__(self, *seed: int) -> None:
         self._bits = np.random.PCG64(seed)
 
     def fill(self, out: Array) -> None:
-        """The next `out.size` numbers into `out`, (N, ...) float32 and C-contiguous."""
+        """Write the next `out.size` numbers into `out`, (N, ...) float32 and C-contiguous."""
         rows = out.reshape(len(out), -1)
         size = rows.shape[1]
         half = -(-size // 2)
-        # A pair of 32-bit integers gives a pair of numbers: the first its distance from the origin,
-        # the second its angle.
+        # Two 32-bit integers give two numbers: the first is the distance from the origin, the
+        # second the angle.
         bits = self._raw(len(rows), half).view(np.int32).reshape(len(rows), 2 * half)
         radius, angle = (np.empty((len(rows), half), np.float32) for _ in range(2))
         np.bitwise_or(bits, 1, out=bits)  # never 0, whose logarithm is infinite
@@ -94,17 +95,17 @@ class Noise:
         rows[:, half:] = angle[:, : size - half]
 
     def _raw(self, num_rows: int, size: int) -> Array:
-        """The next `num_rows` times `size` integers of 64 bits."""
+        """Return the next `num_rows` times `size` 64-bit integers."""
         return self._bits.random_raw(num_rows * size)
 
 
 class RowNoise(Noise):
-    """As `Noise`, but a row's numbers depend on nothing but the seed and which row it is.
+    """Noise in which a row's numbers depend only on the seed and the row.
 
     Args:
-        seed: of all rows.
-        rows: which they are, in the order in which they are filled.
-        lengths: of ragged rows, how many rows of `fill` are positions of each; None: one.
+        seed: seed of all rows.
+        rows: row numbers, in the order in which they are filled.
+        lengths: for ragged rows, how many rows of `fill` are positions of each; None: one.
     """
 
     def __init__(self, seed: Sequence[int], rows: Array, lengths: Array | None) -> None:
@@ -131,7 +132,8 @@ class RowNoise(Noise):
 
 
 class Normalizer:
-    """`Normalization.apply` for float32 batches that may be overwritten, its constants made once.
+    """`Normalization.apply` for float32 batches that may be overwritten, with its constants
+    prepared once.
     """
 
     def __init__(self, normalization: Normalization, layout: LatentLayout) -> None:
@@ -143,7 +145,9 @@ class Normalizer:
         self._scales = bool((self._scale != 1).any())
 
     def __call__(self, latents: Tensor) -> Tensor:
-        """(fold(z) - shift) * scale of float32 raw latents (N, C, ...), which are overwritten."""
+        """Return (fold(z) - shift) * scale of float32 raw latents (N, C, ...), which are
+        overwritten.
+        """
         folded = fold(latents, self.axes, self.normalization.fold)
         values, sizes = folded.numpy(), folded.shape[1:]
         if self._shifts:
@@ -154,7 +158,7 @@ class Normalizer:
 
 
 class LatentMaker:
-    """Batches of stored rows to batches of latents, (N, C, ...) float32."""
+    """Converts batches of stored rows to batches of latents, (N, C, ...) float32."""
 
     def __init__(self, normalization: Normalization, layout: LatentLayout) -> None:
         self._normalize = Normalizer(normalization, layout)
@@ -169,8 +173,8 @@ class LatentMaker:
     def __call__(
         self, stored: Tensor, scales: Array | None, noise: Noise | None, pool: BufferPool
     ) -> Tensor:
-        """Normalized latents of `stored`: moments of which are drawn with this noise, or where it
-        is None latents as they are.
+        """Return normalized latents: draws from stored moments with this noise, or stored latents
+        if the noise is None.
         """
         channels = stored.shape[1] // (2 if noise else 1)
         shape = (len(stored), channels, *stored.shape[2:])
@@ -185,7 +189,7 @@ class LatentMaker:
         )
 
     def _draw(self, stored: Tensor, scales: Array | None, noise: Noise, out: Array) -> None:
-        """One draw per row of moments (N, 2C, ...), raw, into `out` (N, C, ...)."""
+        """Write one raw draw per row of moments (N, 2C, ...) into `out` (N, C, ...)."""
         step = max(1, BLOCK // out[:1].size)
         moments = self._scratch.get((step, *stored.shape[1:]), np.float32)
         for start in range(0, len(out), step):

@@ -1,4 +1,6 @@
-"""Raw latents of whatever a dataset gives: latents, stored moments, indices; a row or a batch."""
+"""Recovers raw latents from what a dataset returns: latents, stored moments or indices, as a row or
+a batch.
+"""
 
 from __future__ import annotations
 
@@ -19,22 +21,22 @@ def find_raw_latents(
     normalization: Normalization,
     takes_moments: bool,
 ) -> tuple[Tensor, bool]:
-    """Return raw latents or indices, as a decoder takes them, and whether they are of a single row,
-    which then is a batch of one.
+    """Return raw latents or indices as a decoder takes them, and whether they are one row, which
+    becomes a batch of one.
 
     Args:
-        given: an item, a batch, what `LatentDataset.moments` gave, or a tensor of one of these.
-            Of moments the mean is taken.
-        takes_moments: whether a tensor of twice the channels is moments; else a tensor is
+        given: an item, a batch, the result of `LatentDataset.moments`, or a tensor from one of
+            these. The mean of moments is used.
+        takes_moments: whether a tensor with twice the channels contains moments; other tensors are
             normalized latents.
 
     Raises:
-        ValueError: a mapping without latents, or a tensor of another shape.
+        ValueError: the mapping contains no latents, or the tensor has another shape.
     """
     name, values = _find(given)
     is_single = values.ndim == len(layout.axes)
     if layout.kind == "quantised" and values.ndim >= len(layout.axes):
-        # Its decoder knows which shapes it takes.
+        # The decoder checks other axes.
         return (values[None] if is_single else values), is_single
     if values.ndim not in (len(layout.axes), len(layout.axes) + 1):
         raise ValueError(
@@ -58,7 +60,7 @@ def find_raw_latents(
 
 
 def _find(given: Tensor | Mapping[str, Any]) -> tuple[str, Tensor]:
-    """The tensor, and what it is."""
+    """Return the name and the tensor."""
     if isinstance(given, Tensor):
         return "latent", given
     if isinstance(given, Mapping):

@@ -1,9 +1,9 @@
-"""Which rows the kernel is told to read from disk before they are asked for, and when that is worth
-its cost.
+"""Tells the kernel which rows to read from disk before they are needed, while that is worth its
+cost.
 
-Rows at random places of a file that isn't in memory are read one by one, each read waiting for the
-one before. Told of many at once, a disk serves them side by side. Where everything is in memory
-already the telling is a waste, so it happens only while reading causes disk traffic, which the
+Rows at random positions of a file that isn't in memory are read one by one, each read waiting for
+the one before. If the kernel knows many at once, a disk serves them in parallel. If everything is
+already in memory, this wastes time. So it only happens while reading causes disk traffic, which the
 kernel counts per thread.
 """
 
@@ -22,26 +22,26 @@ if sys.platform == "linux":
     import resource
 
 SPAN_BATCHES = 4
-"""Batches, at least, that are told of at once, while the ones before them are read."""
+"""Fewest batches that are announced at once, while those before them are read."""
 
 PATIENCE_SPANS = 2
-"""Spans without disk traffic after which the telling ends."""
+"""Spans without disk traffic after which announcing stops."""
 
 SUPPORTED = sys.platform == "linux"
-"""macOS and Windows count no disk reads of a thread."""
+"""macOS and Windows don't count a thread's disk reads."""
 
 
 class ReadAhead:
-    """One pass through batches, telling of a span of them while the span before is read.
+    """One pass through batches that announces a span of them while the previous span is read.
 
     Args:
         batches: what will be read, in this order.
-        units: (batches,) number of the unit that each begins in, where they come unit by unit: a
-            span then ends with its unit, so that what is told of is read from front to back. None:
+        units: (batches,) unit number that each batch starts in, if they are read unit by unit. A
+            span then ends with its unit, so that what is announced is read sequentially. None:
             spans of `SPAN_BATCHES`.
-        first: the batch to begin with.
-        is_cold: whether the rows are likely not in memory.
-        will_need: tells of rows.
+        first: the first batch to read.
+        is_cold: whether the rows are probably not in memory.
+        will_need: announces rows to the kernel.
     """
 
     def __init__(
@@ -56,21 +56,21 @@ class ReadAhead:
         self._will_need = will_need
         self._starts = _span_starts(len(batches), units)
         self._first = first
-        self._told = 0
+        self._announced = 0
         self._last_cold = self._span(first) if is_cold and SUPPORTED else -1 - PATIENCE_SPANS
 
     @contextmanager
     def reading(self, number: int) -> Iterator[None]:
-        """Around reading one batch, in the thread that does it."""
+        """Wrap the reading of one batch, in the thread that reads it."""
         span, before = self._span(number), _disk_reads()
         if self._is_cold(span):
-            self._tell(span)
+            self._announce(span)
         yield
         if _disk_reads() > before:
             self._last_cold = max(span, self._last_cold)
 
     def is_cold(self, number: int) -> bool:
-        """Whether reading up to this batch came from disk until lately."""
+        """Return whether the last batches up to this one were read from disk."""
         return self._is_cold(self._span(number))
 
     def _is_cold(self, span: int) -> bool:
@@ -79,17 +79,17 @@ class ReadAhead:
     def _span(self, number: int) -> int:
         return bisect.bisect_right(self._starts, number) - 1
 
-    def _tell(self, span: int) -> None:
-        """Of this span and the next, unless they have been told of."""
-        for number in range(max(span, self._told), min(span + 2, len(self._starts) - 1)):
-            self._told = number + 1
+    def _announce(self, span: int) -> None:
+        """Announce this span and the next, unless they were already."""
+        for number in range(max(span, self._announced), min(span + 2, len(self._starts) - 1)):
+            self._announced = number + 1
             start, stop = max(self._first, self._starts[number]), self._starts[number + 1]
             if start < stop:
                 self._will_need(np.concatenate(self._batches[start:stop]))
 
 
 def _span_starts(num_batches: int, units: Rows | None) -> list[int]:
-    """Where each span starts, and where the last one ends."""
+    """Return the first batch of each span, and the end of the last."""
     possible = (
         range(num_batches) if units is None else [0, *(np.flatnonzero(np.diff(units)) + 1).tolist()]
     )
@@ -101,8 +101,8 @@ def _span_starts(num_batches: int, units: Rows | None) -> list[int]:
 
 
 def _disk_reads() -> int:
-    """Blocks that this thread had read from disk so far, and page faults that waited for one (not
-    every file system counts blocks).
+    """Return how many blocks this thread has read from disk, plus page faults that waited for a
+    disk (some file systems don't count blocks).
     """
     if sys.platform == "linux":
         usage = resource.getrusage(resource.RUSAGE_THREAD)

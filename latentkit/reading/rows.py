@@ -1,6 +1,5 @@
-"""The index as arrays: where each row that a reader sees lies, and what it is called.
-
-What the index promises is checked here, once.
+"""The index as arrays: the position and the name of each row. All promises of the index are checked
+here, once.
 """
 
 from __future__ import annotations
@@ -32,17 +31,17 @@ RESERVED_NAMES = (
     "view",
     *(name + end for name in ("latent", "moments", "indices") for end in ("", "_mask")),
 )
-"""What items and batches hold besides columns."""
+"""Names in items and batches that aren't columns."""
 
 TEXT = pa.large_string()
-"""Arrow's other strings end at 2 GiB a column."""
+"""Arrow's other string types are limited to 2 GiB per column."""
 
-MOST_LISTED = 1 << 20
-"""Rows whose keys and columns are kept as Python's own objects, some 100 bytes each; above, they
-stay in Arrow's memory.
+MAX_PYTHON_ROWS = 1 << 20
+"""Most rows whose keys and columns are kept as Python objects, about 100 bytes each. With more rows
+they stay in Arrow's memory.
 """
 
-LISTED_AT_ONCE = 1 << 16
+ROWS_PER_CHUNK = 1 << 16
 PER_ROW = (
     "unit_of_row",
     "bucket_of_row",
@@ -55,12 +54,12 @@ PER_ROW = (
 NEEDED = pa.schema(
     {"key": TEXT, "view": TEXT, "status": TEXT, "unit": TEXT, "bucket": TEXT, "row": pa.int64()}
 )
-"""What is read of the index besides attributes."""
+"""Columns of the index that are read in addition to attributes."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """The rows of one bucket in one unit; `last_row` is the highest that the index names."""
+    """The rows of one bucket in one unit; `last_row` is the highest that the index contains."""
 
     unit: str
     bucket: str
@@ -68,16 +67,16 @@ class Group:
 
 
 class ReadableRows:
-    """The good rows of an index, of the views asked for, in the order of the source.
+    """The usable rows of an index, with the chosen views, in the order of the source.
 
     Args:
         folder, document: the dataset and its dataset.json.
-        views: "all" gives a position per row, "random" one per sample, a list those views alone.
-        columns: attributes to give besides key and view.
+        views: "all" gives one position per row, "random" one per sample, a list only those views.
+        columns: attributes to return in addition to key and view.
 
     Raises:
-        StoreError: the index is missing or damaged, or names what can't be.
-        ValueError: a view or column that isn't there.
+        StoreError: the index is missing, damaged or contradictory.
+        ValueError: a view or column doesn't exist.
     """
 
     def __init__(
@@ -86,42 +85,42 @@ class ReadableRows:
         self._where = f"{folder}/{document['index']['name']}"
         _check_views(views, document["views"], folder)
         table = self._read(folder, document, columns)
-        self._place_in_index = self._good(table, views)
+        self._place_in_index = self._usable_rows(table, views)
         if len(self._place_in_index) < table.num_rows:
             table = table.take(_arrow(self._place_in_index))
         if not table.num_rows:
             raise StoreError(
-                f"{folder}: no latents; every sample was skipped (`latentkit inspect"
-                f" {in_shell(folder)}` says why)"
+                f"{folder}: no latents, because every sample was skipped. `latentkit inspect"
+                f" {in_shell(folder)}` shows why"
             )
         empty = [name for name in ("unit", "bucket", "row") if table[name].null_count]
         if empty:
-            raise DamagedError(f"{self._where}: there are stored rows without {empty[0]}")
-        units, self.unit_of_row = _coded(table["unit"].combine_chunks())
-        self.buckets, self.bucket_of_row = _coded(table["bucket"].combine_chunks())
+            raise DamagedError(f"{self._where}: stored rows without {empty[0]}")
+        units, self.unit_of_row = _encode_column(table["unit"].combine_chunks())
+        self.buckets, self.bucket_of_row = _encode_column(table["bucket"].combine_chunks())
         unknown = [name for name in units if name not in document["units"]]
         if unknown:
             raise DamagedError(
-                f"{self._where} names the unit {unknown[0]!r}, which dataset.json doesn't have"
+                f"{self._where} names the unit {unknown[0]!r}, which is not in dataset.json"
             )
         self.row_in_unit = _numbers(table["row"].combine_chunks())
         if self.row_in_unit.min() < 0:
             raise DamagedError(f"{self._where} names row {self.row_in_unit.min()} of a unit")
-        self.groups, self.group_of_row = self._grouped(units)
-        self.view_names, self._view_of_row = _coded(table["view"].combine_chunks())
+        self.groups, self.group_of_row = self._group_rows(units)
+        self.view_names, self._view_of_row = _encode_column(table["view"].combine_chunks())
         places = {"key": "key"} | {name: f"attributes.{name}" for name in columns}
         self._labels = {name: table[place].combine_chunks() for name, place in places.items()}
         self._starts: Rows = np.arange(table.num_rows)
         self._counts: Rows | None = None
         self._drawn: tuple[tuple[int, int, int], Rows] | None = None
         if views == "random":
-            self._starts, self._counts = _runs(self._labels["key"])
+            self._starts, self._counts = _find_runs(self._labels["key"])
 
     def __len__(self) -> int:
         return len(self._starts)
 
     def only(self, items: Rows) -> Self:
-        """Return the rows at some positions alone, in this order."""
+        """Return only the rows at these positions, in this order."""
         part = copy.copy(self)
         part.__dict__.pop("_listed", None)
         part._drawn = None
@@ -140,12 +139,11 @@ class ReadableRows:
         return part
 
     def hash(self) -> str:
-        """Return a hash of what is read at each position: where it lies, by unit, bucket and row.
-        """
+        """Return a hash of the unit, bucket and row that each position reads."""
         return hash_rows(self.unit_of_row, self.bucket_of_row, self.row_in_unit, self._starts)
 
     def choose(self, items: Rows | slice, seed: int, draw: Draw) -> Rows:
-        """Row of the index for each position; with views="random", of the view that is drawn."""
+        """Return the index row for each position; with views="random", that of the drawn view."""
         if self._counts is None:
             return self._starts[items]
         if draw.epoch is None:
@@ -157,40 +155,43 @@ class ReadableRows:
             drawn = self._drawn = asked, rows
         return drawn[1][items]
 
-    def twins(
-        self, other: ReadableRows, shared_of: Callable[[str], str] | None = None
+    def matching_rows(
+        self, other: ReadableRows, join_value: Callable[[str], str] | None = None
     ) -> Rows | None:
-        """The row of `other` with the key (or what `shared_of` makes of it) and view of each row
-        here, or -1.
+        """Return, for each row here, the row of `other` with the same key (or the same `join_value`
+        of it) and view, or -1.
 
-        None where `other` draws no views, or doesn't have all of those here.
+        Return None if `other` draws no views or lacks some of those here.
         """
         if other._counts is None or not {*self.view_names} <= {*other.view_names}:
             return None
         return _numbers(
-            pc.fill_null(pc.index_in(self._names(shared_of), value_set=other._names(shared_of)), -1)
+            pc.fill_null(
+                pc.index_in(self._names(join_value), value_set=other._names(join_value)), -1
+            )
         )
 
-    def lowest(self, values: Rows) -> Rows:
-        """The lowest of the values of the rows that each position may choose."""
+    def lowest_per_position(self, values: Rows) -> Rows:
+        """Return, for each position, the lowest value of the rows that it may choose."""
         return np.minimum.reduceat(values, self._starts)
 
-    def _names(self, shared_of: Callable[[str], str] | None) -> pa.Array:
-        """Key and view of each row as one text."""
+    def _names(self, join_value: Callable[[str], str] | None) -> pa.Array:
+        """Return key and view of each row as one text."""
         keys = self._labels["key"]
-        if shared_of is not None:
-            keys = pa.array(map(shared_of, keys.to_pylist()), TEXT)
+        if join_value is not None:
+            keys = pa.array(map(join_value, keys.to_pylist()), TEXT)
         views = pa.array(self.view_names, TEXT).take(_arrow(self._view_of_row.astype(np.int64)))
         return pc.binary_join_element_wise(keys, views, pa.scalar("\0", TEXT))
 
     def views(self) -> list[str] | None:
-        """View of every position; None where it is drawn."""
+        """Return the view of every position; None if it is drawn."""
         if self._counts is not None:
             return None
         return [self.view_names[view] for view in self._view_of_row.tolist()]
 
     def columns_in(self, index: pa.Table) -> Iterator[dict[str, Any]]:
-        """Key, view (where it isn't drawn) and attributes of every position, from the whole index.
+        """Yield key, view (unless it is drawn) and attributes of every position, from the whole
+        index.
         """
         names = ["key"] if self._counts is not None else ["key", "view"]
         columns = [index[name] for name in names]
@@ -200,18 +201,22 @@ class ReadableRows:
             columns += [pc.struct_field(attributes, name) for name in fields]
             names += fields
         rows = self._place_in_index[self._starts]
-        for start in range(0, len(rows), LISTED_AT_ONCE):
-            taken = _arrow(rows[start : start + LISTED_AT_ONCE])
+        for start in range(0, len(rows), ROWS_PER_CHUNK):
+            taken = _arrow(rows[start : start + ROWS_PER_CHUNK])
             for values in zip(*(column.take(taken).to_pylist() for column in columns), strict=True):
                 yield dict(zip(names, values, strict=True))
 
+    def places_in_index(self) -> Rows:
+        """Row of the index file of every position."""
+        return self._place_in_index[self._starts]
+
     def keys(self) -> list[str]:
-        """Key of every position."""
+        """Return the key of every position."""
         return self._labels["key"].take(_arrow(self._starts)).to_pylist()  # type: ignore[no-any-return]
 
     def labels(self, rows: Rows) -> dict[str, list[Any]]:
-        """Key, view and columns of some rows."""
-        if len(self._starts) <= MOST_LISTED:
+        """Return key, view and columns of some rows."""
+        if len(self._starts) <= MAX_PYTHON_ROWS:
             places = rows.tolist()
             labels = {
                 name: [values[place] for place in places] for name, values in self._listed.items()
@@ -226,30 +231,30 @@ class ReadableRows:
 
     @functools.cached_property
     def _listed(self) -> dict[str, list[Any]]:
-        """Labels as Python's own objects, made once: a batch then costs a fifth."""
+        """Return labels as Python objects, created once, which makes a batch five times as fast."""
         return {name: column.to_pylist() for name, column in self._labels.items()}
 
     def _read(
         self, folder: Folder, document: Mapping[str, Any], columns: Sequence[str]
     ) -> pa.Table:
-        """The columns wanted, each attribute as one of its own."""
+        """Return the needed columns, with each attribute as its own column."""
         table = read_index(
             folder, document, [*NEEDED.names, *(f"attributes.{name}" for name in columns)]
         )
         flat = table.select(NEEDED.names).cast(NEEDED)
         empty = [name for name in ("key", "view", "status") if flat[name].null_count]
         if empty:
-            raise DamagedError(f"{self._where}: there are rows without {empty[0]}")
+            raise DamagedError(f"{self._where}: rows without {empty[0]}")
         for name in columns:
             if name in RESERVED_NAMES:
                 raise ValueError(
-                    f"column {name!r} would hide what every batch has under that name; rename it in"
-                    " the source"
+                    f"column {name!r} has a name that every batch already uses. Rename it in the"
+                    " source"
                 )
             there = table["attributes"].type if "attributes" in table.column_names else pa.null()
             if not pa.types.is_struct(there) or there.get_field_index(name) < 0:
                 raise ValueError(
-                    f"column {name!r} is not in {folder}; there are"
+                    f"column {name!r} is not in {folder}; available:"
                     f" {_attribute_names(folder, document)}"
                 )
             column = pc.struct_field(table["attributes"], name)
@@ -259,22 +264,22 @@ class ReadableRows:
             )
         return flat
 
-    def _good(self, table: pa.Table, views: Views) -> Rows:
-        """Rows of the table that are stored, of the views asked for."""
-        statuses, status_of_row = _coded(table["status"].combine_chunks())
+    def _usable_rows(self, table: pa.Table, views: Views) -> Rows:
+        """Return the table's rows that are stored and have one of the chosen views."""
+        statuses, status_of_row = _encode_column(table["status"].combine_chunks())
         wanted = np.isin(
             status_of_row, [code for code, name in enumerate(statuses) if name == "ok"]
         )
         if not isinstance(views, str):
-            names, view_of_row = _coded(table["view"].combine_chunks())
+            names, view_of_row = _encode_column(table["view"].combine_chunks())
             wanted &= np.isin(
                 view_of_row, [code for code, name in enumerate(names) if name in views]
             )
         return np.flatnonzero(wanted)
 
-    def _grouped(self, units: Sequence[str]) -> tuple[list[Group], Codes]:
-        """The groups, in order of unit and then bucket, and the number of each row's."""
-        pairs, group_of_row = _coded(
+    def _group_rows(self, units: Sequence[str]) -> tuple[list[Group], Codes]:
+        """Return the groups, sorted by unit and bucket, and each row's group number."""
+        pairs, group_of_row = _encode_column(
             _arrow(self.unit_of_row.astype(np.int64) * len(self.buckets) + self.bucket_of_row)
         )
         last_rows = np.zeros(len(pairs), np.int64)
@@ -294,7 +299,7 @@ def _check_views(views: Views, there: Sequence[str], folder: Folder) -> None:
         return
     missing = [view for view in views if view not in there]
     if missing or not views:
-        raise ValueError(f"views {missing} are not in {folder}; there are {sorted(there)}")
+        raise ValueError(f"views {missing} are not in {folder}; available: {sorted(there)}")
 
 
 def _attribute_names(folder: Folder, document: Mapping[str, Any]) -> list[str]:
@@ -302,8 +307,8 @@ def _attribute_names(folder: Folder, document: Mapping[str, Any]) -> list[str]:
     return [field.name for field in kind] if pa.types.is_struct(kind) else []
 
 
-def _coded(column: pa.Array) -> tuple[list[Any], Codes]:
-    """Distinct values, sorted, and for each row the number of its value."""
+def _encode_column(column: pa.Array) -> tuple[list[Any], Codes]:
+    """Return the distinct values, sorted, and each row's value as its number."""
     encoded = column.dictionary_encode()
     names = encoded.dictionary.to_pylist()
     rank = np.argsort(np.argsort(names)).astype(np.int32)
@@ -311,21 +316,21 @@ def _coded(column: pa.Array) -> tuple[list[Any], Codes]:
 
 
 def _numbers(column: pa.Array) -> Rows:
-    """The integers of a column without nulls, not copied; Arrow's `to_numpy` and `array` would
-    first load pandas, half a second.
+    """Return a column's integers without copying. Arrow's `to_numpy` and `array` would load pandas
+    first, which takes half a second.
     """
     return np.from_dlpack(column)  # type: ignore[return-value]
 
 
 def _arrow(numbers: Rows) -> pa.Array:
-    """Integers for Arrow, not copied."""
+    """Return integers as an Arrow array without copying."""
     return pa.Array.from_buffers(
         pa.int64(), len(numbers), [None, pa.py_buffer(np.ascontiguousarray(numbers))]
     )
 
 
-def _runs(keys: pa.Array) -> tuple[Rows, Rows]:
-    """Start and length of each run of equal keys; the views of a sample lie side by side."""
+def _find_runs(keys: pa.Array) -> tuple[Rows, Rows]:
+    """Return start and length of each run of equal keys. The views of a sample are adjacent."""
     codes = _numbers(keys.dictionary_encode().indices)
     starts = np.flatnonzero(np.diff(codes, prepend=-1))
     return starts, np.diff(starts, append=len(codes))

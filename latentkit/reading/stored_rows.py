@@ -1,8 +1,8 @@
-"""Units as memory maps, and batches gathered from them: one `take` per group (a bucket in a unit)
-into memory that is used again.
+"""Maps units into memory, and gathers batches from them: one `take` per group (a bucket in a unit)
+into memory that is reused.
 
-Why it is done this way (fresh output memory and per-row objects cost more than the gather) is
-measured in tests/benchmarks/read.py.
+New output memory and per-row objects cost more than gathering; tests/benchmarks/read.py measures
+it.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ from latentkit.store.mapped_unit import Array, MappedUnit
 from latentkit.store.ragged import starts_of
 
 CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int8": "I8"}
-"""How safetensors calls the dtypes of dataset.json."""
+"""safetensors' names of the dtypes in dataset.json."""
 
 INDEX_CODES = ("I64", "I32", "U8")
 
-MOST_ATTEMPTS = 3
+MAX_OPEN_ATTEMPTS = 3
 
 ADVICE_BYTES = 128 << 10
-"""The kernel reads no more than this for one piece of advice, on some devices."""
+"""Most bytes that the kernel reads for one piece of advice on some devices."""
 
 
 class Mapped(NamedTuple):
-    """The rows of a group: values (rows, ...), for int8 their scales (rows, C), and where the
-    values lie in which file.
+    """The rows of a group: values (rows, ...), their scales (rows, C) if int8, and where the values
+    are in which file.
 
-    Of ragged rows, `values` are their positions, and `offsets` say which are whose; `mask` is there
-    where rows have one.
+    For ragged rows, `values` are positions and `offsets` tell which row they belong to. `mask` is
+    set if rows have one.
     """
 
     values: Array
@@ -60,7 +60,7 @@ class Mapped(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """A part of a batch that lies in one group: its rows there, and their places in the batch."""
+    """A part of a batch from one group: its rows there, and their positions in the batch."""
 
     mapped: Mapped
     rows: Rows
@@ -68,14 +68,13 @@ class Piece(NamedTuple):
 
 
 class StoredRows:
-    """The stored tensors of a dataset by row of its index; units are mapped when they are first
-    asked for.
+    """The stored tensors of a dataset by index row. Units are mapped when they are first needed.
 
     Args:
         folder, document: the dataset and its dataset.json.
-        layout: of its latents.
+        layout: layout of its latents.
         tensor_name: "moments", "latent" or "indices".
-        rows: where each row lies.
+        rows: position of each row.
     """
 
     def __init__(
@@ -105,11 +104,11 @@ class StoredRows:
         self._row_shapes: dict[str, tuple[int, ...]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without memory maps, which would be pickled as the data they show."""
+        """Return the state without memory maps, which would be pickled as the data they show."""
         return {**self.__dict__, "_units": {}, "_groups": {}}
 
     def only(self, rows: ReadableRows) -> Self:
-        """Return what reads these rows of the same groups; units stay mapped once for both."""
+        """Return a reader of these rows of the same groups, which shares the mapped units."""
         part = copy.copy(self)
         part._units, part._groups, part._index = self._units, self._groups, rows
         return part
@@ -117,11 +116,11 @@ class StoredRows:
     def gather(
         self, rows: Rows, pool: BufferPool, means_only: bool = False
     ) -> tuple[Array, Array | None]:
-        """Rows as stored, (N, ...), and for int8 their scales (N, C); `means_only`: the mean half
-        of moments.
+        """Return rows as stored, (N, ...), and their scales (N, C) if int8. `means_only` returns
+        only the mean half of moments.
 
         Raises:
-            ValueError: they are of several buckets, and of several shapes.
+            ValueError: the rows are in several buckets with different shapes.
             StoreError: a unit is missing or damaged.
         """
         pieces = self._pieces(rows, means_only)
@@ -144,7 +143,7 @@ class StoredRows:
     def gather_ragged(
         self, rows: Rows, pool: BufferPool, means_only: bool = False
     ) -> tuple[Array, Array | None, Rows]:
-        """As `gather`, of ragged rows: their positions end to end, (positions, ...), scales of each
+        """Return ragged rows: their positions end to end, (positions, ...), the scales of each
         position, and each row's length.
         """
         pieces = self._pieces(rows, means_only)
@@ -177,7 +176,7 @@ class StoredRows:
         return out, np.repeat(scales, lengths, axis=0), lengths
 
     def gather_masks(self, rows: Rows) -> npt.NDArray[np.bool_]:
-        """Which positions of rows of one shape count, (N, ...)."""
+        """Return which positions of equally shaped rows count, (N, ...)."""
         pieces = self._pieces(rows, False)
         out = np.ones(
             (len(rows), *pieces[0].mapped.values.shape[2 : 2 + self._num_masked]), np.uint8
@@ -196,17 +195,16 @@ class StoredRows:
         """Tell the kernel to read these rows from disk, without waiting for them."""
         for piece in self._pieces(np.sort(rows), means_only, one_shape=False):
             with contextlib.suppress(OSError):  # advice may go unheard
-                _advise(piece.mapped, piece.rows)
+                _advise_kernel(piece.mapped, piece.rows)
 
     def stackable_buckets(self) -> Codes:
-        """A number for each bucket, the same for those whose rows fit into one batch: they differ
-        along the ragged axis, or not at all.
+        """Return a number for each bucket, equal for buckets whose rows fit into one batch: they
+        differ only along the ragged axis.
 
-        Of latents with other axes besides channels and the ragged one, a unit of each bucket says
-        its shape.
+        If latents have further axes, one unit of each bucket is opened for its shape.
 
         Raises:
-            StoreError: such a unit is missing or damaged.
+            StoreError: that unit is missing or damaged.
         """
         names = self._index.buckets
         if self._has_one_shape:
@@ -215,11 +213,12 @@ class StoredRows:
             return np.arange(len(names), dtype=np.int32)
         for number, group in enumerate(self._index.groups):
             if group.bucket not in self._row_shapes:
-                self._mapped(number, means_only=False)
+                self._map_cached(number, means_only=False)
         shapes = sorted(set(self._row_shapes.values()))
         return np.array([shapes.index(self._row_shapes[name]) for name in names], np.int32)
 
     def _pieces(self, rows: Rows, means_only: bool, one_shape: bool = True) -> list[Piece]:
+        """Split rows into their groups."""
         groups = self._index.group_of_row[rows]
         numbers = self._index.row_in_unit[rows] * (2 if means_only and not self._is_ragged else 1)
         order = None
@@ -229,7 +228,7 @@ class StoredRows:
         bounds = [0, *(np.flatnonzero(groups[1:] != groups[:-1]) + 1).tolist(), len(rows)]
         pieces = [
             Piece(
-                self._mapped(group, means_only),
+                self._map_cached(group, means_only),
                 numbers[start:stop],
                 slice(start, stop) if order is None else order[start:stop],
             )
@@ -239,12 +238,13 @@ class StoredRows:
         ]
         if one_shape and len({piece.mapped.values.shape[1:] for piece in pieces}) > 1:
             raise ValueError(
-                f"{self._folder} holds several buckets, whose rows can't be stacked; iterate over"
-                " batches() instead"
+                f"{self._folder} contains several buckets, whose rows can't be stacked. Iterate"
+                " over batches() instead"
             )
         return pieces
 
-    def _mapped(self, number: int, means_only: bool) -> Mapped:
+    def _map_cached(self, number: int, means_only: bool) -> Mapped:
+        """Return a group's mapped rows, mapping them when first needed."""
         mapped = self._groups.get((number, means_only))
         if mapped is None:
             # Two threads may map one group at the same time; either result serves.
@@ -254,6 +254,7 @@ class StoredRows:
         return mapped
 
     def _map(self, group: Group, means_only: bool) -> Mapped:
+        """Map the rows of a group."""
         unit = self._units.get(group.unit)
         if unit is None:
             unit = self._units[group.unit] = self._open(group.unit)
@@ -283,7 +284,7 @@ class StoredRows:
         return Mapped(values, scales, unit.path, stored.start, offsets, mask)
 
     def _mask(self, unit: MappedUnit, name: str, shape: tuple[int, ...]) -> Array | None:
-        """None where all counts."""
+        """Return a group's mask; None if every position counts."""
         if not self._num_masked or name not in unit.header.tensors:
             return None
         mask, _ = unit.tensor(name, ("U8",))
@@ -295,22 +296,22 @@ class StoredRows:
         return mask
 
     def _open(self, name: str) -> MappedUnit:
-        """The unit; those that a cache of limited size has let go since are let go here too, or
-        their disk space would stay taken.
+        """Open a unit. Units that a limited cache has deleted are closed here, because open files
+        keep their disk space.
         """
-        for attempt in range(MOST_ATTEMPTS):
+        for attempt in range(MAX_OPEN_ATTEMPTS):
             try:
                 unit = MappedUnit(self._folder, name, self._expected[name])
                 break
             except StoreError as error:
                 if self._is_compacted_away(name):
                     raise StoreError(
-                        f"{self._folder} was compacted since it was opened; open it again"
+                        f"{self._folder} was compacted since it was opened. Open it again"
                     ) from error
                 # Another process may evict a unit between its download and its use.
                 if (
                     not isinstance(error.__cause__, FileNotFoundError)
-                    or attempt == MOST_ATTEMPTS - 1
+                    or attempt == MAX_OPEN_ATTEMPTS - 1
                 ):
                     raise
         if not isinstance(self._folder, LocalFolder):
@@ -324,7 +325,8 @@ class StoredRows:
         return unit
 
     def _is_compacted_away(self, name: str) -> bool:
-        """Whether dataset.json no longer names a unit that it named when this dataset was opened.
+        """Return whether dataset.json no longer lists a unit that it listed when this dataset was
+        opened.
         """
         try:
             return name not in read_dataset(self._folder)["units"]
@@ -332,8 +334,8 @@ class StoredRows:
             return False
 
     def _check(self, unit: MappedUnit, name: str, shape: tuple[int, ...], group: Group) -> None:
-        """That a tensor holds the rows that the index names, in the layout's shape and in that of
-        the bucket's other units.
+        """Check that a tensor contains the rows that the index names, in the layout's shape and in
+        that of the bucket's other units.
         """
         row_shape = self._row_shapes.setdefault(group.bucket, shape[1:])
         fits = self._channels is None or (
@@ -349,14 +351,14 @@ class StoredRows:
             )
         if group.last_row >= shape[0]:
             raise DamagedError(
-                f"{unit.where}: the index names row {group.last_row} of tensor {name!r}, which has"
-                f" {shape[0]}"
+                f"{unit.where}: the index names row {group.last_row} of tensor {name!r}, which"
+                f" only has {shape[0]} rows"
             )
 
 
 def take(pieces: Sequence[tuple[Array, Rows, Rows | slice]], out: Array) -> None:
-    """Gather rows of several arrays into their places in `out`, (rows, ...) of the same row shape
-    and dtype.
+    """Copy rows of several arrays to their positions in `out`, (rows, ...), all with the same row
+    shape and dtype.
     """
     for array, rows, places in pieces:
         if isinstance(places, slice):
@@ -370,11 +372,13 @@ def take(pieces: Sequence[tuple[Array, Rows, Rows | slice]], out: Array) -> None
                 out[place] = array[row]
 
 
-def _advise(mapped: Mapped, rows: Rows) -> None:
+def _advise_kernel(mapped: Mapped, rows: Rows) -> None:
+    """Ask the kernel to read some mapped rows."""
     rows = np.sort(rows)
     if mapped.offsets is None:
-        starts, lengths = rows * mapped.values[:1].nbytes, np.full(
-            len(rows), mapped.values[:1].nbytes
+        starts, lengths = (
+            rows * mapped.values[:1].nbytes,
+            np.full(len(rows), mapped.values[:1].nbytes),
         )
     else:
         starts, stops = (
@@ -391,8 +395,8 @@ def _advise(mapped: Mapped, rows: Rows) -> None:
 
 
 def file_ranges(starts: Rows, lengths: Rows | int) -> Iterator[tuple[int, int]]:
-    """Ranges of a file with neighbors merged, none longer than what one piece of advice is good
-    for; `starts` ascend.
+    """Yield ranges of a file, with neighbors merged, none longer than one piece of advice covers.
+    `starts` ascend.
     """
     stops = starts + lengths
     gaps = np.flatnonzero(starts[1:] > stops[:-1]) + 1

@@ -32,9 +32,7 @@ _KEY = re.compile(
 
 
 def resolve_beside(url: str, path: str) -> str:
-    """What an `output.path` means in the recipe at `url`: a relative one starts from the recipe's
-    own folder there.
-    """
+    """Return an `output.path` of the recipe at `url`; relative ones start from its folder."""
     if is_url(path) or path.startswith(("/", "~")) or os.path.isabs(path):
         return path
     scheme, _, place = url.partition("://")
@@ -42,9 +40,7 @@ def resolve_beside(url: str, path: str) -> str:
 
 
 def anchor(value: Any, key: tuple[str | int, ...], base: Path) -> Any:
-    """`value`, which stands at `key` of a recipe, with the local paths in it made absolute from
-    `base`.
-    """
+    """Return the value at `key` of a recipe, its local paths made absolute from `base`."""
     if isinstance(value, Mapping):
         return {name: anchor(part, (*key, name), base) for name, part in value.items()}
     if isinstance(value, (list, tuple)):
@@ -94,8 +90,7 @@ def split_overrides(overrides: Overrides) -> Iterator[tuple[str, Any]]:
 
 
 def apply_override(values: dict[str, Any], key: str, value: Any) -> None:
-    """Put `value` at a dotted key such as "losses[1].weight", making the mappings on the way that
-    are missing.
+    """Put `value` at a key such as "losses[1].weight"; missing mappings are made.
 
     Raises:
         RecipeError: the key is not one, an index is out of range, or the key leads through

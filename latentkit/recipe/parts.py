@@ -58,8 +58,8 @@ class EncodeOutput(RecipePart):
     path: str = Field(
         min_length=1, description="folder of the latent dataset; relative to the recipe"
     )
-    store: Literal["moments", "mean", "sample"] = Field(
-        "moments", description="the raw posterior, its mean, or one draw from it"
+    store: Literal["moments", "mean"] = Field(
+        "moments", description="the raw posterior, or its mean; draws are made on reading"
     )
     dtype: Literal["float16", "bfloat16", "float32", "int8"] = Field(
         "float16",

@@ -245,9 +245,6 @@ class EvaluateRecipe(SourceRecipe):
         "mean", description="what is decoded and measured of each posterior: its mean, or a draw"
     )
     batch_size: AtLeastOne = Field(8, description="samples that pass the model at once")
-    training_log: str | None = Field(
-        None, min_length=1, description="log.jsonl of a training run, whose curves the report shows"
-    )
     output: EvaluateOutput = Field(description="where the results go")
 
     @model_validator(mode="after")
@@ -332,16 +329,15 @@ def parse_recipe(
     if isinstance(output, Mapping):
         merged["output"] = anchor(output, ("output",), base_dir)
     recipe = validate(model or _find_task(merged, origin), merged, str(origin))
-    recipe._origin, recipe._base_dir = str(origin), base_dir
+    recipe.place(str(origin), base_dir)
     return recipe
 
 
 def _anchor_latents(values: dict[str, Any], base_dir: Path) -> None:
-    """Make `latents` and `training_log`, which are always paths or URLs, absolute."""
-    for key in ("latents", "training_log"):
-        place = values.get(key)
-        if isinstance(place, str) and place and not is_url(place):
-            values[key] = os.path.abspath(base_dir / os.path.expanduser(place))
+    """Make `latents`, which is always a path or URL, absolute."""
+    place = values.get("latents")
+    if isinstance(place, str) and place and not is_url(place):
+        values["latents"] = os.path.abspath(base_dir / os.path.expanduser(place))
 
 
 def _find_task(values: Mapping[str, Any], origin: Path | str) -> type[Recipe]:
@@ -366,8 +362,7 @@ def _find_task(values: Mapping[str, Any], origin: Path | str) -> type[Recipe]:
 
 
 def resolve(recipe: Recipe) -> dict[str, Any]:
-    """Plain values of the recipe for the `recipe.yaml` inside its own output, every top-level key
-    given.
+    """Return plain values for the `recipe.yaml` in the recipe's output, all top-level keys.
 
     `output.path` is "." (a URL stays) and local paths under `with` are absolute; all else is as
     given.
@@ -375,7 +370,7 @@ def resolve(recipe: Recipe) -> dict[str, Any]:
     given = recipe.model_dump(by_alias=True)
     absent = {
         key
-        for key in ("encoder", "encoders", "source", "modality", "model", "training_log")
+        for key in ("encoder", "encoders", "source", "modality", "model")
         if given.get(key) is None
     }
     keys = [key for key in given if key not in LAST and key not in absent]

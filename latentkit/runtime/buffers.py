@@ -1,13 +1,14 @@
-"""Memory that is used again: faulting in fresh pages costs several times as much as filling them.
+"""Reusable memory: getting new memory pages from the system costs several times as much as filling
+them.
 """
 
 from __future__ import annotations
 
 import math
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -17,70 +18,77 @@ import torch
 Array = npt.NDArray[Any]
 
 
-def _count_idle_references() -> int:
-    """References to an array that only a list and a variable hold; interpreters count them
-    differently.
+class _Lease:
+    """Lends a buffer to one array. Views of the array, and tensors made from it, keep the lease
+    alive; after the last of them the buffer is idle again.
     """
-    buffers = [np.empty(0)]
-    buffer = buffers[0]
-    return sys.getrefcount(buffer)
 
+    def __init__(
+        self, buffer: Array, idle: list[Array], shape: tuple[int, ...], dtype: npt.DTypeLike
+    ) -> None:
+        self._buffer, self._idle = buffer, idle
+        self.__array_interface__ = {
+            "data": (buffer.ctypes.data, False),
+            "shape": shape,
+            "typestr": np.dtype(dtype).str,
+            "version": 3,
+        }
 
-IDLE_REFERENCES = _count_idle_references()
+    def __del__(self) -> None:
+        # Without a lock, because the garbage collector may call this inside `BufferPool.get`.
+        self._idle.append(self._buffer)
 
 
 class BufferPool:
-    """Arrays that are handed out again once nothing refers to them any more; never more than were
-    in use at one time.
+    """Arrays whose memory is reused when nothing refers to them any more. It never has more than
+    were in use at one time.
     """
 
     def __init__(self, pinned: bool) -> None:
         self.is_pinned = pinned
-        self._buffers: list[Array] = []
-        """Bytes, from the smallest buffer to the largest."""
+        self._idle: list[Array] = []
+        """Unused buffers. They are added at the end at any time, and removed under the lock."""
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[type[BufferPool], tuple[bool]]:
-        """Pickled without its buffers."""
+        """Pickle the pool without its buffers."""
         return BufferPool, (self.is_pinned,)
 
+    @property
+    def num_idle(self) -> int:
+        """Return how many buffers wait to be used again."""
+        return len(self._idle)
+
     def get(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
-        """A C-contiguous array whose content is undefined; it may be a part of a larger buffer."""
+        """Return a C-contiguous array whose content is undefined."""
         size = math.prod(shape) * np.dtype(dtype).itemsize
         if self.is_pinned:
-            # torch caches pinned memory itself, and knows of copies to a GPU that are still under
-            # way: see `as_tensor`.
+            # torch caches pinned memory itself, and knows which copies to a GPU aren't finished;
+            # see `as_tensor`.
             buffer: Array = torch.empty(size, dtype=torch.uint8, pin_memory=True).numpy()
-        else:
-            with self._lock:
-                buffer = self._get(size)
-        return buffer.view(dtype).reshape(shape)
+            return buffer.view(dtype).reshape(shape)
+        with self._lock:
+            buffer = self._take(size)
+        return np.asarray(_Lease(buffer, self._idle, shape, dtype))
 
-    def _get(self, size: int) -> Array:
-        """The first `size` bytes of the smallest idle buffer that has them."""
-        idle = None
-        for place in range(len(self._buffers)):
-            buffer = self._buffers[place]
-            # A tensor made from a buffer holds it until its storage dies, however many views of it
-            # there are.
-            if sys.getrefcount(buffer) == IDLE_REFERENCES:
-                if buffer.nbytes >= size:
-                    return buffer[:size]
-                idle = place
-        if idle is not None:
-            del self._buffers[idle]  # makes room
-        buffer = np.empty(size, np.uint8)  # numpy asks for huge pages, torch doesn't
-        self._buffers.append(buffer)
-        self._buffers.sort(key=len)
-        return buffer[:]
+    def _take(self, size: int) -> Array:
+        """Return the smallest idle buffer with this many bytes, or a new one that replaces the
+        largest.
+        """
+        sizes = [buffer.nbytes for buffer in self._idle]
+        fitting = [place for place, has in enumerate(sizes) if has >= size]
+        if fitting:
+            return self._idle.pop(min(fitting, key=sizes.__getitem__))
+        if sizes:
+            del self._idle[sizes.index(max(sizes))]
+        return np.empty(size, np.uint8)  # numpy asks for huge pages, torch doesn't
 
 
 def as_tensor(array: Array) -> torch.Tensor:
-    """A pool's array, or a part of one, as a tensor that shares its memory.
+    """Return a pool's array, or a part of one, as a tensor that shares its memory.
 
-    What a pool has pinned becomes a view of torch's own storage: torch gives pinned memory away
-    again once its storage is gone and the copies from it are done, and it takes note of a copy by
-    the storage.
+    A pinned array becomes a view of torch's storage: torch reuses pinned memory when its storage is
+    freed and the copies from it are finished, and it records copies by storage.
     """
     tensor = torch.from_numpy(array)
     owner = getattr(
@@ -103,8 +111,8 @@ class BatchMemory:
         self._lock = threading.Lock()
 
     def row(self, number: int, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array | None:
-        """Where a row goes; None when the batch is of another shape, which whoever comes first
-        decides, or has no such row.
+        """Return a row's memory; None if the batch has no such row or another shape, which the
+        first call decides.
         """
         with self._lock:
             if self._batch is None:
@@ -115,7 +123,7 @@ class BatchMemory:
         return row
 
     def holds(self, number: int, tensor: torch.Tensor) -> bool:
-        """Whether a tensor is that row, not something that looks like it."""
+        """Return whether a tensor is that row itself, not a copy."""
         batch = self._batch
         if batch is None or number >= self._num_rows:
             return False
@@ -127,39 +135,50 @@ class BatchMemory:
         )
 
     def rows(self, count: int) -> Array:
-        """The first rows, once each is held."""
+        """Return the first rows, once each is filled."""
         assert self._batch is not None
         return self._batch[:count]
 
 
-class _Place(threading.local):
-    """Where this thread's next prepared tensors go."""
+class BatchRows:
+    """Memory for the views of one sample, requested in order: rows of a batch, which saves a copy,
+    or memory of a pool if those don't fit.
 
-    memory: BatchMemory | None = None
-    row = stop = 0
+    Args:
+        batch: batch that the sample is part of.
+        first, count: the sample's rows; later rows belong to other samples.
+        pool: pool for what doesn't fit.
+    """
+
+    def __init__(self, batch: BatchMemory, first: int, count: int, pool: BufferPool) -> None:
+        self._batch, self._pool = batch, pool
+        self._left = iter(range(first, first + count))
+
+    def get(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
+        """Return a C-contiguous array whose content is undefined."""
+        number = next(self._left, None)
+        row = None if number is None else self._batch.row(number, shape, dtype)
+        return self._pool.get(shape, dtype) if row is None else row
 
 
-_place = _Place()
+_rows: ContextVar[BatchRows | None] = ContextVar("rows", default=None)
+"""For `prepared_memory`, which a modality calls inside a `prepare(sample)` without the argument
+`memory`.
+"""
 
 
 @contextmanager
-def preparing_into(memory: BatchMemory, row: int, count: int) -> Iterator[None]:
-    """Let this thread's `prepared_memory` be `count` rows of a batch from `row` on; those after
-    belong to other samples.
-    """
-    _place.memory, _place.row, _place.stop = memory, row, row + count
+def lending(rows: BatchRows | None) -> Iterator[None]:
+    """Let `prepared_memory` return these rows inside the block, in this thread."""
+    token = _rows.set(rows)
     try:
         yield
     finally:
-        _place.memory = None
+        _rows.reset(token)
 
 
 def prepared_memory(shape: tuple[int, ...], dtype: npt.DTypeLike, pool: BufferPool) -> Array:
-    """Memory for a prepared tensor, its content undefined: its place in a batch where that is
-    known, which saves a copy, or the pool's.
+    """Return memory for a prepared tensor, with undefined content: a row of a batch if possible,
+    which saves a copy, or the pool's. A `prepare` with `memory` gets the same.
     """
-    row = None
-    if _place.memory is not None and _place.row < _place.stop:
-        row = _place.memory.row(_place.row, shape, dtype)
-        _place.row += 1
-    return pool.get(shape, dtype) if row is None else row
+    return (_rows.get() or pool).get(shape, dtype)

@@ -1,4 +1,4 @@
-"""How many cores this process may use, for threads that decode and prepare."""
+"""The number of cores that this process may use, for threads that decode and prepare."""
 
 from __future__ import annotations
 
@@ -9,32 +9,36 @@ from contextlib import contextmanager
 from pathlib import Path
 
 QUOTA_FILES = ("/sys/fs/cgroup/cpu.max", "/sys/fs/cgroup/cpu/cpu.cfs_quota_us")
-"""Of a container: its own control group is mounted as the root (version 2, version 1)."""
+"""A container's quota files: its own control group is mounted as the root (version 2, version
+1).
+"""
 
 
 def num_cores() -> int:
-    """Return the cores that this process may use: those it is bound to, and no more than its
+    """Return the number of cores that this process may use: those it is bound to, limited by its
     container's quota.
 
-    Launchers set OMP_NUM_THREADS differently for one process and for two, so it doesn't count.
+    OMP_NUM_THREADS is ignored, because launchers set it differently for one process and for two.
     """
     if sys.platform == "linux":
         bound = len(os.sched_getaffinity(0))
     else:
         bound = os.cpu_count() or 1
-    return max(1, min(bound, _quota() or bound))
+    return max(1, min(bound, _read_quota() or bound))
 
 
 def share_of_cores() -> int:
-    """Return this process's share of them: a launcher's processes on one machine divide them among
-    themselves.
+    """Return this process's share of the cores, which a launcher's processes on one machine divide
+    among themselves.
     """
     return max(1, num_cores() // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 @contextmanager
 def shared_cores(num_processes: int) -> Iterator[None]:
-    """Let this process take part of the cores only: it has started others that take theirs."""
+    """Restrict this process to its share of the cores, because it has started processes that use
+    the others.
+    """
     before = os.environ.get("LOCAL_WORLD_SIZE")
     os.environ["LOCAL_WORLD_SIZE"] = str(num_processes)
     try:
@@ -46,8 +50,8 @@ def shared_cores(num_processes: int) -> Iterator[None]:
             os.environ["LOCAL_WORLD_SIZE"] = before
 
 
-def _quota() -> int | None:
-    """Cores that the container's quota of processor time comes to, rounded up; None without a
+def _read_quota() -> int | None:
+    """Return the cores in the container's quota of processor time, rounded up; None without a
     quota.
     """
     for name in QUOTA_FILES:

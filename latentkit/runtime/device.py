@@ -1,21 +1,25 @@
 """The device that a process computes on: which one it is, and what it can do.
 
-Nothing else asks torch.
+No other module asks torch for this. A device is named by a string with its number, such as
+"cuda:0", "mps:0" or "cpu". What devices lack, and what is done instead:
 
-A device is named by a string with its number, such as "cuda:0", "mps:0" or "cpu". What kinds of
-devices lack, and what is done instead:
+| feature                    | cpu | cuda, ROCm  | xpu         | npu   | mps   |
+|----------------------------|-----|-------------|-------------|-------|-------|
+| float64                    | yes | yes         | tried       | tried | no    |
+| bfloat16                   | yes | tried       | tried       | tried | tried |
+| streams, pinned memory     | no  | yes         | yes         | yes   | no    |
+| channels last, 2-D and 3-D | yes | yes         | yes         | no    | no    |
+| compile                    | yes | with triton | with triton | no    | no    |
+| its own random numbers     | no  | yes         | yes         | yes   | yes   |
 
-| | cpu | cuda, ROCm | xpu | npu | mps | instead |
-|---|---|---|---|---|---|---|
-| float64 | yes | yes | asked | asked | no | computed on the CPU |
-| bfloat16 | yes | asked | asked | asked | asked | training: float32, said in one line; encoding:
-refused | | streams, pinned memory | no | yes | yes | yes | no | copies that wait | | channels last,
-2-D and 3-D | yes | yes | yes | no | no | contiguous tensors | | compile | yes | with triton | with
-triton | no | no | runs as written, said in one line | | random numbers of its own | no | yes | yes
-| yes | yes | |
+- float64: computed on the CPU.
+- bfloat16: training warns and uses float32; encoding refuses.
+- streams, pinned memory: copies wait.
+- channels last: tensors are contiguous.
+- compile: runs uncompiled, with a warning.
 
-"asked" means tried on the device itself, once. A device of another kind, of a backend that torch
-doesn't ship, is asked for all of it.
+"tried" means tried once on the device. On a device of another kind, from a backend that isn't part
+of torch, every feature is tried.
 """
 
 from __future__ import annotations
@@ -34,20 +38,20 @@ from latentkit.errors import DeviceError
 from latentkit.runtime.workers import is_worker
 
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
-"""The memory format in which convolutions are fast, by a tensor's number of axes."""
+"""By a tensor's number of axes, the memory format in which convolutions are fast."""
 
 CONTIGUOUS_KINDS = {"mps", "npu"}
-"""Kinds whose convolutions take channels-last tensors slowly, or wrongly."""
+"""Kinds whose convolutions are slow or wrong with channels-last tensors."""
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "CUDNN_STATUS_NOT_SUPPORTED")
-"""What torch's errors say when it is not an `OutOfMemoryError`."""
+"""Texts in torch's errors about memory that aren't an `OutOfMemoryError`."""
 
 COMPILING_KINDS = {"cuda", "xpu"}
 
 
 def list_devices() -> list[str]:
-    """Return the devices of this machine that `auto` chooses from: all accelerators, or the CPU
-    where there is none.
+    """Return the devices of this machine that `auto` chooses from: all accelerators, or the CPU if
+    there is none.
     """
     kind = _accelerator()
     return (
@@ -61,15 +65,16 @@ def choose_device(wanted: str = "auto") -> str:
     """Return the device that this process uses, with its number.
 
     Args:
-        wanted: "auto" for the accelerator of this machine, else the CPU; a kind such as "cuda", of
-            which a launcher's processes take one each; one device, such as "cuda:1", "cpu" or "1".
+        wanted: "auto" for this machine's accelerator, or else the CPU; a kind such as "cuda", of
+            which each of a launcher's processes takes one; or one device, such as "cuda:1", "cpu"
+            or "1".
 
     Raises:
-        DeviceError: there is no such device; names those that there are.
+        DeviceError: the device doesn't exist; the message lists the available ones.
     """
     accelerator = _accelerator()
     if wanted == "auto":
-        wanted = accelerator if accelerator and not is_cpu_asked_for() else "cpu"
+        wanted = accelerator if accelerator and not is_cpu_requested() else "cpu"
     try:
         device = torch.device(f"{accelerator}:{wanted}" if wanted.isdecimal() else wanted)
     except RuntimeError as error:
@@ -87,8 +92,8 @@ def choose_device(wanted: str = "auto") -> str:
     return f"{device.type}:{index}"
 
 
-def is_cpu_asked_for() -> bool:
-    """Whether the launcher said `--cpu`."""
+def is_cpu_requested() -> bool:
+    """Return whether the launcher was called with `--cpu`."""
     return os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
 
 
@@ -98,19 +103,19 @@ def kind_of(device: str | torch.device) -> str:
 
 
 def make_current(device: str) -> None:
-    """Make kernels and streams that name no device use this one."""
+    """Make this the device of kernels and streams that name none."""
     if (index := torch.device(device).index) is not None and kind_of(device) != "mps":
         torch.accelerator.set_device_index(index)
 
 
 def synchronize(device: str) -> None:
-    """Wait until the device has computed all that was asked of it."""
+    """Wait until the device has finished all computation."""
     if kind_of(device) != "cpu":
         torch.accelerator.synchronize(torch.device(device))
 
 
 def free_memory(device: str) -> None:
-    """Give the memory that torch keeps for later back to the device, for other processes."""
+    """Return the memory that torch keeps for later to the device, for other processes."""
     if kind_of(device) != "cpu":
         module_of(device).empty_cache()
 
@@ -124,8 +129,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def is_unsupported(error: BaseException) -> bool:
-    """Return whether an error says that the device's backend lacks an operator, as that of Apple's
-    GPUs lacks some.
+    """Return whether an error says that the device's backend lacks an operator, as Apple's GPUs
+    do.
     """
     return isinstance(error, NotImplementedError) and "not currently implemented for the" in str(
         error
@@ -133,8 +138,8 @@ def is_unsupported(error: BaseException) -> bool:
 
 
 @functools.cache
-def say_once(text: str) -> None:
-    """Print a line about what is done instead of what was asked for; the same line only once."""
+def warn_once(text: str) -> None:
+    """Print a warning about what is done instead of what was requested, each text only once."""
     if not is_worker() and os.environ.get("RANK", "0") == "0":
         print(f"warning: {text}", file=sys.stderr, flush=True)
 
@@ -145,12 +150,12 @@ def say_once(text: str) -> None:
 @functools.cache
 def has_float64(device: str | torch.device) -> bool:
     """Return whether the device computes in float64."""
-    return _works(lambda: torch.ones(1, dtype=torch.float64, device=device).add(1).item())
+    return _succeeds(lambda: torch.ones(1, dtype=torch.float64, device=device).add(1).item())
 
 
 @functools.cache
 def has_bfloat16(device: str | torch.device) -> bool:
-    """Return whether the device computes in bfloat16 itself, rather than by imitation."""
+    """Return whether the device computes in bfloat16 natively, not by emulation."""
     if kind_of(device) == "cuda" and not torch.version.hip:
         return torch.cuda.get_device_capability(device)[0] >= 8
 
@@ -158,26 +163,26 @@ def has_bfloat16(device: str | torch.device) -> bool:
         ones = torch.ones(2, 2, dtype=torch.bfloat16, device=device)
         ones.mm(ones).sum().item()
 
-    return _works(multiply)
+    return _succeeds(multiply)
 
 
 @functools.cache
 def has_streams(device: str | torch.device) -> bool:
-    """Return whether copies can run beside computation, on a stream of their own."""
+    """Return whether copies can run in parallel to computation, in their own stream."""
     return kind_of(device) not in ("cpu", "mps") and hasattr(module_of(device), "Stream")
 
 
 @functools.cache
 def pins_memory(device: str | torch.device) -> bool:
-    """Return whether copies from and to pinned memory run beside computation."""
+    """Return whether copies from and to pinned memory run in parallel to computation."""
 
     def pin() -> None:
         with module_of(device).device(
             torch.device(device)
-        ):  # else a context would be made on the first device
+        ):  # otherwise a context would be created on the first device
             torch.empty(1, pin_memory=True)
 
-    return has_streams(device) and _works(pin)
+    return has_streams(device) and _succeeds(pin)
 
 
 @functools.cache
@@ -191,8 +196,8 @@ def can_compile(device: str | torch.device) -> bool:
 
 
 def memory_format(device: str | torch.device, num_axes: int) -> torch.memory_format:
-    """Return the memory format in which the device's convolutions over tensors of so many axes are
-    fast.
+    """Return the memory format in which the device's convolutions over tensors with this number of
+    axes are fast.
     """
     if kind_of(device) in CONTIGUOUS_KINDS:
         return torch.contiguous_format
@@ -200,7 +205,7 @@ def memory_format(device: str | torch.device, num_axes: int) -> torch.memory_for
 
 
 def to_float64(tensor: Tensor) -> Tensor:
-    """Return the tensor in float64, on its device where that has it, else on the CPU."""
+    """Return the tensor in float64, on its device if that supports it, else on the CPU."""
     return tensor.double() if has_float64(tensor.device) else tensor.cpu().double()
 
 
@@ -217,7 +222,7 @@ def random_state(device: str | torch.device) -> Tensor:
 
 
 def set_random_state(device: str | torch.device, state: Tensor) -> None:
-    """Give the device's generator a state that `random_state` returned."""
+    """Set the device's generator to a state that `random_state` returned."""
     if kind_of(device) in ("cpu", "mps"):
         module_of(device).set_rng_state(state)
     else:
@@ -225,8 +230,8 @@ def set_random_state(device: str | torch.device, state: Tensor) -> None:
 
 
 @contextmanager
-def forked_random(device: str | torch.device) -> Iterator[None]:
-    """Put the generators of the CPU and of this one device back at the end."""
+def restored_random_state(device: str | torch.device) -> Iterator[None]:
+    """Restore the generators of the CPU and of this device at the end."""
     devices = ["cpu"] if kind_of(device) == "cpu" else ["cpu", device]
     states = [(each, random_state(each)) for each in devices]
     try:
@@ -240,19 +245,20 @@ def forked_random(device: str | torch.device) -> Iterator[None]:
 
 
 def module_of(device: str | torch.device) -> Any:
-    """Return torch's module for the device's kind, such as `torch.cuda`; for the CPU, functions of
-    the same names.
+    """Return torch's module for the device's kind, such as `torch.cuda`; for the CPU, torch
+    itself.
     """
     return torch if kind_of(device) == "cpu" else torch.get_device_module(torch.device(device))
 
 
 def _accelerator() -> str:
-    """The kind of accelerator that torch was built for and finds here; empty without any."""
+    """Return the kind of accelerator that torch finds on this machine; empty without any."""
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return "" if found is None else found.type
 
 
 def _missing(wanted: str) -> DeviceError:
+    """Return the error for a device that doesn't exist."""
     known = list_devices()
     there = ", ".join(known if known == ["cpu"] else [*known, "cpu"])
     return DeviceError(
@@ -261,7 +267,8 @@ def _missing(wanted: str) -> DeviceError:
     )
 
 
-def _works(run: Callable[[], object]) -> bool:
+def _succeeds(run: Callable[[], object]) -> bool:
+    """Return whether a computation runs without error."""
     try:
         run()
     except (RuntimeError, TypeError, NotImplementedError):

@@ -1,8 +1,8 @@
-"""Endings of the files that core's sources and modalities read."""
+"""Endings of the files that the built-in sources and modalities read."""
 
 from __future__ import annotations
 
-PICTURE_SUFFIXES = (
+IMAGE_SUFFIXES = (
     *(
         ".jpg",
         ".jpeg",
@@ -20,17 +20,17 @@ PICTURE_SUFFIXES = (
     *(".bmp", ".dib", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"),
     *(".jp2", ".j2k", ".jpx", ".jpf", ".qoi", ".avif", ".heic", ".heif", ".hif", ".jxl"),
 )
-PICTURE_PACKAGES = {
+IMAGE_PACKAGES = {
     ".heic": "pillow-heif",
     ".heif": "pillow-heif",
     ".hif": "pillow-heif",
     ".jxl": "pillow-jxl-plugin",
 } | {".avif": "pillow>=11.3"}
-"""What reads pictures of these endings, beside Pillow as it is required."""
+"""Package that reads images with these endings, in addition to the required version of Pillow."""
 
 TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 LATENT_DATASET = {"plans", "units"}
-"""Sub-folders by which an earlier output is known, whose preview is no sample."""
+"""Sub-folders that mark an earlier output, whose preview isn't a sample."""
 
 TABLE_ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
-"""Files that the sources take for tables."""
+"""Files that sources read as tables."""

@@ -1,4 +1,4 @@
-"""Sentences for what the hub answers instead of files, each with what to do about it."""
+"""Explains errors of the Hugging Face hub, each with what to do about it."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ HUB_ERRORS: tuple[type[Exception], ...] = (
     errors.HTTPError,  # type: ignore[attr-defined]  # of the client, which has changed over the years, but not this name
     getattr(errors, "RevisionResolutionError", OSError),
 )
-"""What the hub's library may raise about a place: that it isn't there, can't be reached, or what
-answers is no hub.
+"""What the hub's library may raise: the place doesn't exist, the hub can't be reached, or the
+server isn't a hub.
 """
 
 UNREADABLE = (
@@ -37,23 +37,25 @@ UNREADABLE = (
 
 
 def explain_hub_error(error: Exception, place: HubPlace) -> str:
-    """Why nothing came from a place on the hub, and what to do: text after "model NAME: "."""
-    for cause in causes_of(error):
+    """Return why nothing was read from a place on the hub, and what to do: a text that follows
+    "model NAME: ".
+    """
+    for cause in list_causes(error):
         for explain in (_explain_refusal, _explain_status, _explain_unreachable):
             if (text := explain(cause, place)) is not None:
                 return text
-    return f"it can't be had from {constants.ENDPOINT}: {_words(error)}"
+    return f"it can't be read from {constants.ENDPOINT}: {_describe_error(error)}"
 
 
-def page_of(place: HubPlace) -> str:
-    """Address of a repository's page."""
+def hub_page_url(place: HubPlace) -> str:
+    """Return the address of a repository's page."""
     folder = {"dataset": "datasets/", "space": "spaces/"}.get(place.kind, "")
     return f"{constants.ENDPOINT}/{folder}{place.repository}"
 
 
 def _explain_refusal(error: BaseException, place: HubPlace) -> str | None:
-    """What the hub says of the repository itself."""
-    what, page = {"dataset": "data set"}.get(place.kind, place.kind), page_of(place)
+    """Explain what the hub says about the repository itself; None if nothing."""
+    what, page = place.kind, hub_page_url(place)
     if isinstance(error, errors.GatedRepoError):
         if not get_token():
             return (
@@ -61,31 +63,30 @@ def _explain_refusal(error: BaseException, place: HubPlace) -> str | None:
                 " auth login`, or set HF_TOKEN"
             )
         return (
-            f"{place.repository} is gated, and the account of your token has no access to"
-            f" it{_server_words(error)}: accept its terms at {page} with that account, and let a"
-            " fine-grained token read gated repositories"
+            f"{place.repository} is gated, and the account of your token has no"
+            f" access{_server_message(error)}: accept its terms at {page} with that account, and"
+            " allow a fine-grained token to read gated repositories"
         )
     if isinstance(error, errors.DisabledRepoError):
         return f"the hub has disabled {place.repository}; see {page}, and choose another {what}"
     if isinstance(error, errors.RevisionNotFoundError):
         return (
-            f"{place.repository} has no revision {place.revision or 'main'!r}; its branches and"
-            f" tags: {page}/branches"
+            f"{place.repository} has no revision {place.revision or 'main'!r}; branches and tags:"
+            f" {page}/branches"
         )
     if isinstance(error, errors.RepositoryNotFoundError) and not _is_token_refused(error):
         log_in = "for a private one log in with `hf auth login`, or set HF_TOKEN"
         advice = "your token has no access to a private one" if get_token() else log_in
         return (
-            f"the hub shows no {what} of that name ({place.repository}): check the spelling;"
-            f" {advice}"
+            f"the hub has no {what} of that name ({place.repository}). Check the spelling; {advice}"
         )
     if isinstance(error, errors.HFValidationError):
-        return f"{place.repository!r} is no hub id, which looks like owner/name"
+        return f"{place.repository!r} is not a hub id, which has the form owner/name"
     return None
 
 
 def _explain_status(error: BaseException, place: HubPlace) -> str | None:
-    """What an HTTP status says, where the hub says nothing more exact."""
+    """Explain an HTTP status, if the hub says nothing more exact; None if there is none."""
     status = _status(error)
     if status == 401:
         return (
@@ -94,9 +95,10 @@ def _explain_status(error: BaseException, place: HubPlace) -> str | None:
         )
     if status == 403:
         return (
-            f"the hub forbids it{_server_words(error)}: your token may not read {place.repository};"
+            f"the hub forbids it{_server_message(error)}: your token may not read"
+            f" {place.repository};"
             " give a fine-grained token read access to it at"
-            " https://huggingface.co/settings/tokens, or take another token"
+            " https://huggingface.co/settings/tokens, or use another token"
         )
     if status == 429:
         wait = _header(error, "Retry-After")
@@ -104,58 +106,59 @@ def _explain_status(error: BaseException, place: HubPlace) -> str | None:
         seconds = wait if wait.isdecimal() else found[1] if found else ""
         when = f"in {seconds} seconds" if seconds else "in a few minutes"
         return (
-            f"the hub's limit of requests is reached (429): run again {when}; with `hf auth login`"
+            f"the hub's limit of requests is reached (429): run again {when}. With `hf auth login`"
             " or HF_TOKEN the limit is higher"
         )
     if status is not None and status >= 500:
         return (
-            f"the hub has an error of its own ({status} from {constants.ENDPOINT}): run again"
-            " later; see https://status.huggingface.co"
+            f"the hub has an internal error ({status} from {constants.ENDPOINT}): run again later."
+            " See https://status.huggingface.co"
         )
     if status is not None and status >= 400:
-        return f"the hub answers {status}{_server_words(error)} for {place}"
+        return f"the hub answers {status}{_server_message(error)} for {place}"
     return None
 
 
 def _explain_unreachable(error: BaseException, place: HubPlace) -> str | None:
-    """Why the hub can't be asked, or what answers isn't one."""
+    """Explain why the hub can't be reached, or that the server isn't a hub; None for other
+    errors.
+    """
     if isinstance(error, errors.OfflineModeIsEnabled) or constants.HF_HUB_OFFLINE:
         revision = f", revision {place.revision}," if place.revision else ""
         return (
-            f"HF_HUB_OFFLINE is set, and {place.repository}{revision} is not, or not whole, in the"
-            f" cache {constants.HF_HUB_CACHE}: unset it once, or run `hf download {_typed(place)}`"
-            " where there is a network"
+            f"HF_HUB_OFFLINE is set, and {place.repository}{revision} is missing or incomplete in"
+            f" the cache {constants.HF_HUB_CACHE}: unset it once, or run `hf download"
+            f" {_hub_arguments(place)}` with a network"
         )
     names = " ".join(parent.__name__ for parent in type(error).__mro__)
-    mirror = (
-        ", and HF_ENDPOINT, which names it"
-        if constants.ENDPOINT != "https://huggingface.co"
-        else ""
-    )
+    mirror = " and HF_ENDPOINT" if constants.ENDPOINT != "https://huggingface.co" else ""
     if re.search(
         "Connect|Timeout|NetworkError|ProtocolError|TransportError|ProxyError|SSLError", names
     ):
         return (
-            f"{constants.ENDPOINT} can't be reached ({_words(error)}): check the network{mirror},"
+            f"{constants.ENDPOINT} can't be reached ({_describe_error(error)}): check the"
+            f" network{mirror},"
             " or give the path of a downloaded folder"
         )
     if isinstance(error, UNREADABLE):
         return (
-            f"what answers at {constants.ENDPOINT} is not the hub ({_words(error)}): check proxy"
+            f"the server at {constants.ENDPOINT} is not the hub ({_describe_error(error)}): check"
+            " proxy"
             f" and firewall{mirror}"
         )
     return None
 
 
-def _typed(place: HubPlace) -> str:
+def _hub_arguments(place: HubPlace) -> str:
+    """Return the place as arguments of `hf download`."""
     revision = f" --revision {place.revision}" if place.revision else ""
     return (
         f"{place.repository}{' --repo-type dataset' if place.kind == 'dataset' else ''}{revision}"
     )
 
 
-def causes_of(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and what it was raised from, also where whoever raised it hides that."""
+def list_causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield the error and its causes, including hidden ones."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
@@ -177,8 +180,8 @@ def _is_token_refused(error: BaseException) -> bool:
     )
 
 
-def _server_words(error: BaseException) -> str:
-    """The hub's own words, in brackets."""
+def _server_message(error: BaseException) -> str:
+    """Return the hub's own message, in brackets."""
     words = " ".join(
         (
             _header(error, "X-Error-Message") or str(getattr(error, "server_message", None) or "")
@@ -187,6 +190,7 @@ def _server_words(error: BaseException) -> str:
     return f' ("{words[:200]}")' if words else ""
 
 
-def _words(error: BaseException) -> str:
+def _describe_error(error: BaseException) -> str:
+    """Return the error's class and the first line of its text."""
     line = next((line for line in str(error).splitlines() if line.strip()), "")
     return f"{type(error).__name__}: {line.strip()[:200]}" if line else type(error).__name__

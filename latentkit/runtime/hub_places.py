@@ -1,6 +1,4 @@
-"""Places on the hub, from an id, an id with a path behind it, or an address copied out of a
-browser.
-"""
+"""Parses places on the hub: an id, an id with a path, or an address copied from a browser."""
 
 from __future__ import annotations
 
@@ -12,12 +10,12 @@ from urllib.parse import unquote
 HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co", "hf-mirror.com")
 KINDS = {"models": "model", "datasets": "dataset", "spaces": "space"}
 PAGES = ("tree", "blob", "resolve", "raw", "blame", "edit", "commit", "commits")
-"""Pages of a repository whose address goes on with a revision and a path."""
+"""Pages of a repository whose address continues with a revision and a path."""
 
 WEIGHT_SUFFIXES = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin")
 ID_PART = re.compile(r"\w[\w.-]*")
 LONG_REVISION = re.compile(r"refs/(pr|convert)/[^/]+")
-"""The revisions with a slash in them that the hub itself makes; any other is written with %2F."""
+"""Revisions with a slash that the hub itself makes. In all others it is written as %2F."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +25,7 @@ class HubPlace:
     Args:
         repository: owner/name.
         revision: branch, tag or commit; None is the main branch.
-        path: inside the repository, with "/"; empty for all of it.
+        path: path inside the repository, with "/"; empty for the whole repository.
         kind: model, dataset or space.
     """
 
@@ -42,15 +40,15 @@ class HubPlace:
 
 
 def parse_hub_place(text: str, kind: str = "model") -> HubPlace | None:
-    """The place that a text names on the hub; None where it can't be one.
+    """Return the place on the hub that a text names; None if it can't be one.
 
-    Whether it exists is not asked.
+    The hub isn't asked whether it exists.
 
     Args:
-        text: `owner/name`, `owner/name@revision`, either with `/path` behind it, `hf://...` as
-            fsspec has it, or the address of a page or file of https://huggingface.co, of its
-            mirror, or of HF_ENDPOINT.
-        kind: of repository, where the text doesn't say it.
+        text: `owner/name` or `owner/name@revision`, with or without `/path`; `hf://...` as fsspec
+            writes it; or the address of a page or file on https://huggingface.co, its mirror, or
+            HF_ENDPOINT.
+        kind: kind of repository, if the text doesn't contain it.
     """
     if text.startswith("hf://"):
         return _parse_id(text.removeprefix("hf://").strip("/"), kind)
@@ -66,7 +64,9 @@ def parse_hub_place(text: str, kind: str = "model") -> HubPlace | None:
 
 
 def _page_of(text: str) -> str | None:
-    """What follows the host in the address of the hub or of a mirror; None for any other text."""
+    """Return what follows the host in an address of the hub or a mirror; None for any other
+    text.
+    """
     address = re.sub(r"[?#].*", "", text)
     endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/")
     if endpoint and address.startswith(f"{endpoint}/"):
@@ -76,6 +76,7 @@ def _page_of(text: str) -> str | None:
 
 
 def _parse_page(page: str, kind: str) -> HubPlace | None:
+    """Return the place in an address, without its host."""
     first, _, rest = page.strip("/").partition("/")
     if first in KINDS:
         kind, page = KINDS[first], rest
@@ -88,10 +89,11 @@ def _parse_page(page: str, kind: str) -> HubPlace | None:
     place = HubPlace("/".join(parts[:length]), kind=kind)
     if len(parts) <= length or parts[length] not in PAGES:
         return place
-    return _at(place, "/".join(parts[length + 1 :]))
+    return _with_revision_and_path(place, "/".join(parts[length + 1 :]))
 
 
 def _parse_id(text: str, kind: str) -> HubPlace | None:
+    """Return the place in an id."""
     first, _, rest = text.partition("/")
     if first in KINDS and rest.partition("@")[0].count("/"):
         kind, text = KINDS[first], rest
@@ -102,11 +104,12 @@ def _parse_id(text: str, kind: str) -> HubPlace | None:
         return None
     place = HubPlace(f"{owner}/{name}", kind=kind)
     if at == "@":
-        return _at(place, path)
+        return _with_revision_and_path(place, path)
     return replace(place, path=path.strip("/"))
 
 
-def _at(place: HubPlace, revision_and_path: str) -> HubPlace:
+def _with_revision_and_path(place: HubPlace, revision_and_path: str) -> HubPlace:
+    """Return the place with a revision and a path, given as "revision/path"."""
     found = LONG_REVISION.match(revision_and_path)
     revision = found[0] if found else revision_and_path.partition("/")[0]
     path = revision_and_path[len(revision) :].strip("/")

@@ -1,5 +1,5 @@
-"""Plain values to a pydantic model, and pydantic's complaints to lines a recipe's author can act
-on.
+"""Validates plain values with a pydantic model, and turns pydantic's errors into lines that a
+recipe's author can act on.
 """
 
 from __future__ import annotations
@@ -46,15 +46,15 @@ _EXPECTED = {
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """A question such as ", did you mean 'x'?" with the nearest of `known`; empty when none is
-    near.
+    """Return a question such as ", did you mean 'x'?" with the nearest of `known`; empty if none is
+    similar.
     """
     close = difflib.get_close_matches(name, list(known), n=1)
     return f", did you mean {close[0]!r}?" if close else ""
 
 
 def join_key(path: Sequence[str | int], start: str = "") -> str:
-    """A key path as recipes write it: ("losses", 1, "use") is "losses[1].use"."""
+    """Return a key path as recipes write it: ("losses", 1, "use") is "losses[1].use"."""
     text = start
     for part in path:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
@@ -62,18 +62,17 @@ def join_key(path: Sequence[str | int], start: str = "") -> str:
 
 
 def validate(model: type[M], values: Mapping[str, Any], origin: str = "", where: str = "") -> M:
-    """`model` made from plain values (as YAML or JSON have them), strictly: "8" is not 8, and true
-    is not 1.
+    """Build `model` from plain values (as in YAML or JSON), strictly: "8" is not 8, and true is not
+    1.
 
     Args:
-        model: the pydantic model.
-        values: what it is made from; paths are taken as text.
-        origin: file that the values come from, put before every line of an error.
-        where: key that the values stand under, such as "losses[1].with".
+        values: the values; paths are given as text.
+        origin: file with the values, which starts every line of an error.
+        where: key of the values, such as "losses[1].with".
 
     Raises:
-        RecipeError: one line per problem: origin, key, expected and got, and a near known key or
-            value.
+        RecipeError: one line per problem: origin, key, expected and got, and a similar known key
+            or value.
     """
     prefix = f"{origin}: " if origin else ""
     try:
@@ -91,7 +90,9 @@ def validate(model: type[M], values: Mapping[str, Any], origin: str = "", where:
 
 
 def _explain(error: ValidationError, model: type[BaseModel], values: Any, where: str) -> list[str]:
-    """One line per key with a problem; what the branches of a union say of one key is joined."""
+    """Return one line per key with a problem. Errors from the branches of a union on the same key
+    are combined.
+    """
     found: dict[KeyPath, list[Mapping[str, Any]]] = {}
     for problem in error.errors(include_url=False):
         found.setdefault(_key_path(problem["loc"], values, problem["type"]), []).append(
@@ -100,14 +101,14 @@ def _explain(error: ValidationError, model: type[BaseModel], values: Any, where:
     lines = []
     for path, problems in found.items():
         if any(other[: len(path)] == path and len(other) > len(path) for other in found):
-            continue  # another branch of a union came further, and says it better
+            continue  # another branch of a union explains it better
         key = join_key(path, where)
         lines.append((f"{key}: " if key else "") + _describe(problems, model, path))
     return lines
 
 
 def _key_path(location: Sequence[str | int], values: Any, kind: str) -> KeyPath:
-    """The location without the names pydantic puts in for the branches of a union."""
+    """Return the location without the names that pydantic adds for the branches of a union."""
     path: list[str | int] = []
     for number, part in enumerate(location):
         is_last = number == len(location) - 1
@@ -124,6 +125,7 @@ def _key_path(location: Sequence[str | int], values: Any, kind: str) -> KeyPath:
 
 
 def _describe(problems: Sequence[Mapping[str, Any]], model: type[BaseModel], path: KeyPath) -> str:
+    """Describe the problems of one key."""
     first = problems[0]
     if first["type"] == "extra_forbidden":
         known = sorted(_fields_at(model, path[:-1]))
@@ -136,7 +138,7 @@ def _describe(problems: Sequence[Mapping[str, Any]], model: type[BaseModel], pat
         info = _fields_at(model, path[:-1]).get(str(path[-1]))
         return f"missing; expected {info.description}" if info and info.description else "missing"
     if first["type"] == "json_invalid":
-        return "holds text that is not valid Unicode, such as a file name that is not UTF-8"
+        return "contains text that is not valid Unicode, such as a file name that is not UTF-8"
     if "error" in first.get("ctx", {}):
         return f"{first['ctx']['error']}{_got(first['input'])}"
     wanted = " or ".join(dict.fromkeys(_expected(problem) for problem in problems))
@@ -150,6 +152,7 @@ def _describe(problems: Sequence[Mapping[str, Any]], model: type[BaseModel], pat
 
 
 def _expected(problem: Mapping[str, Any]) -> str:
+    """Return what a problem's value should be."""
     if problem["type"] in _EXPECTED:
         return _EXPECTED[problem["type"]].format(**problem.get("ctx", {}))
     message = str(problem["msg"])
@@ -160,7 +163,7 @@ def _expected(problem: Mapping[str, Any]) -> str:
 
 
 def _got(value: Any, short: bool = True) -> str:
-    """The end of a line, such as ", got 3"; empty for a whole mapping when `short`."""
+    """Return the end of a line, such as ", got 3"; empty for a whole mapping if `short`."""
     if short and isinstance(value, Mapping):
         return ""
     shown = (
@@ -172,7 +175,7 @@ def _got(value: Any, short: bool = True) -> str:
 
 
 def _fields_at(annotation: Any, path: KeyPath) -> dict[str, FieldInfo]:
-    """The fields, by the names recipes use, of every model that may stand at `path` below
+    """Return the fields, by their names in recipes, of every model that may be at `path` below
     `annotation`.
     """
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):

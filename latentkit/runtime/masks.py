@@ -8,16 +8,16 @@ N.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
-from torch.nn import functional
 
 from latentkit.contracts.encoder_description import LatentLayout
 from latentkit.errors import EncoderError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MASK = "mask"
 """Name of the mask among the tensors of a row."""
@@ -25,7 +25,7 @@ MASK = "mask"
 
 def without_mask(rows: Tensor | Mapping[str, Tensor]) -> Tensor | None:
     """The one tensor of a prepared row or batch besides its mask; None where there are several."""
-    if isinstance(rows, Tensor):
+    if not isinstance(rows, Mapping):
         return rows
     others = [name for name in rows if name != MASK]
     return rows[others[0]] if len(others) == 1 else None
@@ -37,8 +37,7 @@ def mask_of(rows: Tensor | Mapping[str, Tensor]) -> Tensor | None:
 
 
 def pool_mask(mask: Tensor, factors: Sequence[int | float], causal: Sequence[bool] = ()) -> Tensor:
-    """(N, ...) bool at the size of latents: a position counts where any of those that it was made
-    of does.
+    """Return (N, ...) bool at the size of latents: True where any input position counts.
 
     Args:
         mask: (N, ...) bool.
@@ -49,6 +48,8 @@ def pool_mask(mask: Tensor, factors: Sequence[int | float], causal: Sequence[boo
     Raises:
         EncoderError: a factor isn't a whole number, so that only the encoder knows.
     """
+    from torch.nn import functional
+
     if len(mask) > 1 and not mask.stride(0):  # one mask for all rows
         return pool_mask(mask[:1], factors, causal).expand(len(mask), *([-1] * (mask.ndim - 1)))
     for axis, factor in enumerate(factors, start=1):
@@ -69,6 +70,8 @@ def pool_mask(mask: Tensor, factors: Sequence[int | float], causal: Sequence[boo
 
 def _any_of_last(mask: Tensor) -> Tensor:
     """`mask.any(-1)`; on a CPU numpy's, which takes a thirtieth of the time."""
+    import torch
+
     return torch.from_numpy(mask.numpy().any(-1)) if mask.device.type == "cpu" else mask.any(-1)
 
 
@@ -80,8 +83,6 @@ def masked_axes(layout: LatentLayout, num_axes: int) -> str:
 
 
 def counted_positions(values: npt.NDArray[Any], mask: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
-    """The positions of (N, C, ...) that count, one after the other: (positions, C, axes that the
-    mask doesn't cover).
-    """
+    """Return the positions of (N, C, ...) that count: (positions, C, axes without a mask)."""
     counted: npt.NDArray[Any] = np.moveaxis(values, 1, mask.ndim)[mask]
     return counted

@@ -1,5 +1,5 @@
-"""How much memory this process may still take, so that what can't fit is refused before it is
-tried.
+"""Measures how much memory this process may still use, so that what can't fit is refused before it
+is tried.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ LIMIT_FILES = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
 )
-"""Limit and use of a container, whose control group is mounted as the root (version 2, version 1).
+"""A container's limit and usage; its control group is mounted as the root (version 2, version
+1).
 """
 
 
 def available_bytes() -> int:
-    """Return the bytes that can be taken without swapping, by the machine and by the container's
-    limit.
+    """Return the bytes that can be allocated without swapping, limited by the machine and the
+    container.
     """
     available: int = psutil.virtual_memory().available
     for limit_file, used_file in LIMIT_FILES:
@@ -34,23 +35,22 @@ def available_bytes() -> int:
             )
         except (OSError, ValueError):  # not there, or "max"
             continue
-        # Files that were read count as used, and are let go where memory is wanted: half of them
-        # stay out of the sum.
+        # Cached files count as used but are released when memory is needed; half of them are
+        # counted as available.
         available = min(available, max(limit - used, limit // 2))
     return available
 
 
-def forget_peak() -> None:
-    """Begin `peak_bytes` again from what is held now, where the system can: Linux, from kernel 4.0
-    on.
+def reset_peak() -> None:
+    """Restart `peak_bytes` from the current use, if the system supports it (Linux 4.0 and
+    later).
     """
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def peak_bytes() -> int:
-    """Return the most that this process has held at a time, since it began or since `forget_peak`.
-    """
+    """Return the most memory that this process has used since it started or since `reset_peak`."""
     with contextlib.suppress(OSError):
         for line in (
             Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
@@ -67,23 +67,23 @@ def peak_bytes() -> int:
 
 
 def refuse_beyond_memory(where: str, shape: Sequence[int]) -> None:
-    """Refuse a row, float32 of this shape, that alone is larger than the free memory.
+    """Refuse a float32 row of this shape if it is larger than the available memory.
 
     Args:
-        where: key of the recipe that decides the shape.
+        where: the recipe key that decides the shape.
 
     Raises:
-        RecipeError: says what it takes and what there is.
+        RecipeError: the row doesn't fit; the message has the needed and available memory.
     """
     needed, there = 4 * math.prod(shape), available_bytes()
     if needed > there:
         values = " x ".join(map(str, shape))
         raise RecipeError(
-            f"{where}: a row of {values} values in float32 takes {describe_bytes(needed)}, and"
-            f" {describe_bytes(there)} of memory are free; ask for less"
+            f"{where}: a row of {values} values in float32 takes {describe_bytes(needed)}, but"
+            f" only {describe_bytes(there)} of memory are free. Reduce it"
         )
 
 
 def describe_bytes(number: int) -> str:
-    """Return bytes as a person says them, such as "1.5 GB"."""
+    """Return a number of bytes for people, such as "1.5 GB"."""
     return f"{number / 1e9:.3g} GB" if number >= 1e8 else f"{number / 1e6:.3g} MB"

@@ -1,4 +1,4 @@
-"""Values in mappings of mappings, by their dotted keys."""
+"""Flattens and compares nested mappings, by dotted keys."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def flatten(values: Mapping[str, Any], start: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield dotted key and value of all that isn't itself a mapping."""
+    """Yield the dotted key and value of everything that isn't a mapping."""
     for name, value in values.items():
         if isinstance(value, Mapping):
             yield from flatten(value, f"{start}{name}.")
@@ -16,11 +16,11 @@ def flatten(values: Mapping[str, Any], start: str = "") -> Iterator[tuple[str, A
 
 
 def find_differences(before: Any, now: Any, where: str = "") -> Iterator[str]:
-    """Yield a line per value that isn't what it was, with its dotted key.
+    """Yield a line, with its dotted key, for each value that has changed.
 
     Args:
-        before, now: JSON-like; lists of one length are compared value by value.
-        where: key of both; "" for the outermost.
+        before, now: JSON-like values; lists of equal length are compared item by item.
+        where: key of both values; "" for the outermost.
     """
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         for key in {**before, **now}:

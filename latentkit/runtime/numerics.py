@@ -1,5 +1,5 @@
-"""How this process computes while it encodes: threads and kernels, which decide the last bits of a
-sum, and garbage collection.
+"""Settings while a process encodes: threads and kernels, which affect the last bits of a sum, and
+garbage collection.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ MAX_GRAPHS = 4096
 
 
 @contextmanager
-def frozen_garbage() -> Iterator[None]:
-    """Keep what exists now out of Python's garbage collections: walking the objects of torch and
-    diffusers again and again costs several percent of decoding.
+def without_garbage_collection() -> Iterator[None]:
+    """Exclude existing objects from Python's garbage collections. Scanning the objects of torch and
+    diffusers repeatedly costs several percent of decoding.
     """
     gc.freeze()
     try:
@@ -29,8 +29,8 @@ def frozen_garbage() -> Iterator[None]:
 
 @contextmanager
 def fixed_numerics(threads: int, device: str) -> Iterator[None]:
-    """Encode so that the same batch gives the same bits: these threads, deterministic kernels,
-    float32 that is float32 (no TF32).
+    """Make the same batch give the same bits: this number of threads, deterministic kernels, and
+    true float32 (no TF32).
     """
     make_current(device)
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
@@ -56,9 +56,9 @@ def fixed_numerics(threads: int, device: str) -> Iterator[None]:
 
 
 @contextmanager
-def many_graphs(wanted: bool) -> Iterator[None]:
-    """Let torch compile as many graphs of one function as there are shapes: beyond its limit it
-    would silently go on uncompiled.
+def allow_many_graphs(wanted: bool) -> Iterator[None]:
+    """Let torch compile one graph for every shape. Beyond its default limit it would silently stop
+    compiling.
     """
     if not wanted:
         yield

@@ -1,7 +1,8 @@
-"""The distribution `latentkit`, another project's, which unpacks into the folder of this package.
+"""Detects the distribution `latentkit` of another project, which installs into the same folder as
+this package.
 
-Whichever of the two is installed last replaces the other's `latentkit/__init__.py`, and whichever
-is uninstalled takes that file with it.
+Whichever of the two is installed last replaces the other's `latentkit/__init__.py`, and
+uninstalling either one removes that file.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from importlib import metadata
 from pathlib import Path
 
-OTHER = "latentkit"
+OTHER_NAME = "latentkit"
 ADVICE = (
     "Remove both, then install this one: pip uninstall -y latentkit latentkit-diffusion && "
     "pip install latentkit-diffusion"
@@ -17,27 +18,29 @@ ADVICE = (
 
 
 def find_other_version() -> str | None:
-    """Return the version of the other project's distribution; None where it isn't installed."""
+    """Return the version of the other project's distribution; None if it isn't installed."""
     try:
-        other = metadata.distribution(OTHER)
+        other = metadata.distribution(OTHER_NAME)
     except metadata.PackageNotFoundError:
         return None
-    # Before its first release this project's own distribution had the name.
+    # Before its first release, this project's distribution had that name.
     is_own = "latentkit.cli" in (other.read_text("entry_points.txt") or "")
     return None if is_own else other.version
 
 
 def explain_other(version: str) -> str:
-    """Say that the other distribution is there too, and what to do."""
+    """Return a message that the other distribution is installed too, and what to do."""
     folder = Path(__file__).parents[1]
     return (
-        f"another project's distribution {OTHER} {version} is installed too, and has files in "
+        f"another project's distribution {OTHER_NAME} {version} is installed too, and has files in "
         f"{folder} as well: each breaks the other. {ADVICE}"
     )
 
 
 def explain_lost_files() -> str:
-    """Say why `import latentkit` isn't this package though its other files are there."""
+    """Return a message on why `import latentkit` isn't this package although its other files
+    exist.
+    """
     version = find_other_version()
     if version is not None:
         return explain_other(version)

@@ -12,32 +12,34 @@ from pathlib import Path
 from latentkit.errors import RecipeError
 
 _SCHEME = re.compile(r"[^/\\]{2,}://")
-"""Two characters at least: `C:` is a disk of Windows."""
+"""At least two characters, because `C:` is a disk on Windows."""
 
 
 SEPARATOR = "::"
-"""What stands between several paths in one text, as in webdataset."""
+"""Separates several paths in one text, as in webdataset."""
 
 PATTERN_SIGNS = "*?[{"
-"""Signs of a pattern of files, such as wds/*.tar or wds/{00000..00012}.tar."""
+"""Characters of file patterns such as wds/*.tar or wds/{00000..00012}.tar."""
 
 
 def in_shell(path: object) -> str:
-    """A path or URL as a word of a command line, in quotes where it needs them."""
+    """Return a path or URL as a word of a command line, quoted if needed."""
     text = str(path)
     return subprocess.list2cmdline([text]) if sys.platform == "win32" else shlex.quote(text)
 
 
 def is_url(path: str) -> bool:
-    """Whether the text is a URL, such as s3://bucket/photos, which is never made absolute."""
+    """Return whether the text is a URL, such as s3://bucket/photos, which is never made
+    absolute.
+    """
     return bool(_SCHEME.match(path))
 
 
 def find_file_path(url: str) -> str | None:
-    """The path in a file:// URL, such as file:///data/photos; None for any other text.
+    """Return the path in a file:// URL, such as file:///data/photos; None for any other text.
 
     Raises:
-        RecipeError: it names another machine.
+        RecipeError: the URL names another machine.
     """
     protocol, _, rest = url.partition("://")
     if protocol not in ("file", "local"):
@@ -49,10 +51,10 @@ def find_file_path(url: str) -> str | None:
 
 
 def find_local_path(text: str, base: Path) -> Path | None:
-    """The absolute path that `text` names, or None where it is something else, such as a hub id.
+    """Return the absolute path that `text` names; None for anything else, such as a hub id.
 
-    It is a path when it exists below `base`, is absolute, starts with `.` or `~`, or is a pattern
-    of files, which no hub id is.
+    It is a path if it exists below `base`, is absolute, starts with `.` or `~`, or is a file
+    pattern.
     """
     if not text or is_url(text):
         return None

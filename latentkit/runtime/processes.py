@@ -1,7 +1,7 @@
-"""What the processes of one training run do together.
+"""Operations that all processes of a training run do together.
 
-Every process calls each of these functions, and each function makes the same collective calls in
-all processes, whatever a process has to give. So none waits for a call that another never makes.
+Every process must call each of these functions. Each makes the same collective calls in all
+processes, whatever data a process has, so none waits for a call that another never makes.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ T = TypeVar("T")
 
 
 def run_on_first(act: Callable[[], T]) -> T:
-    """Return, in every process, what `act` gives in the first one; no other process calls it.
+    """Call `act` in the first process only, and return its result in every process.
 
     Args:
-        act: gives something that can be pickled.
+        act: returns something that can be pickled.
 
     Raises:
-        Exception: of `act`, in the first process.
-        TrainingError: `act` failed; in the others, with the same message.
+        Exception: what `act` raised, in the first process.
+        TrainingError: `act` failed, in all other processes, with the same message.
     """
     state = PartialState()
     if state.num_processes == 1:
@@ -40,16 +40,16 @@ def run_on_first(act: Callable[[], T]) -> T:
         raise
     broadcast_object_list(outcome)
     if outcome[1] is not None:
-        raise TrainingError(f"the first process can't go on: {outcome[1]}")
+        raise TrainingError(f"the first process failed: {outcome[1]}")
     return cast(T, outcome[0])
 
 
 def share(tensor: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Return the first process's tensor, on the CPU in the others.
+    """Return the first process's tensor in every process, on the CPU in the others.
 
     Args:
-        tensor: the first process's own; None in the others.
-        shape, dtype: of it, in every process.
+        tensor: the tensor in the first process; None in the others.
+        shape, dtype: shape and dtype of the tensor, given in every process.
     """
     device = PartialState().device
     buffer = torch.empty(shape, dtype=dtype, device=device) if tensor is None else tensor.to(device)
@@ -60,7 +60,7 @@ def share(tensor: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) -> 
 
 @torch.no_grad()
 def share_weights(module: nn.Module) -> None:
-    """Give the module the first process's weights and buffers."""
+    """Copy the first process's weights and buffers into the module."""
     if PartialState().num_processes == 1:
         return
     for tensor in chain(module.parameters(), module.buffers()):
@@ -72,8 +72,8 @@ def share_weights(module: nn.Module) -> None:
 def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
     """Average the gradients over all processes.
 
-    A process without a gradient of a parameter counts as one with zeros. Where no process has one,
-    it stays None, so that an optimizer leaves the parameter alone.
+    A process without a gradient for a parameter counts as zeros. If no process has one it stays
+    None, so an optimizer leaves the parameter unchanged.
     """
     num_processes = PartialState().num_processes
     if num_processes == 1 or not parameters:
@@ -91,7 +91,7 @@ def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
     if all(given):
         counts.fill_(1)
     else:
-        counts.copy_(torch.tensor(given))  # which waits for a GPU
+        counts.copy_(torch.tensor(given))  # this waits for a GPU
     torch.distributed.all_reduce(flat)
     flat /= num_processes
     is_given_anywhere = given if all(given) else counts.tolist()  # reading them waits for a GPU
@@ -104,8 +104,8 @@ def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
 
 @torch.no_grad()
 def average_buffers(modules: Iterable[nn.Module]) -> None:
-    """Average float buffers, such as running statistics, over all processes; values that are equal
-    in all stay, bit for bit.
+    """Average float buffers, such as running statistics, over all processes. Values that are equal
+    everywhere stay bitwise the same.
     """
     num_processes = PartialState().num_processes
     buffers = [

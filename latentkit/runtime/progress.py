@@ -1,6 +1,6 @@
-"""The live line: how much is done, how fast, and the time left.
+"""The progress line: how much is done, how fast, and the time left.
 
-On a terminal one line that changes, else a plain line every few seconds.
+On a terminal it is one line that changes, otherwise a plain line every few seconds.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ LINE_SECONDS = 5.0
 
 
 class Progress:
-    """Counts towards `total` and says so on stderr.
+    """Counts towards `total` and prints the progress on stderr.
 
     Args:
-        total: number of samples (or whatever is counted) to do.
+        total: number of samples (or other things) to do.
         unit: what is counted, such as "samples".
         shown: whether anything is printed.
-        before: how many of them were done before the start; they say nothing of the rate.
+        before: how many were done before the start; they don't count for the rate.
     """
 
     def __init__(self, total: int, unit: str, shown: bool, before: int = 0) -> None:
@@ -36,7 +36,7 @@ class Progress:
         )
         self.done = 0
         self.others = 0
-        """Done by other processes since the start, as far as is known; set from any thread."""
+        """Known number done by other processes since the start; set from any thread."""
         self.waited_seconds = 0.0
         self._started = self._last_line = time.monotonic()
         live = self.shown and sys.stderr.isatty()
@@ -66,22 +66,22 @@ class Progress:
         self.close()
 
     def close(self) -> None:
-        """Take the line away from the terminal."""
+        """Remove the line from the terminal."""
         if self._bar is not None:
             self._bar.close()
 
     @property
     def seconds(self) -> float:
-        """Since the start."""
+        """Return the seconds since the start."""
         return time.monotonic() - self._started
 
     def update(self, count: int, waited_seconds: float | None = None, remark: str = "") -> None:
-        """`count` more are done.
+        """Count more as done.
 
         Args:
-            waited_seconds: that an encoder waited for them; the line then says what share of the
-                time it has waited in all.
-            remark: what else the line should say.
+            waited_seconds: how long an encoder waited for them; the line then shows the share of
+                time it has waited in total.
+            remark: text to add to the line.
         """
         self.done += count
         if waited_seconds is not None:
@@ -95,13 +95,14 @@ class Progress:
             print(self._line(remark), file=sys.stderr, flush=True)
 
     def note(self, text: str) -> None:
-        """Print a line of its own, above the live one."""
+        """Print a separate line above the progress line."""
         if self._bar is not None:
             self._bar.write(text, file=sys.stderr)
         elif self.shown:
             print(text, file=sys.stderr, flush=True)
 
     def _line(self, remark: str) -> str:
+        """Return the text of the progress line."""
         done, seconds = self.done + self.others, max(self.seconds, 1e-9)
         rate = f"{done / seconds:.1f}/s" + (
             f" ({self.done / seconds:.1f}/s here)" if self.others else ""
@@ -117,7 +118,7 @@ class Progress:
 
 
 def format_seconds(seconds: float) -> str:
-    """Such as "42 s", "3 min 20 s" or "5 h 02 min"."""
+    """Return a duration such as "42 s", "3 min 20 s" or "5 h 02 min"."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

@@ -1,5 +1,5 @@
-"""What an exception inside somebody's plugin does: it costs one sample, or says on which samples it
-came, and never hides.
+"""Handles exceptions in a plugin's code: they skip one sample, or end the run with a message that
+names the plugin and the samples.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from latentkit.errors import LatentkitError, SampleError
 from latentkit.runtime.device import is_out_of_memory
 
-_said: set[tuple[str, str, int]] = set()
+_printed: set[tuple[str, str, int]] = set()
 
 
 def name_of(plugin: object) -> str:
@@ -21,36 +21,38 @@ def name_of(plugin: object) -> str:
 
 
 def describe_fault(plugin: object, error: BaseException) -> str:
-    """Return one line: who raised what."""
+    """Return one line with the plugin's class and what it raised."""
     said = " ".join(str(error).split())
     return f"{name_of(plugin)} raised {type(error).__name__}" + (f": {said}" if said else "")
 
 
 @contextmanager
-def faults_cost_the_sample(plugin: object, key: str = "") -> Iterator[None]:
-    """Turn an exception that the contract doesn't know into a `SampleError`; the first of its kind
-    is printed with its traceback.
+def faults_skip_sample(plugin: object, key: str = "") -> Iterator[None]:
+    """Turn an unexpected exception of a plugin into a `SampleError`. The first of its kind is
+    printed with its traceback.
 
     Args:
         plugin: the source or modality that is called inside the block.
-        key: of the sample, for the printed line.
+        key: key of the sample, for the printed line.
 
     Raises:
-        SampleError: names the plugin and what it raised.
+        SampleError: the message names the plugin and what it raised.
     """
     sample = f"sample {key!r} is left out" if key else "a sample is left out"
-    with faults_become(SampleError, plugin, f"{sample}; on_bad_sample: fail stops there"):
+    with convert_faults(
+        SampleError, plugin, f"{sample}; with on_bad_sample: fail the run stops there"
+    ):
         yield
 
 
 @contextmanager
-def faults_become(kind: type[LatentkitError], plugin: object, consequence: str) -> Iterator[None]:
-    """Turn an exception that the contract doesn't know into one that it knows.
+def convert_faults(kind: type[LatentkitError], plugin: object, consequence: str) -> Iterator[None]:
+    """Turn an unexpected exception of a plugin into an expected one.
 
     Args:
-        kind: raised instead.
-        plugin: what is called inside the block.
-        consequence: printed with the traceback of the first exception of its sort.
+        kind: the error class that is raised instead.
+        plugin: the plugin that is called inside the block.
+        consequence: printed with the traceback of the first exception of its kind.
     """
     try:
         yield
@@ -64,9 +66,9 @@ def faults_become(kind: type[LatentkitError], plugin: object, consequence: str) 
 
 
 @contextmanager
-def faults_name(plugin: object, doing: str) -> Iterator[None]:
-    """Add to an exception that ends the run who raised it and on what; those that users can deal
-    with stay as they are.
+def add_context_to_faults(plugin: object, doing: str) -> Iterator[None]:
+    """Add to an exception that ends the run which plugin raised it, and while doing what. Errors
+    that users can deal with are unchanged.
     """
     try:
         yield
@@ -74,20 +76,20 @@ def faults_name(plugin: object, doing: str) -> Iterator[None]:
         raise
     except Exception as error:
         error.add_note(
-            f"{name_of(plugin)} raised this while {doing}; what is committed is kept, run again to"
-            " go on"
+            f"{name_of(plugin)} raised this while {doing}. Committed units are kept; run again to"
+            " continue"
         )
         raise
 
 
 def _print_once(plugin: object, consequence: str, error: Exception) -> None:
-    """Print a traceback, unless one from the same line was: a fault of the code comes with every
-    sample.
+    """Print a traceback, unless one from the same line was printed: an error in the code occurs
+    with every sample.
     """
     last = traceback.extract_tb(error.__traceback__)[-1]
     kind = (type(error).__name__, last.filename, last.lineno or 0)
-    if kind in _said:
+    if kind in _printed:
         return
-    _said.add(kind)
+    _printed.add(kind)
     text = "".join(traceback.format_exception(error)).rstrip()
     print(f"{text}\n{describe_fault(plugin, error)}: {consequence}", file=sys.stderr, flush=True)

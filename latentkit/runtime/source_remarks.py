@@ -1,4 +1,4 @@
-"""What a source says that it found and does not use, held to what a remark is, in a fixed order."""
+"""A source's remarks on what it found but doesn't use: checked, and in a fixed order."""
 
 from __future__ import annotations
 
@@ -8,39 +8,37 @@ from collections.abc import Iterable, Sequence
 from latentkit.contracts import Remark, Source, StreamSource
 from latentkit.errors import PluginError
 
-MOST_KINDS = 100
-"""Kinds of remarks that are kept; the rest is one more."""
+MAX_KINDS = 100
+"""Kinds of remarks that are kept; all others are combined to one."""
 
-MOST_SAID = 6
-"""Lines before a training or an evaluation."""
+MAX_PRINTED = 6
+"""Lines printed before training or evaluation."""
 
 
-def remarks_of(source: Source | StreamSource) -> list[Remark]:
-    """What the source remarks, one per text, the most frequent first.
-
-    Nothing where it has no `remarks`.
+def read_remarks(source: Source | StreamSource) -> list[Remark]:
+    """Return the source's remarks, one per text, most frequent first; nothing if it has no
+    `remarks`.
 
     Raises:
-        PluginError: what it gives are not remarks, or not on one line.
+        PluginError: an item isn't a remark, or isn't on one line.
     """
     give = getattr(source, "remarks", None)
-    return [] if give is None else merged(_checked(remark, source) for remark in give())
+    return [] if give is None else merge_remarks(_checked(remark, source) for remark in give())
 
 
-def merged(remarks: Iterable[Remark]) -> list[Remark]:
-    """As `summed`, with all kinds beyond `MOST_KINDS` as one more."""
-    found = summed(remarks)
-    others = found[MOST_KINDS:]
+def merge_remarks(remarks: Iterable[Remark]) -> list[Remark]:
+    """Sum the remarks, and combine all kinds beyond `MAX_KINDS` to one."""
+    found = sum_remarks(remarks)
+    others = found[MAX_KINDS:]
     if not others:
         return found
     text = f"of {len(others)} other kinds, which are not listed"
-    return [*found[:MOST_KINDS], Remark(text, sum(one.count for one in others))]
+    return [*found[:MAX_KINDS], Remark(text, sum(one.count for one in others))]
 
 
-def summed(remarks: Iterable[Remark]) -> list[Remark]:
-    """One remark per text, the most frequent first, with the first example.
-
-    Those that count nothing are left out.
+def sum_remarks(remarks: Iterable[Remark]) -> list[Remark]:
+    """Return one remark per text with the sum of its counts and the first example, most frequent
+    first. Remarks with a count of 0 are dropped.
     """
     by_text: dict[str, Remark] = {}
     for remark in remarks:
@@ -53,7 +51,9 @@ def summed(remarks: Iterable[Remark]) -> list[Remark]:
 
 
 def list_remarks(remarks: Sequence[Remark], most: int, command: str = "") -> list[str]:
-    """A line each; of more than `most`, the last says how many others the command shows."""
+    """Return one line per remark. If there are more than `most`, the last line says how many others
+    the command shows.
+    """
     if len(remarks) <= most:
         return [str(remark) for remark in remarks]
     others = f"{len(remarks) - most + 1} other remarks" + (
@@ -62,19 +62,20 @@ def list_remarks(remarks: Sequence[Remark], most: int, command: str = "") -> lis
     return [*map(str, remarks[: most - 1]), others]
 
 
-def say_remarks(remarks: Sequence[Remark]) -> None:
-    """Print what a source found and does not use, a line each, as far as they are few."""
-    for text in list_remarks(remarks, MOST_SAID):
+def print_remarks(remarks: Sequence[Remark]) -> None:
+    """Print the first remarks on what a source found but doesn't use, one per line."""
+    for text in list_remarks(remarks, MAX_PRINTED):
         print(f"note: {text}", file=sys.stderr, flush=True)
 
 
 def _checked(remark: object, source: object) -> Remark:
+    """Return the remark after checking its type, text and count."""
     if not isinstance(remark, Remark):
         raise PluginError(f"{type(source).__name__}.remarks() gave {remark!r}, expected a Remark")
     if not remark.text or "\n" in remark.text or remark.count < 0:
-        expected = "expected a text of one line and a count from 0 on"
+        expected = "expected a text on one line and a count of at least 0"
         raise PluginError(f"{type(source).__name__}.remarks() gave {remark!r}, {expected}")
-    # Names of files may hold bytes that are no UTF-8, which dataset.json couldn't.
+    # File names may contain bytes that aren't UTF-8, which dataset.json can't store.
     text, example = (
         part.encode("utf-8", "backslashreplace").decode() for part in (remark.text, remark.example)
     )

@@ -6,13 +6,11 @@ from collections.abc import Sequence
 
 
 def describe_gap(spans: Sequence[tuple[int, int | None]], num_steps: int) -> str:
-    """Which steps of a run are in none of the spans, the first such row of them; "" where each step
-    is in one.
+    """Say which steps of a run are the first in none of the spans; "" where none is.
 
     Args:
         spans: of each reconstruction loss that has a weight, not an adaptive one: first step, and
             the one after the last; None: to the end.
-        num_steps: of the run.
     """
     step = 0
     for start, until in sorted(spans, key=lambda span: span[0]):

@@ -1,4 +1,6 @@
-"""Signals that end a run, held back while a step is taken, so that its state can be saved first."""
+"""Delays signals that end a run until the current step is done, so that the state can be saved
+first.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +15,15 @@ from typing import Any
 from latentkit.errors import InterruptedRunError
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-PROMISE = b"stopping after this step, whose state is saved first; Ctrl-C again stops at once\n"
+PROMISE = b"stopping after this step, when its state is saved; Ctrl-C again stops at once\n"
 
 
 class Stop:
-    """Whether a run was asked to stop, and what ends it then.
+    """Whether a run was asked to stop, and by which signal.
 
-    `number` is of the first signal that came while signals were held back, else 0. `is_agreed` is
-    set by the loop: all processes stop after the same step. `is_urgent`: a second Ctrl-C came, and
-    nothing is to be saved.
+    `number` is the first signal that arrived while signals were delayed, else 0. `is_agreed` is set
+    by the loop: all processes stop after the same step. `is_urgent` means that a second Ctrl-C
+    arrived, and nothing is saved.
     """
 
     def __init__(self) -> None:
@@ -33,25 +35,25 @@ class Stop:
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
-        """Take signals; outside `holding` they do at once what they did before.
+        """Receive signals. Outside `holding` they act as before.
 
-        Other threads than the main one get none.
+        Only the main thread receives signals.
         """
         if threading.current_thread() is threading.main_thread():
             self._previous = {number: signal.getsignal(number) for number in SIGNALS}
             for number, handler in self._previous.items():
                 if handler not in (signal.SIG_IGN, None):
-                    signal.signal(number, self._receive)
+                    signal.signal(number, self._handle_signal)
         try:
             yield
         finally:
-            self._hand_back()
+            self._restore_handlers()
 
     @contextlib.contextmanager
     def holding(self) -> Iterator[None]:
-        """Remember a signal rather than act on it.
+        """Remember a signal instead of acting on it.
 
-        A second Ctrl-C acts at once, unless it may be a launcher's.
+        A second Ctrl-C acts at once, unless a launcher may have sent it.
         """
         self._is_holding = True
         try:
@@ -60,15 +62,15 @@ class Stop:
             self._is_holding = False
 
     def end(self) -> None:
-        """Do what the signal does when nobody holds it back.
+        """Act on the signal as if it weren't delayed.
 
         Raises:
-            InterruptedRunError, KeyboardInterrupt: that ends the run; by default, SIGTERM ends the
+            InterruptedRunError, KeyboardInterrupt: ends the run. By default SIGTERM ends the
                 process.
         """
-        number = self.number or signal.SIGTERM  # which another process got
+        number = self.number or signal.SIGTERM  # another process got it
         previous = self._previous.get(number)
-        self._hand_back()
+        self._restore_handlers()
         if callable(previous):
             previous(number, None)
         elif previous == signal.SIG_DFL:
@@ -77,18 +79,20 @@ class Stop:
             "stopped" if number == signal.SIGINT else "terminated", 128 + number
         )
 
-    def _receive(self, number: int, frame: FrameType | None) -> None:
+    def _handle_signal(self, number: int, frame: FrameType | None) -> None:
+        """Record a signal, or act on it if signals aren't delayed or it is the second Ctrl-C."""
         is_first, self.number = not self.number, self.number or number
         if not self._is_holding:
             self.end()
         elif is_first and os.environ.get("RANK", "0") == "0":
-            os.write(2, PROMISE)  # `print` fails where the signal came in the middle of another one
+            os.write(2, PROMISE)  # `print` fails if the signal interrupts another one
         elif not is_first and number == signal.SIGINT and "LOCAL_RANK" not in os.environ:
             self.is_urgent = True
             self.end()
 
-    def _hand_back(self) -> None:
+    def _restore_handlers(self) -> None:
+        """Restore the previous signal handlers."""
         for number, handler in self._previous.items():
-            if signal.getsignal(number) == self._receive:
+            if signal.getsignal(number) == self._handle_signal:
                 signal.signal(number, handler)
         self._previous = {}

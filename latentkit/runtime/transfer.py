@@ -1,5 +1,5 @@
-"""Copies to a device, beside its computation where it has streams, and back, after it; and how long
-it had nothing to compute.
+"""Copies tensors to a device, in parallel to its computation if it has streams, and back. Also
+measures how long the device was idle.
 """
 
 from __future__ import annotations
@@ -19,20 +19,19 @@ class Transfer:
     """Copies to and from one device.
 
     Args:
-        device: such as "cuda:0".
+        device: device such as "cuda:0".
     """
 
     def __init__(self, device: str) -> None:
         self.device = device
         self.runs_beside = has_streams(device)
-        """Whether copies run beside computation, so that memory must be kept until they are done.
-        """
+        """Whether copies run in parallel to computation, so memory must be kept until they end."""
         self._module = module_of(device)
         self._stream = self._module.Stream(device=device) if self.runs_beside else None
 
     def to_device(self, batch: Any) -> Any:
-        """Return the batch, a tensor or a mapping of them, on the device; it must be kept until it
-        was used.
+        """Return the batch, a tensor or a mapping of tensors, on the device. The caller keeps it
+        until it has been used.
         """
         if isinstance(batch, Mapping):
             return {name: self.to_device(part) for name, part in batch.items()}
@@ -48,8 +47,8 @@ class Transfer:
     def to_host(
         self, tensors: Mapping[str, Tensor]
     ) -> tuple[dict[str, Tensor], Callable[[], None]]:
-        """Return the tensors on the CPU, and what to call before they are read: copies may still be
-        under way.
+        """Return the tensors on the CPU, and a function to call before reading them, because copies
+        may not be finished.
         """
         if not self.runs_beside or all(tensor.device.type == "cpu" for tensor in tensors.values()):
             return {name: tensor.cpu() for name, tensor in tensors.items()}, lambda: None
@@ -60,17 +59,17 @@ class Transfer:
         }
         for name, tensor in tensors.items():
             host[name].copy_(tensor, non_blocking=True)
-        # One that is waited for without keeping a core busy, which decoding needs.
+        # Waiting for this event doesn't occupy a core, which decoding needs.
         event = self._module.Event(**{"blocking": True} if kind_of(self.device) == "cuda" else {})
         event.record(self._module.current_stream(torch.device(self.device)))
         return host, event.synchronize
 
 
 class WaitClock:
-    """How long a device had nothing to compute: by its own events, since calls return before it has
-    computed.
+    """Measures how long a device was idle, with the device's own events, because calls return
+    before it has computed.
 
-    Without events nothing is measured: there calls return when all is computed, and the caller's
+    Devices without events aren't measured. There calls return after computing, so the caller's
     clock is right.
     """
 
@@ -83,8 +82,8 @@ class WaitClock:
 
     @contextmanager
     def computing(self) -> Iterator[Callable[[], float]]:
-        """Yield what returns the seconds that the device was idle before the computation inside;
-        call it once that is done.
+        """Yield a function that returns how many seconds the device was idle before the computation
+        inside. Call it when that is done.
         """
         before, begin = self._idle_since, self._record()
 
@@ -97,9 +96,9 @@ class WaitClock:
         yield idle_seconds
         self._idle_since = self._record()
 
-    def newly_waited(self, seconds: float) -> float:
-        """Return the seconds that the device was idle since this was last asked, or without events
-        the caller's own.
+    def take_waited_seconds(self, seconds: float) -> float:
+        """Return the device's idle seconds since the last call, or the caller's `seconds` if there
+        are no events.
         """
         if not self.has_events:
             return seconds
@@ -108,6 +107,7 @@ class WaitClock:
         return seconds
 
     def _record(self) -> Any:
+        """Return an event recorded now; None without events."""
         if not self.has_events:
             return None
         event = self._module.Event(enable_timing=True)

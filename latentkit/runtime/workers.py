@@ -1,5 +1,5 @@
-"""Processes that one process of ours has started to work for it: how they know, so that they print
-nothing twice.
+"""Marks processes that a latentkit process has started, so that they don't print everything
+twice.
 """
 
 from __future__ import annotations
@@ -7,9 +7,9 @@ from __future__ import annotations
 import os
 
 VARIABLE = "LATENTKIT_WORKER"
-"""Set in their environment."""
+"""Set in the environment of such processes."""
 
 
 def is_worker() -> bool:
-    """Return whether another process of ours started this one, and speaks for it."""
+    """Return whether another latentkit process started this one, and prints for it."""
     return VARIABLE in os.environ

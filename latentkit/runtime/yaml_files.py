@@ -1,9 +1,9 @@
-"""YAML as recipes use it: the scalars of YAML 1.2, text keys, and nothing that hides what a file
+"""YAML as recipes use it: scalars of YAML 1.2, text keys, and no features that hide what a file
 says.
 
 PyYAML reads YAML 1.1, where `no` is false, `1e-6` is text and `1:30` is ninety. Here scalars follow
-the core schema of YAML 1.2.2 (section 10.3.2), and repeated keys, anchors, aliases, merge keys,
-tags and further documents are errors.
+the core schema of YAML 1.2.2 (section 10.3.2). Repeated keys, anchors, aliases, merge keys, tags
+and further documents are errors.
 """
 
 from __future__ import annotations
@@ -64,6 +64,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def _check_key(node: Node, seen: Mapping[str, int]) -> None:
+    """Check that a key is a text that doesn't occur twice."""
     problem = None
     if not isinstance(node, ScalarNode) or node.tag != "tag:yaml.org,2002:str":
         shown = repr(node.value) if isinstance(node, ScalarNode) else "a list or a mapping"
@@ -91,9 +92,7 @@ def _construct_float(loader: _Loader, node: ScalarNode) -> float:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes exactly the texts that `_Loader` would read as something else, and never writes an
-    alias.
-    """
+    """Quotes the texts that `_Loader` would read as something else; writes no alias."""
 
     yaml_implicit_resolvers = {}  # noqa: RUF012 (PyYAML's own name for it; filled below)
 
@@ -118,11 +117,11 @@ _Dumper.add_representer(str, _represent_text)
 
 
 def read_yaml(path: Path | str) -> Any:
-    """The value a YAML file holds, of a path or a URL; None for an empty one.
+    """Return the value in a YAML file at a path or URL; None for an empty file.
 
     Raises:
-        RecipeError: there is no such file, it can't be read, is not UTF-8 text, or breaks a rule of
-            this module; names file and line.
+        RecipeError: the file is missing, can't be read, isn't UTF-8 text, or breaks a rule of this
+            module; the message names file and line.
     """
     try:
         content = path.read_bytes() if isinstance(path, Path) else _read_url(path)
@@ -132,7 +131,7 @@ def read_yaml(path: Path | str) -> Any:
     except IsADirectoryError as err:
         inside = Path(path) / "recipe.yaml"
         hint = f", did you mean {inside}?" if os.path.isfile(inside) else ""
-        raise RecipeError(f"{path}: is a folder, expected a YAML file{hint}") from err
+        raise RecipeError(f"{path} is a folder, expected a YAML file{hint}") from err
     except OSError as err:
         raise RecipeError(f"{path}: can't be read: {err.strerror or err}") from err
     except UnicodeDecodeError as err:
@@ -152,15 +151,16 @@ def _read_url(url: str) -> bytes:
         return bytes(driver.cat_file(path))
     except OSError:
         raise
-    except Exception as err:  # a driver raises what it likes
+    except Exception as err:  # a driver may raise anything
         raise RecipeError(f"{url}: can't be read: {type(err).__name__}: {err}") from err
 
 
 def parse_yaml(text: str, origin: str) -> Any:
-    """The value a YAML text holds; None for an empty one. `origin` names the text in errors.
+    """Return the value in a YAML text; None for an empty one. `origin` names the text in errors.
 
     Raises:
-        RecipeError: the text is not YAML, or breaks a rule of this module; names origin and line.
+        RecipeError: the text isn't YAML or breaks a rule of this module; the message names origin
+            and line.
     """
     try:
         return yaml.load(text, Loader=_Loader)
@@ -177,18 +177,18 @@ def parse_yaml(text: str, origin: str) -> Any:
 
 
 def _explain(error: yaml.MarkedYAMLError) -> str:
-    """PyYAML's problem, in plainer words where its own mislead."""
+    """Return PyYAML's problem, in plainer words if its own are misleading."""
     problem = error.problem or str(error)
     if r"'\t'" in problem:
         return "a tab; YAML takes only spaces for indentation and between values"
     if "expected a single document" in (error.context or ""):
-        return "a second document (---); a recipe is one"
+        return "a second document (---); a recipe is one document"
     return f"not valid YAML: {problem}" if type(error) is not yaml.MarkedYAMLError else problem
 
 
 def dump_yaml(value: Mapping[str, Any]) -> str:
-    """YAML text of plain values that `parse_yaml` reads back equal; keys stay in their order,
-    leaves are written in one line.
+    """Return plain values as YAML text that `parse_yaml` reads back unchanged. Keys stay in order;
+    innermost lists and mappings are on one line.
     """
     return yaml.dump(
         value,

@@ -1,5 +1,5 @@
-"""A source whose media is an attribute of another's samples: the captions of pictures, for a
-modality that reads texts.
+"""A source that uses an attribute of another source's samples as media, such as the captions of
+images for a modality that reads text.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from latentkit.contracts import Entry, Remark, Sample, Shard, Source, StreamSource
-from latentkit.runtime.source_remarks import remarks_of
+from latentkit.runtime.source_remarks import read_remarks
 
 
 def take_attribute(source: Source | StreamSource, name: str) -> Source | StreamSource:
-    """The source's samples under their keys, with the text of an attribute as media; "" where they
-    have none, or something else.
+    """Return a source with the same keys, whose media is the text of an attribute ("" if a sample
+    has none or it isn't text).
 
-    Their own media is never opened, and a sample changes when its text does.
+    The original media is never opened. A sample counts as changed when its text changes.
     """
     return (
         AttributeStream(source, name)
@@ -26,7 +26,7 @@ def take_attribute(source: Source | StreamSource, name: str) -> Source | StreamS
 
 
 class AttributeSource:
-    """Samples by position; see `take_attribute`."""
+    """A source by position; see `take_attribute`."""
 
     def __init__(self, source: Source, name: str) -> None:
         self._source, self._name = source, name
@@ -35,22 +35,22 @@ class AttributeSource:
         return len(self._source)
 
     def __getitem__(self, index: int) -> Sample:
-        return _taken(self._source[index], self._name)
+        return _with_text_as_media(self._source[index], self._name)
 
     def entries(self) -> Iterator[Entry]:
-        """One entry per sample, whose stamp is a hash of the text."""
+        """Yield one entry per sample. Its stamp is a hash of the text."""
         return (
             replace(entry, stamp=_stamp(_text(entry, self._name)))
             for entry in self._source.entries()
         )
 
     def remarks(self) -> list[Remark]:
-        """Those of the source below."""
-        return remarks_of(self._source)
+        """Return the remarks of the original source."""
+        return read_remarks(self._source)
 
 
 class AttributeStream:
-    """Samples shard by shard; see `take_attribute`."""
+    """A source by shard; see `take_attribute`."""
 
     def __init__(self, source: StreamSource, name: str) -> None:
         self._source, self._name = source, name
@@ -59,21 +59,21 @@ class AttributeStream:
         return self._source.shards()
 
     def read(self, shard: Shard) -> Iterator[Sample]:
-        return (_taken(sample, self._name) for sample in self._source.read(shard))
+        return (_with_text_as_media(sample, self._name) for sample in self._source.read(shard))
 
     def remarks(self) -> list[Remark]:
-        """Those of the source below."""
-        return remarks_of(self._source)
+        """Return the remarks of the original source."""
+        return read_remarks(self._source)
 
 
-def _taken(sample: Sample, name: str) -> Sample:
+def _with_text_as_media(sample: Sample, name: str) -> Sample:
     text = _text(sample, name)
     return replace(sample, media=text, stamp=_stamp(text), span=None)
 
 
 def _text(labeled: Entry | Sample, name: str) -> str:
     text = labeled.attributes.get(name)
-    # Half of a surrogate pair, as texts that were cut in an emoji end in, can't be written down.
+    # A text that was cut inside an emoji ends in half a surrogate pair, which can't be stored.
     return text.encode("utf-8", "backslashreplace").decode() if isinstance(text, str) else ""
 
 

@@ -1,8 +1,7 @@
-"""Captions that lie in a file beside their media, and what of a row or a JSON object is the
-caption.
+"""Reads captions: from files with the same name as a media file, and from rows and JSON objects.
 
-Where a file has several, this order decides, for each of its attributes: a table's row; `name.txt`,
-`name.caption`, `name.jpg.txt`, `name.jpg.caption`; `name.json`, `name.jpg.json`.
+If several files have the same attribute, the first in this order decides: a table's row;
+`name.txt`, `name.caption`, `name.jpg.txt`, `name.jpg.caption`; `name.json`, `name.jpg.json`.
 """
 
 from __future__ import annotations
@@ -10,13 +9,13 @@ from __future__ import annotations
 import json
 import unicodedata
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from latentkit.errors import SampleError
 from latentkit.sources.encodings import UnknownEncodingError, decode_text
 from latentkit.sources.files import Files
-from latentkit.sources.table_rows import plain
+from latentkit.sources.table_rows import to_plain_value
 
 TEXT_ENDINGS = (".txt", ".caption")
 RECORD_ENDING = ".json"
@@ -30,46 +29,53 @@ CAPTION_COLUMNS = (
     "prompts",
     "sentence",
     "sentences",
+    "transcript",
+    "transcription",
+    "caption_text",
+    "long_caption",
+    "alt_text",
     "comment",
     "tags",
 )
-"""Names of what becomes the attribute "text", in any case; the first that a row has."""
+"""Column names, in any case, that become the attribute "text"; the first that a row has."""
 
 
 @dataclass(frozen=True, slots=True)
-class Beside:
-    """The files with a caption beside one of media: one with its text, one with a JSON object;
-    empty where there is none.
+class SidecarFiles:
+    """The caption files of one media file: one with text, one with a JSON object. Empty if there is
+    none.
     """
 
     text: str = ""
     record: str = ""
 
 
-NOTHING_BESIDE = Beside()
+NO_SIDECARS = SidecarFiles()
 
 
-class Sidecars:
-    """The captions that lie beside media.
+class SidecarIndex:
+    """Finds the caption files that belong to media files.
 
     Args:
-        stems: path of each file of media, to the path without its ending.
-        others: paths of the files that are no media.
+        stems: path of each media file, to the same path without its ending.
+        others: paths of all other files.
     """
 
     def __init__(self, stems: Mapping[str, str], others: Iterable[str]) -> None:
         self.passed_over: list[str] = []
-        """Captions of media that have another, which wins."""
+        """Caption files that aren't used because the media file has another one."""
         self.unused: list[str] = []
-        """Captions that lie beside no media."""
+        """Caption files that belong to no media file."""
         self._of: dict[str, list[str]] = {}
         captions = sorted(
             path for path in others if path.lower().endswith((*TEXT_ENDINGS, RECORD_ENDING))
         )
         names = (
-            {normal_form(name) for pair in stems.items() for name in pair} if captions else set()
+            {normalize_accents(name) for pair in stems.items() for name in pair}
+            if captions
+            else set()
         )
-        named = {path: normal_form(path[: path.rindex(".")]) for path in captions}
+        named = {path: normalize_accents(path[: path.rindex(".")]) for path in captions}
         folded: dict[str, list[str]] = {}
         for name in names if any(name not in names for name in named.values()) else ():
             folded.setdefault(name.casefold(), []).append(name)
@@ -80,53 +86,73 @@ class Sidecars:
             else:
                 self.unused.append(path)
 
-    def of(self, path: str, stem: str) -> Beside:
-        """What lies beside the media at `path`, which is `stem` with its ending."""
+    def of(self, path: str, stem: str) -> SidecarFiles:
+        """Return the caption files of the media file `path`; `stem` is the path without its
+        ending.
+        """
         candidates = [*self._sorted(stem), *self._sorted(path)]
         if not candidates:
-            return NOTHING_BESIDE
+            return NO_SIDECARS
         texts = [one for one in candidates if not one.lower().endswith(RECORD_ENDING)]
         records = [one for one in candidates if one.lower().endswith(RECORD_ENDING)]
         self.passed_over += [*texts[1:], *records[1:]]
-        return Beside(texts[0] if texts else "", records[0] if records else "")
+        return SidecarFiles(texts[0] if texts else "", records[0] if records else "")
 
     def _sorted(self, stem: str) -> list[str]:
+        """Return the caption files of a stem, the preferred one first."""
+
         def rank(path: str) -> tuple[bool, bool, str]:
             name, ending = path[: path.rindex(".")], path[path.rindex(".") :]
             return ending.lower() == ".caption", (name, ending) != (stem, ending.lower()), path
 
-        return sorted(self._of.get(normal_form(stem), ()), key=rank)
+        return sorted(self._of.get(normalize_accents(stem), ()), key=rank)
 
 
-def read_beside(files: Files, beside: Beside) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-    """Attributes from the files beside one of media, and the path and encoding of each of them.
+@dataclass
+class Said:
+    """What the files beside one of media say.
+
+    Args:
+        attributes: of the media.
+        encodings: path and encoding of each file.
+        unused: path of a JSON file that has no caption; empty where there is none.
+    """
+
+    attributes: dict[str, Any] = field(default_factory=dict)
+    encodings: list[tuple[str, str]] = field(default_factory=list)
+    unused: str = ""
+
+
+def read_sidecars(files: Files, sidecars: SidecarFiles) -> Said:
+    """Read the attributes in a media file's caption files. Also return the path and encoding of
+    each file.
 
     Raises:
-        SampleError: one of them can't be read; the text says which, without its folder.
+        SampleError: a file can't be read; the message names it without its folder.
     """
-    attributes: dict[str, Any] = {}
-    encodings = []
-    if beside.record:
-        text, encoding = _read(files, beside.record)
-        encodings.append((beside.record, encoding))
-        attributes |= _record(text, beside.record)
-    if beside.text:
-        text, encoding = _read(files, beside.text)
-        encodings.append((beside.text, encoding))
-        attributes["text"] = text
-    return attributes, encodings
+    said = Said()
+    if sidecars.record:
+        text, encoding = _read(files, sidecars.record)
+        said.encodings.append((sidecars.record, encoding))
+        said.attributes |= _parse_record(text, sidecars.record)
+        said.unused = "" if said.attributes else sidecars.record
+    if sidecars.text:
+        text, encoding = _read(files, sidecars.text)
+        said.encodings.append((sidecars.text, encoding))
+        said.attributes["text"] = text
+    return said
 
 
-def name_caption(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row's plain values, with its caption as "text": the first of `CAPTION_COLUMNS` that holds
-    one; an empty one is none.
+def add_caption(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row's plain values, with its caption as "text": the first non-empty column of
+    `CAPTION_COLUMNS`.
     """
     by_name: dict[str, str] = {}
     for column in row:
         by_name.setdefault(column.strip().lower().replace(" ", "_"), column)
-    values = {column: plain(value) for column, value in row.items()}
+    values = {column: to_plain_value(value) for column, value in row.items()}
     for name, column in ((name, by_name[name]) for name in CAPTION_COLUMNS if name in by_name):
-        if caption := _one_text(row[column], name):
+        if caption := _caption_text(row[column], name):
             is_whole = isinstance(row[column], str) and name != "tags"
             others = {
                 key: value
@@ -137,28 +163,29 @@ def name_caption(row: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key != "text"}
 
 
-def _one_text(value: Any, name: str) -> str:
-    """A caption of its value: of several the first, of tags all."""
+def _caption_text(value: Any, name: str) -> str:
+    """Return a cell's caption: the first of several, or all tags joined."""
     if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
         value = ", ".join(value) if name == "tags" else value[0]
     return value.strip() if isinstance(value, str) else ""
 
 
-def _record(text: str, path: str) -> dict[str, Any]:
-    """What a JSON file says of the media beside it; nothing where it has no caption, as notes of
-    other programs.
+def _parse_record(text: str, path: str) -> dict[str, Any]:
+    """Return the attributes in a JSON file; nothing if it has no caption, such as notes of other
+    programs.
     """
     try:
         found = json.loads(text)
     except ValueError as err:
         raise SampleError(f"its caption {path.rsplit('/', 1)[-1]} is not JSON: {err}") from err
-    if isinstance(found, str):
-        return {"text": found.strip()}
-    named = name_caption(found) if isinstance(found, dict) else {}
+    if isinstance(found, (str, list)) and (caption := _caption_text(found, "")):
+        return {"text": caption}
+    named = add_caption(found) if isinstance(found, dict) else {}
     return named if "text" in named else {}
 
 
 def _read(files: Files, path: str) -> tuple[str, str]:
+    """Return the text of a caption file and its encoding."""
     name = path.rsplit("/", 1)[-1]
     try:
         text, encoding = decode_text(files.read(path))
@@ -169,6 +196,8 @@ def _read(files: Files, path: str) -> tuple[str, str]:
     return text.strip(), encoding
 
 
-def normal_form(path: str) -> str:
-    """One form of a name: systems write letters with accents in two."""
+def normalize_accents(path: str) -> str:
+    """Return a path with letters and accents combined (Unicode NFC), because systems write them in
+    two ways.
+    """
     return path if path.isascii() else unicodedata.normalize("NFC", path)

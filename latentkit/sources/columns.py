@@ -1,4 +1,4 @@
-"""Which columns of a data set are media, attributes and key, and what a row's cells become."""
+"""Decides which columns of a dataset are media, attributes and key, and converts a row's cells."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ SCALAR_TYPES = re.compile(r"bool|u?int\d+|float\d+|(large_)?string")
 
 @dataclass(frozen=True)
 class Columns:
-    """What each column is for; the rest is never read.
+    """The purpose of each column. Other columns are never read.
 
     Args:
         media: the column with the media.
-        key: the column with the key; None: there is none.
-        attributes: the columns kept as attributes, each with the names of its labels, or None where
-            it has none.
+        key: the column with the key, or None.
+        attributes: the columns kept as attributes, each with its label names, or None if it has no
+            labels.
     """
 
     media: str
@@ -40,18 +40,19 @@ class Columns:
     attributes: Mapping[str, list[str] | None]
 
     def names(self) -> list[str]:
-        """All columns that are read."""
+        """Return all columns that are read."""
         return [self.media, *(name for name in self.names_but_media() if name != self.media)]
 
     def names_but_media(self) -> list[str]:
-        """The columns that entries need."""
+        """Return the columns that entries need."""
         return list(dict.fromkeys([*([] if self.key is None else [self.key]), *self.attributes]))
 
     def media_of(self, row: Mapping[str, Any]) -> bytes | str | Path:
-        """A row's undecoded media; an empty cell is no bytes, which no modality takes for a sample.
+        """Return a row's undecoded media. An empty cell gives empty bytes, which every modality
+        refuses.
 
         Raises:
-            OSError: it is in a remote file or an archive that can't be reached.
+            OSError: the media is in a remote file or an archive that can't be reached.
         """
         cell = row[self.media]
         if isinstance(cell, Mapping):
@@ -64,16 +65,16 @@ class Columns:
         return media
 
     def attributes_of(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """A row's attributes: labels by name, nested values as JSON text."""
+        """Return a row's attributes: labels as their names, nested values as JSON text."""
         return {name: _attribute(row[name], labels) for name, labels in self.attributes.items()}
 
 
 def choose_columns(features: datasets.Features, config: DatasetsConfig) -> Columns:
-    """What the columns of a data set are for, by the recipe, else by their types.
+    """Choose the purpose of each column as the recipe says, or else by its type.
 
     Raises:
-        SourceError: no media column, several, or a column that isn't there or of no use; lists the
-            columns with their types.
+        SourceError: there is no media column, or several, or a named column is missing or
+            unusable; the message lists the columns with their types.
     """
     known = "; its columns: " + ", ".join(
         f"{name} ({_type_name(feature)})" for name, feature in features.items()
@@ -81,7 +82,7 @@ def choose_columns(features: datasets.Features, config: DatasetsConfig) -> Colum
     media = _media_column(features, config.media, known)
     key = config.key or (KEY_COLUMN if KEY_COLUMN in features else None)
     if key is not None and key not in features:
-        raise SourceError(f"source datasets: there is no column {key!r} for the key{known}")
+        raise SourceError(f"source datasets: no column {key!r} for the key{known}")
     if config.attributes is None:
         others = {
             name: feature
@@ -97,25 +98,26 @@ def choose_columns(features: datasets.Features, config: DatasetsConfig) -> Colum
         names = config.attributes
     for name in names:
         if name not in features or _is_media(features[name]):
-            what = "holds media, not an attribute" if name in features else "is not there"
+            what = "contains media, not an attribute" if name in features else "is not there"
             raise SourceError(f"source datasets: attributes: the column {name!r} {what}{known}")
     return Columns(media, key, {name: _labels(features[name]) for name in names})
 
 
 def _media_column(features: datasets.Features, wanted: str | None, known: str) -> str:
+    """Return the column that the recipe names, or else the only one with media."""
     if wanted is not None:
         if wanted not in features or not (
             _is_media(features[wanted]) or _is_text(features[wanted])
         ):
-            what = "holds neither media nor text" if wanted in features else "is not there"
+            what = "contains neither media nor text" if wanted in features else "is not there"
             raise SourceError(f"source datasets: media: the column {wanted!r} {what}{known}")
         return wanted
     found: list[str] = [name for name, feature in features.items() if _is_media(feature)]
     if len(found) != 1:
         what = (
-            f"several columns hold media ({', '.join(found)})"
+            f"several columns contain media ({', '.join(found)})"
             if found
-            else "no column holds images, audio, video or bytes"
+            else "no column contains images, audio, video or bytes"
         )
         raise SourceError(f"source datasets: {what}; name one in source.with.media{known}")
     return found[0]
@@ -125,12 +127,12 @@ def _media_column(features: datasets.Features, wanted: str | None, known: str) -
 
 
 def _is_media(feature: Any) -> bool:
-    """Whether a column holds files: bytes, or the bytes and path of an image, audio, video and so
-    on.
+    """Return whether a column contains files: bytes, or the bytes and path of an image, audio,
+    video or similar.
     """
     if isinstance(feature, datasets.Value):
         return feature.dtype in ("binary", "large_binary")
-    if isinstance(feature, Mapping):  # a table written without the library's own metadata
+    if isinstance(feature, Mapping):  # a table without the library's metadata
         return set(feature) == {"bytes", "path"} and _is_media(feature["bytes"])
     storage = getattr(feature, "pa_type", None)
     return (
@@ -152,16 +154,18 @@ def _is_scalar(feature: Any) -> bool:
 
 
 def _item(feature: Any) -> Any:
-    """The type of a list's items; None for anything else."""
+    """Return the type of a list's items; None for anything else."""
     return feature[0] if isinstance(feature, list) else getattr(feature, "feature", None)
 
 
 def _labels(feature: Any) -> list[str] | None:
+    """Return the label names of a column, or None if it has none."""
     label = feature if isinstance(feature, datasets.ClassLabel) else _item(feature)
     return list(label.names) if isinstance(label, datasets.ClassLabel) else None
 
 
 def _type_name(feature: Any) -> str:
+    """Return a column's type for messages."""
     if isinstance(feature, datasets.Value):
         return str(feature.dtype)
     item = _item(feature)
@@ -172,6 +176,7 @@ def _type_name(feature: Any) -> str:
 
 
 def _attribute(cell: Any, labels: list[str] | None) -> Any:
+    """Return a cell as an attribute: labels by name, nested values as JSON text."""
     if labels is not None:
         return (
             [_label(number, labels) for number in cell]
@@ -188,7 +193,7 @@ def _attribute(cell: Any, labels: list[str] | None) -> Any:
 
 
 def _label(number: int | None, labels: list[str]) -> str | None:
-    """The name of a label; None where a row has none, which the library writes as -1."""
+    """Return the name of a label; None for -1, with which the library marks a missing label."""
     return None if number is None or number < 0 else labels[number]
 
 

@@ -1,7 +1,8 @@
-"""Source `datasets`: anything the library `datasets` opens, by position or as a stream of shards.
+"""Source `datasets`: anything that the library `datasets` opens, by position or as a stream of
+shards.
 
-Map-style sources keep one Arrow copy of parquet, csv, json and tar files in the library's own
-cache; streams copy nothing.
+Sources by position keep one Arrow copy of parquet, csv, json and tar files in the library's cache.
+Streams copy nothing.
 """
 
 from __future__ import annotations
@@ -25,11 +26,13 @@ from latentkit.errors import SourceError
 from latentkit.runtime.hub_places import HubPlace
 from latentkit.runtime.paths import find_file_path
 from latentkit.sources.columns import KEY_COLUMN, Columns, choose_columns
+from latentkit.sources.endings import describe_options, is_clutter
 from latentkit.sources.files import LocalFiles
-from latentkit.sources.hub_data import explain_failure, find_hub_data, options_of
+from latentkit.sources.hub_data import builder_options, explain_hub_failure, find_hub_data
 from latentkit.sources.local_data import list_files, open_local
 from latentkit.sources.path_table import PathTable
 from latentkit.sources.remote_data import BUILDERS, RemoteData, find_remote, open_remote
+from latentkit.sources.splits import remark_other_splits
 from latentkit.sources.webdataset import TarSource, TarStream
 
 if TYPE_CHECKING:
@@ -43,27 +46,29 @@ CONTENT_ERRORS = (
 
 # What says that the hub or a file can't be reached; the hub's client has changed its own base class
 # over the years, but not this name.
-REACH_ERRORS = (OSError, hub_errors.HTTPError)  # type: ignore[attr-defined]
+UNREACHABLE_ERRORS = (OSError, hub_errors.HTTPError)  # type: ignore[attr-defined]
 
 ROWS_PER_READ = 1000
+DESCRIPTIONS = ("README.md", "LICENSE", "dataset_info.json", "dataset_infos.json")
+"""Files that say of a data set what it is."""
 
 
 class DatasetsSource:
-    """The rows of a map-style data set.
+    """The rows of a dataset, by position.
 
     Keys are the key column, `__key__` of webdataset tars, or positions such as "00000012". A stamp
-    is the fingerprint of the data set and the position: the same in every process and run while the
-    files keep their names and times. When a file changes, all stamps change, and the contents tell
-    which samples did. Media is `bytes`, or a `Path` where the rows hold paths.
+    is the fingerprint of the dataset and the position. It is the same in every process and run as
+    long as the files keep their names and times. If a file changes, all stamps change, and contents
+    tell which samples changed. Media is `bytes`, or a `Path` if the rows contain paths.
 
     Args:
         dataset: rows in a fixed order.
-        columns: what each of its columns is for.
-        fingerprint: changes when the rows do.
-        remarks: on what lies beside them.
+        columns: purpose of each column.
+        fingerprint: text that changes when the rows do.
+        remarks: remarks on unused files.
 
     Raises:
-        SourceError: no rows, or a key that is missing or there twice.
+        SourceError: there are no rows, or a key is missing or occurs twice.
     """
 
     def __init__(
@@ -75,7 +80,7 @@ class DatasetsSource:
     ) -> None:
         self._remarks = remarks
         if len(dataset) == 0:
-            raise SourceError("source datasets: the data set has no rows")
+            raise SourceError("source datasets: the dataset has no rows")
         if columns.key is not None:
             _check_keys(
                 dataset.with_format("arrow").select_columns([columns.key])[:][columns.key],
@@ -89,10 +94,10 @@ class DatasetsSource:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> Sample:
-        """The sample at a position; a negative one counts from the end.
+        """Return the sample at a position; negative positions count from the end.
 
         Raises:
-            OSError: its media lies in a remote file that can't be reached.
+            OSError: its media is in a remote file that can't be reached.
         """
         index = range(len(self))[index]
         [row] = self._rows[index].to_pylist()
@@ -104,11 +109,11 @@ class DatasetsSource:
         )
 
     def remarks(self) -> Iterable[Remark]:
-        """What of the data set is not used."""
+        """Return remarks on what is not used."""
         return list(self._remarks)
 
     def entries(self) -> Iterator[Entry]:
-        """One entry per row, in order; the media column is not read."""
+        """Yield one entry per row, in order. The media column is not read."""
         slim = (
             self._rows.select_columns(self._columns.names_but_media())
             if self._columns.names_but_media()
@@ -130,36 +135,45 @@ class DatasetsSource:
 
 
 class DatasetsStream:
-    """The rows of a data set that is read shard by shard, as a rule a shard per file.
+    """The rows of a dataset that is read shard by shard, usually one shard per file.
 
-    Keys are the key column (which must differ over all shards), else the shard's name with
-    `__key__` of webdataset tars or the position in the shard: "train-000.parquet/00000012". Stamps
-    are the shard's, with the position.
+    Keys are the key column, which must be unique across shards. Without one they are the shard's
+    name with `__key__` of webdataset tars or with the position in the shard:
+    "train-000.parquet/00000012". Stamps are the shard's stamp with the position.
 
     Args:
-        stream: rows; its own shards, in their order, are `shards`.
-        columns: what each of its columns is for.
+        stream: the rows, whose own shards are `shards` in the same order.
+        columns: purpose of each column.
         shards: names and stamps.
     """
 
     def __init__(
-        self, stream: datasets.IterableDataset, columns: Columns, shards: list[Shard]
+        self,
+        stream: datasets.IterableDataset,
+        columns: Columns,
+        shards: list[Shard],
+        remarks: Sequence[Remark] = (),
     ) -> None:
         self._stream = stream
+        self._remarks = remarks
         self._columns = columns
         self._shards = shards
 
     def shards(self) -> list[Shard]:
-        """All shards, in the order of their names in the data set; a stamp is size and time of
-        change in ns, or the revision on the hub.
+        """Return all shards in the dataset's order. A stamp is the size and modification time in
+        ns, or the revision on the hub.
         """
         return list(self._shards)
 
+    def remarks(self) -> Iterable[Remark]:
+        """What of the data set is not used."""
+        return list(self._remarks)
+
     def read(self, shard: Shard) -> Iterator[Sample]:
-        """The samples of one shard, in the order they have there.
+        """Yield the samples of one shard, in order.
 
         Raises:
-            SourceError: a shard that makes no sense, or a key that is missing or there twice.
+            SourceError: the shard can't be parsed, or a key is missing or occurs twice.
             OSError: the shard can't be reached.
             ValueError: not one of `shards`.
         """
@@ -169,7 +183,7 @@ class DatasetsStream:
             key = self._key(row, shard, position)
             if key in seen:
                 raise SourceError(
-                    f"source datasets: shard {shard.name}: the key {key!r} is there twice; name"
+                    f"source datasets: shard {shard.name}: the key {key!r} occurs twice. Name"
                     " another column as key"
                 )
             seen.add(key)
@@ -193,12 +207,12 @@ class DatasetsStream:
 
 
 def _read_rows(rows: datasets.IterableDataset, shard: str) -> Iterator[dict[str, Any]]:
-    """The rows of a shard; what is wrong with its content is told apart from what can't be reached
-    (`OSError`).
+    """Yield the rows of a shard. Damaged content raises `SourceError`; a shard that can't be
+    reached raises `OSError`.
     """
     try:
         yield from rows
-    except REACH_ERRORS:  # some of which are ValueErrors too
+    except UNREACHABLE_ERRORS:  # some of these are ValueErrors
         raise
     except CONTENT_ERRORS as err:
         raise SourceError(
@@ -207,13 +221,14 @@ def _read_rows(rows: datasets.IterableDataset, shard: str) -> Iterator[dict[str,
 
 
 def _check_keys(keys: pa.ChunkedArray, column: str) -> None:
+    """Check that a column contains unique keys."""
     if not (
         pa.types.is_string(keys.type)
         or pa.types.is_large_string(keys.type)
         or pa.types.is_integer(keys.type)
     ):
         raise SourceError(
-            f"source datasets: the key column {column!r} must hold texts or whole numbers, not"
+            f"source datasets: the key column {column!r} must contain texts or whole numbers, not"
             f" {keys.type}"
         )
     if keys.null_count:
@@ -224,14 +239,13 @@ def _check_keys(keys: pa.ChunkedArray, column: str) -> None:
     repeated = counts.filter(pc.greater(counts.field("counts"), 1))
     if len(repeated):
         advice = (
-            "set streaming: true, which puts the name of the tar in front"
+            "set streaming: true, which prefixes keys with the tar's name"
             if column == KEY_COLUMN
             else "name another column as key"
         )
         key, times = str(repeated[0]["values"]), repeated[0]["counts"]
         raise SourceError(
-            f"source datasets: the key {key!r} is there {times} times in column {column!r};"
-            f" {advice}"
+            f"source datasets: the key {key!r} occurs {times} times in column {column!r}; {advice}"
         )
 
 
@@ -240,27 +254,28 @@ def _check_keys(keys: pa.ChunkedArray, column: str) -> None:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a data set is: `local` is an existing file or folder, or None for one at `place` on the
-    hub, or for files at a URL.
+    """Where a dataset is: `local` for an existing file or folder, `place` on the hub, `remote` for
+    files at a URL.
     """
 
     path: str
     local: Path | None
     place: HubPlace | None = None
     remote: RemoteData | None = None
+    is_listed: bool = False
 
 
 def open_datasets(
     config: DatasetsConfig, context: BuildContext
 ) -> DatasetsSource | DatasetsStream | TarSource | TarStream | PathTable:
-    """The data set of a recipe: a `Source`, or with `streaming` a `StreamSource`; of a table whose
-    rows name files always a `Source`.
+    """Return the dataset of a recipe: a `StreamSource` if `streaming` is set, else a `Source`. A
+    table whose rows name files is always a `Source`.
 
     Raises:
-        SourceError: no such path, hub id or split, files that can't be read, the hub out of reach,
-            or columns that don't fit the recipe.
+        SourceError: the path, hub id or split doesn't exist, files can't be read, the hub can't be
+            reached, or columns don't fit the recipe.
     """
-    config = _with_paths(config)
+    config = _file_urls_to_paths(config)
     if (remote := find_remote(config)) is not None:
         return open_remote(config, context, remote) or _open_by_library(
             config, Origin(remote.files.url, None, remote=remote), None
@@ -269,14 +284,15 @@ def open_datasets(
     if (local := open_local(config, context)) is not None:
         return local
     if files is None:
-        origin = _find(str(config.path), config, context.recipe_dir)
+        origin = _find_origin(str(config.path), config, context.recipe_dir)
     else:
-        origin = Origin(str(config.path), Path(os.path.commonpath([file.parent for file in files])))
+        folder = Path(os.path.commonpath([file.parent for file in files]))
+        origin = Origin(str(config.path), folder, is_listed=True)
     return _open_by_library(config, origin, files)
 
 
-def _with_paths(config: DatasetsConfig) -> DatasetsConfig:
-    """The config with paths in the place of file:// URLs."""
+def _file_urls_to_paths(config: DatasetsConfig) -> DatasetsConfig:
+    """Return the config with file:// URLs replaced by paths."""
     path = config.path
     paths = (
         (find_file_path(path) or path)
@@ -289,29 +305,31 @@ def _with_paths(config: DatasetsConfig) -> DatasetsConfig:
 def _open_by_library(
     config: DatasetsConfig, origin: Origin, files: list[Path] | None
 ) -> DatasetsSource | DatasetsStream:
-    """What the library `datasets` reads; `files` are those of a pattern or a list."""
+    """Open a dataset with the library `datasets`; `files` are those of a pattern or a list."""
     try:
         if origin.local is not None and _is_saved(origin.local):
             return _open_saved(config, origin.local)
-        builder = _builder(config, origin, files)
+        builder = _make_builder(config, origin, files)
         if config.streaming:
             return _open_stream(config, builder, origin)
         builder.download_and_prepare()
         dataset = builder.as_dataset(split=config.split)
         columns, fingerprint = choose_columns(dataset.features, config), dataset._fingerprint
-        if origin.remote is None:
-            return DatasetsSource(dataset, columns, fingerprint)
-        return DatasetsSource(
-            dataset, columns, _digest([config.split, origin.remote.digest]), origin.remote.remarks
-        )
-    except (*CONTENT_ERRORS, *REACH_ERRORS) as err:
-        reason = explain_failure(err, origin.place) or _root_cause(err)
+        counts = {name: split.num_examples for name, split in (builder.info.splits or {}).items()}
+        remarks = remark_other_splits(counts, config.split, "rows")
+        remarks += _remark_beside(builder, origin)
+        if origin.remote is not None:
+            fingerprint = _digest([config.split, origin.remote.digest])
+        return DatasetsSource(dataset, columns, fingerprint, remarks)
+    except (*CONTENT_ERRORS, *UNREACHABLE_ERRORS) as err:
+        reason = explain_hub_failure(err, origin.place) or _root_cause(err)
         raise SourceError(
             f"source datasets: can't open {origin.path}, split {config.split!r}: {reason}"
         ) from err
 
 
-def _find(path: str, config: DatasetsConfig, recipe_dir: Path) -> Origin:
+def _find_origin(path: str, config: DatasetsConfig, recipe_dir: Path) -> Origin:
+    """Return where the dataset `path` is: on this machine or on the hub."""
     local = (recipe_dir / Path(path).expanduser()).resolve()
     if local.exists():
         return Origin(str(local), local)
@@ -326,34 +344,36 @@ def _is_saved(path: Path) -> bool:
 
 
 def _open_saved(config: DatasetsConfig, path: Path) -> DatasetsSource:
-    """What `save_to_disk` wrote, read in place."""
+    """Open what `save_to_disk` wrote, in place."""
     if config.streaming:
         raise SourceError(
-            f"source datasets: {path} was written by save_to_disk and is read in place; leave"
-            " streaming out"
+            f"source datasets: {path} was written by save_to_disk and is read in place. Leave the"
+            " option streaming out"
         )
     loaded = datasets.load_from_disk(str(path))
     splits = loaded if isinstance(loaded, dict) else {str(loaded.split or "train"): loaded}
-    parts = datasets.ReadInstruction.from_spec(config.split).to_absolute(
-        {name: len(split) for name, split in splits.items()}
-    )
+    counts = {name: len(split) for name, split in splits.items()}
+    parts = datasets.ReadInstruction.from_spec(config.split).to_absolute(counts)
     chosen = [splits[part.splitname].select(range(part.from_, part.to)) for part in parts]
     dataset = datasets.concatenate_datasets(chosen) if len(chosen) > 1 else chosen[0]
     files = sorted({file["filename"] for split in splits.values() for file in split.cache_files})
     stamps = [[os.path.relpath(file, path), LocalFiles(Path()).stamp(file)] for file in files]
     return DatasetsSource(
-        dataset, choose_columns(dataset.features, config), _digest([config.split, *stamps])
+        dataset,
+        choose_columns(dataset.features, config),
+        _digest([config.split, *stamps]),
+        remark_other_splits(counts, config.split, "rows"),
     )
 
 
-def _builder(
+def _make_builder(
     config: DatasetsConfig, origin: Origin, files: list[Path] | None
 ) -> datasets.DatasetBuilder:
-    """What reads a data set; `files` are those of a pattern or a list."""
+    """Return the library's builder for a dataset; `files` are those of a pattern or a list."""
     if origin.remote is not None:
         return origin.remote.open_builder()
     if origin.place is not None:
-        options = options_of(origin.place, (*BUILDERS, ".tar"))
+        options = builder_options(origin.place, (*BUILDERS, ".tar"))
         return datasets.load_dataset_builder(origin.path, name=config.name, **options)
     if files is None and (origin.local is None or origin.local.is_dir()):
         return datasets.load_dataset_builder(
@@ -362,19 +382,40 @@ def _builder(
     names = [origin.path] if files is None else [str(file) for file in files]
     suffix = os.path.splitext(names[0])[1].lower()
     if suffix not in BUILDERS:
+        what = describe_options(suffix)
         raise SourceError(
             f"source datasets: {origin.path} ends in none of {', '.join(BUILDERS)}; give its"
-            " folder, or another file"
+            f" folder, or another file{f' ({suffix}: {what})' if what else ''}"
         )
     options = {"sep": "\t"} if suffix == ".tsv" else {}
     return datasets.load_dataset_builder(BUILDERS[suffix], data_files={"train": names}, **options)
 
 
+def _remark_beside(builder: datasets.DatasetBuilder, origin: Origin) -> list[Remark]:
+    """Count the files in a folder that the library, going by their names, takes for no data."""
+    if origin.remote is not None:
+        return list(origin.remote.remarks)
+    place = origin.local
+    if place is None or origin.is_listed or not place.is_dir():
+        return []
+    files = (builder.config.data_files or {}).values()
+    read = {os.path.realpath(one) for each in files for one in each}
+    left = [
+        name
+        for name in sorted(LocalFiles(place).list(recursive=True).files)
+        if os.path.realpath(place / name) not in read
+        and not (is_clutter(name) or name in DESCRIPTIONS)
+    ]
+    text = "files beside those of the data, not read"
+    return [Remark(text, len(left), name) for name in left[:1]]
+
+
 def _open_stream(
     config: DatasetsConfig, builder: datasets.DatasetBuilder, origin: Origin
 ) -> DatasetsStream:
+    """Open a dataset as a stream of shards."""
     stream = builder.as_streaming_dataset(split=config.split)
-    if stream.features is None:  # a csv has no types before it is read
+    if stream.features is None:  # the types of a csv are unknown before it is read
         features = datasets.Dataset.from_list(
             list(itertools.islice(stream, ROWS_PER_READ))
         ).features
@@ -402,11 +443,13 @@ def _open_stream(
             Shard(f"{number:05d}", _digest([*stamps, number]))
             for number in range(stream.num_shards)
         ]
-    return DatasetsStream(stream.select_columns(columns.names()), columns, shards)
+    counts = {name: len(files) for name, files in (builder.config.data_files or {}).items()}
+    remarks = remark_other_splits(counts, config.split, "files") + _remark_beside(builder, origin)
+    return DatasetsStream(stream.select_columns(columns.names()), columns, shards, remarks)
 
 
 def _shard_name(file: str, origin: Origin) -> str:
-    """A data file's path inside its data set, with "/"."""
+    """Return a data file's path inside its dataset, with "/"."""
     if origin.local is None:
         return (
             file.rsplit("@", 1)[-1].partition("/")[2] or file
@@ -419,14 +462,17 @@ def _shard_name(file: str, origin: Origin) -> str:
 
 
 def _data_file_stamp(file: str, version: tuple[str, ...]) -> str:
+    """Return a local file's stamp, or the dataset's version for a remote file."""
     return LocalFiles(Path()).stamp(file) if os.path.isfile(file) else "-".join(version)
 
 
 def _digest(parts: list[Any]) -> str:
+    """Return a short hash of some values."""
     return hashlib.sha256(repr(parts).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def _root_cause(err: BaseException) -> str:
+    """Return the message of the error that caused the others."""
     while err.__cause__ is not None:
         err = err.__cause__
     return str(err) or type(err).__name__

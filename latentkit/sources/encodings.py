@@ -1,10 +1,11 @@
-"""Texts in the encodings that people's tools write; where two of those known here give words, and
-not the same, the text is refused.
+"""Decodes texts in the encodings that common tools write. A text is refused if two known encodings
+give different plausible words.
 
-A general detector needs more text than a caption has: to charset-normalizer, b"caf\\xe9" may as
-well end in a Cyrillic letter. The rules here ask instead whether a text can be words of the
-languages that an encoding is for. Two encodings that give the same text agree. `DOUBTS` are never
-chosen: the letters of each are those of a sibling too, such as ISO 8859-2 of Windows-1250.
+General detectors need more text than a caption has: charset-normalizer may read b"café" as
+ending in a Cyrillic letter. The rules here instead check whether a text can be words of the
+languages that an encoding is for. Two encodings that give the same text don't conflict. An encoding
+in `UNCERTAIN_READINGS` is never chosen, because a sibling encoding has the same letters, such as
+ISO 8859-2 and Windows-1250.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ MARKS = {
     **{codecs.BOM_UTF8: UTF8, codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32"},
     **{codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"},
 }
-"""First bytes to encoding; UTF-32 stands before UTF-16, whose mark begins alike."""
+"""First bytes to encoding. UTF-32 is before UTF-16, whose mark starts with the same bytes."""
 
 WORD = re.compile(r"[^\W\d_]+")
 CJK_RUN = re.compile(r"[\u3005\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3]+")
@@ -29,7 +30,7 @@ HALF_WIDTH_KANA = re.compile(r"[\uff61-\uff9f]")
 HANGUL_ONLY = re.compile(r"[\uac00-\ud7a3]+")
 LATIN_MARKS = set("‘’“”„–—…•€£¥§©®°±²³µ·¼½¾×÷«»¡¿™ªº\xa0")
 MARK_IN_A_WORD = re.compile(r"[^\W\d_][‘“”„…•€£¥§©®°±²³¼½¾×÷«»¡¿™ªº]+[^\W\d_]|[²³µ¼½¾][^\W\d_]")
-"""Signs that no word holds, or begins with."""
+"""Signs that never occur inside a word, or at its start."""
 
 CYRILLIC_SIGNS = LATIN_MARKS | set("№")
 RUSSIAN = set("абвгдежзийклмнопрстуфхцчшщъыьэюяё")
@@ -50,24 +51,27 @@ NOT_CENTRAL_EUROPEAN = re.compile(
     """,
     re.VERBOSE,
 )
-"""Where letters of Polish, Czech, Slovak, Hungarian and Romanian never stand; in their place are
-those of Windows-1252, such as in "à", "año", "São", "où" and "être".
+"""Positions where letters of Polish, Czech, Slovak, Hungarian and Romanian never occur. There they
+must be letters of Windows-1252, such as in "à", "año", "São", "où" and "être".
 """
 
+CELL_ENDS = re.compile(rb"[,;\t\"\r\n]")
+"""What parts the cells of a table in text."""
+
 SURE_HANGUL = 10
-"""Syllables of Korean from which on a text is not Chinese, whose characters are as often others."""
+"""Number of Korean syllables from which a text can't be Chinese."""
 COMMON_SHARE = 0.9
 
 
 class UnknownEncodingError(ValueError):
-    """The bytes are no text in an encoding that can be told for certain."""
+    """The bytes aren't a text whose encoding is certain."""
 
 
 def decode_text(content: bytes) -> tuple[str, str]:
-    """The text of a file, without a byte order mark, and the name of its encoding.
+    """Return the text of a file, without a byte order mark, and the name of its encoding.
 
     Raises:
-        UnknownEncodingError: it can't be told; the message names those that it may be.
+        UnknownEncodingError: the encoding isn't certain; the message names the candidates.
     """
     for mark, name in MARKS.items():
         if content.startswith(mark):
@@ -75,33 +79,55 @@ def decode_text(content: bytes) -> tuple[str, str]:
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError:
-        return _tell(content)
+        return _guess_encoding(content)
     return (text, UTF8) if "\0" not in text else _decode_unmarked(content)
 
 
+def decode_table(content: bytes) -> tuple[str, str]:
+    """As `decode_text`, of a text that is more names and numbers in Latin letters than words: where
+    the whole of it is no words of any encoding, its other cells may be.
+
+    Raises:
+        UnknownEncodingError: see `decode_text`.
+    """
+    try:
+        return decode_text(content)
+    except UnknownEncodingError:
+        # A comma, a quote or a line's end is never a part of a letter in these encodings.
+        cells = [cell for cell in CELL_ENDS.split(content) if not cell.isascii()]
+        if not cells or b"\0" in content or content.startswith(tuple(MARKS)):
+            raise
+        _, name = decode_text(b"\n".join(cells))
+        return _decode(content, name)
+
+
 def _decode(content: bytes, name: str) -> tuple[str, str]:
+    """Decode a text that starts with the byte order mark of this encoding."""
     try:
         return content.decode("utf-8-sig" if name == UTF8 else name), name
     except UnicodeDecodeError as err:
         raise UnknownEncodingError(
-            f"it begins as {name} does, and is not: {err.reason} at byte {err.start}; save it as"
-            " UTF-8"
+            f"it starts like {name} but isn't: {err.reason} at byte {err.start}. Save it as UTF-8"
         ) from err
 
 
 def _decode_unmarked(content: bytes) -> tuple[str, str]:
-    """UTF-16 of mostly Latin letters: every second byte is a zero."""
+    """Decode UTF-16 without a mark, in which most Latin letters have a zero as every second
+    byte.
+    """
     odd, even = content[1::2].count(0), content[::2].count(0)
     name = "utf-16-le" if odd > even else "utf-16-be"
     if max(odd, even) * 4 >= len(content) and not min(odd, even):
         return _decode(content, name)
-    raise UnknownEncodingError("it holds zero bytes, as no text does; save it as UTF-8")
+    raise UnknownEncodingError("it contains zero bytes, so it isn't text. Save it as UTF-8")
 
 
-def _tell(content: bytes) -> tuple[str, str]:
-    """The one reading that can be words."""
+def _guess_encoding(content: bytes) -> tuple[str, str]:
+    """Return the only decoding that can be words, and its encoding."""
+    if b"\0" in content:
+        return _decode_unmarked(content)
     found: dict[str, str] = {}
-    for name, can_be_words in (READINGS | DOUBTS).items():
+    for name, can_be_words in (READINGS | UNCERTAIN_READINGS).items():
         try:
             text = content.decode(name)
         except UnicodeDecodeError:
@@ -115,7 +141,7 @@ def _tell(content: bytes) -> tuple[str, str]:
         several = (
             f"it may be {' or '.join(found.values())}" if found else "no known encoding gives words"
         )
-        raise UnknownEncodingError(f"not UTF-8, and {several}; save it as UTF-8")
+        raise UnknownEncodingError(f"not UTF-8, and {several}. Save it as UTF-8")
     [(text, name)] = found.items()
     return text, name
 
@@ -124,39 +150,41 @@ def _tell(content: bytes) -> tuple[str, str]:
 
 
 def _is_latin(text: str) -> bool:
-    """Words of Western Europe: some ASCII letter in every longer one, no capital after a small
-    letter, no sign inside.
+    """Return whether a text can be Western European words: an ASCII letter in every longer word, no
+    capital after a small letter, no sign inside a word.
     """
     accented = [word for word in WORD.findall(text) if not word.isascii()]
     has_ascii = all(len(word) == 1 or any(letter.isascii() for letter in word) for word in accented)
     return (
         has_ascii
         and any(letter.isascii() and letter.isalpha() for letter in text)
-        and _signs(text) <= LATIN_MARKS
+        and _non_ascii_signs(text) <= LATIN_MARKS
         and not MARK_IN_A_WORD.search(text)
         and all(_has_plain_case(word) for word in accented)
     )
 
 
 def _is_central_european(text: str) -> bool:
-    """As `_is_latin`, with letters only in the places that they have in the languages of
-    Windows-1250.
+    """Return whether a text can be words in a language of Windows-1250: as `_is_latin`, with its
+    letters only where those languages have them.
     """
     return _is_latin(text) and not NOT_CENTRAL_EUROPEAN.search(text.lower())
 
 
 def _is_hebrew(text: str) -> bool:
-    """Words all Hebrew or all ASCII; the final forms of letters end words, the others do not."""
+    """Return whether every word is all Hebrew or all ASCII, with final letter forms only at the end
+    of words.
+    """
     words = [word for word in WORD.findall(text) if not word.isascii()]
-    return _are_most(words, text) and all(HEBREW_WORD.fullmatch(word) for word in words)
+    return _are_most_letters(words, text) and all(HEBREW_WORD.fullmatch(word) for word in words)
 
 
 def _is_greek(text: str) -> bool:
-    """Words all Greek or all ASCII, with a vowel, and of one accent each where they are long; a
-    final sigma ends words, another does not.
+    """Return whether every word is all Greek or all ASCII, with a vowel, one accent in long words,
+    and a final sigma only at the end of words.
     """
     words = [word for word in WORD.findall(text) if not word.isascii()]
-    return _are_most(words, text) and all(
+    return _are_most_letters(words, text) and all(
         GREEK_WORD.fullmatch(word)
         and _has_plain_case(word)
         and (len(word) < LONG_GREEK or len(GREEK_ACCENT.findall(word)) == 1)
@@ -164,17 +192,17 @@ def _is_greek(text: str) -> bool:
     )
 
 
-def _are_most(words: list[str], text: str) -> bool:
-    """Whether most of the letters are in these words, and no sign is there that texts have not."""
+def _are_most_letters(words: list[str], text: str) -> bool:
+    """Return whether most letters are in these words and no unusual sign occurs."""
     letters = "".join(WORD.findall(text))
-    return _signs(text) <= LATIN_MARKS and 2 * len("".join(words)) > len(letters)
+    return _non_ascii_signs(text) <= LATIN_MARKS and 2 * len("".join(words)) > len(letters)
 
 
 def _is_cyrillic(text: str) -> bool:
-    """Words all Cyrillic or all Latin, most of the letters Cyrillic and small, with no signs
-    between them such as lines of boxes.
+    """Return whether every word is all Cyrillic or all Latin, most letters are small Cyrillic ones,
+    and no signs such as box lines are between them.
     """
-    if not _signs(text) <= CYRILLIC_SIGNS:
+    if not _non_ascii_signs(text) <= CYRILLIC_SIGNS:
         return False
     words = WORD.findall(text)
     letters = [letter for word in words for letter in word]
@@ -188,8 +216,8 @@ def _is_cyrillic(text: str) -> bool:
 
 
 def _is_common_russian(text: str) -> bool:
-    """As `_is_cyrillic`, of Russian letters, half of them or more the most common ones; a text of
-    one of these encodings read as another has few of those.
+    """Return whether a text is Cyrillic and at least half of its letters are the most common
+    Russian ones. A text read in the wrong Cyrillic encoding has few of those.
     """
     letters = [letter for letter in "".join(WORD.findall(text)).lower() if not letter.isascii()]
     return (
@@ -199,16 +227,18 @@ def _is_common_russian(text: str) -> bool:
     )
 
 
-def _signs(text: str) -> set[str]:
+def _non_ascii_signs(text: str) -> set[str]:
+    """Return all non-ASCII characters that aren't letters."""
     return {sign for sign in text if not sign.isascii() and not sign.isalpha()}
 
 
 def _has_plain_case(word: str) -> bool:
+    """Return whether a word is all small, all capital, or capitalized."""
     return word.islower() or word.isupper() or word == word.capitalize()
 
 
 def _is_common(codec: str, lowest: int, highest: int) -> Callable[[str], bool]:
-    """Whether nearly all of a text's East Asian characters are the common ones: with a first byte
+    """Return a check that nearly all East Asian characters are common ones, which have a first byte
     from `lowest` to `highest`.
     """
 
@@ -221,8 +251,8 @@ def _is_common(codec: str, lowest: int, highest: int) -> Callable[[str], bool]:
             and common >= COMMON_SHARE * len(KANA.sub("", characters))
             and not HALF_WIDTH_KANA.search(text)
             and (not KANA.search(text) or "jp" in codec or codec == "cp932")
-            # Few of them among Latin letters are rather accents and quotation marks of another
-            # encoding.
+            # A few of them among Latin letters are rather accents and quotation marks of
+            # another encoding.
             and 2 * len(characters) >= len(re.findall(r"[a-zA-Z]", text))
             and (not re.search(r"[a-zA-Z0-9]", text) or any(len(run) > 1 for run in runs))
             and all(
@@ -235,6 +265,7 @@ def _is_common(codec: str, lowest: int, highest: int) -> Callable[[str], bool]:
 
 
 def _first_byte(character: str, codec: str, lowest: int, highest: int) -> bool:
+    """Return whether a character's first byte in the codec is in the range."""
     try:
         return lowest <= character.encode(codec)[0] <= highest
     except UnicodeEncodeError:
@@ -257,7 +288,7 @@ READINGS: dict[str, Callable[[str], bool]] = {
     "big5": _is_common("big5", 0xA4, 0xC6),
     "cp949": _is_korean,
 }
-DOUBTS: dict[str, Callable[[str], bool]] = {
+UNCERTAIN_READINGS: dict[str, Callable[[str], bool]] = {
     "cp1250": _is_central_european,
     "cp1254": _is_latin,
     "iso8859_2": _is_central_european,
@@ -267,4 +298,4 @@ DOUBTS: dict[str, Callable[[str], bool]] = {
     "cp1255": _is_hebrew,
     "cp1253": _is_greek,
 }
-"""What a text may be too, which is never certain."""
+"""Encodings that a text may also have. They are never certain."""

@@ -1,27 +1,31 @@
-"""What files are by their endings, and what to do about those that a source leaves out."""
+"""File endings of each modality, and advice on files that a source leaves out."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 from latentkit.plugins.registry import COMPANIONS, discover
-from latentkit.runtime.file_endings import PICTURE_SUFFIXES
+from latentkit.runtime.file_endings import IMAGE_SUFFIXES
 
 MODALITY_ENDINGS = {
-    "image": PICTURE_SUFFIXES,
+    "image": IMAGE_SUFFIXES,
     "video": (
-        *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts"),
-        *(".mts", ".wmv", ".flv", ".ogv", ".3gp"),
+        *(".mp4", ".m4v", ".mov", ".qt", ".mkv", ".webm", ".avi", ".divx", ".mpg", ".mpeg"),
+        *(".mpe", ".m1v", ".m2v", ".m2p", ".vob", ".ts", ".m2t", ".m2ts", ".mts", ".wmv", ".asf"),
+        *(".flv", ".f4v", ".ogv", ".3gp", ".3g2", ".mxf", ".dv", ".y4m", ".ivf", ".rm", ".rmvb"),
+        *(".wtv", ".h264", ".264", ".hevc", ".h265", ".265"),
     ),
     "audio": (
         *(".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".m4a", ".aac", ".aif", ".aiff"),
-        *(".aifc", ".au", ".snd", ".caf", ".w64", ".rf64", ".wma"),
+        *(".aifc", ".au", ".snd", ".caf", ".w64", ".rf64", ".wma", ".m4b", ".mka", ".weba"),
+        *(".amr", ".wv", ".tta", ".ape"),
     ),
-    "volume": (".nii", ".nii.gz", ".dcm", ".dicom"),
+    "volume": (".nii", ".nii.gz", ".nrrd", ".dcm", ".dicom", ".ima"),
 }
-"""Endings of each modality here and in plugins/, whether or not that is installed."""
+"""Endings of each modality in latentkit and its plugins, whether installed or not."""
 
-REMEDIES = {
+ADVICE_BY_ENDING = {
     "camera raw; develop it to TIFF or JPEG": (
         *(".arw", ".cr2", ".cr3", ".dng", ".nef", ".nrw", ".orf", ".pef", ".raf", ".raw"),
         *(".rw2", ".srw"),
@@ -31,11 +35,14 @@ REMEDIES = {
     ),
     "layers; export them to PNG or TIFF": (".clip", ".kra", ".psb", ".psd", ".xcf"),
     "light without a defined white; convert it to 8 or 16 bits": (".exr", ".hdr", ".pfm"),
+    "a volume that isn't read; convert it to .nrrd or .nii.gz": (
+        *(".mha", ".mhd", ".nhdr", ".mgh", ".mgz", ".mnc", ".mif"),
+    ),
     "packed files; unpack them": (*(".7z", ".bz2", ".gz", ".rar", ".tgz", ".xz", ".zip", ".zst"),),
     "a tar; give it as the source": (".tar",),
     "an unfinished download": (".crdownload", ".download", ".part", ".partial"),
 }
-"""What to do, to the endings that it is for."""
+"""Advice, to the endings that it applies to."""
 
 CLUTTER = {"desktop.ini", "thumbs.db", ".ds_store", ".localized", ".git", ".gitattributes"} | {
     ".gitignore",
@@ -43,43 +50,55 @@ CLUTTER = {"desktop.ini", "thumbs.db", ".ds_store", ".localized", ".git", ".gita
     ".cache",
     ".ipynb_checkpoints",
 }
-"""Names, in lower case, of what systems and tools leave in any folder."""
+"""Lower-case names of files that systems and tools leave in folders."""
 
 
 def ending_of(path: str) -> str:
-    """A file's ending in lower case, with the dot; "" where it has none."""
+    """Return a file's ending in lower case, with the dot; "" if it has none."""
     name = path.rsplit("/", 1)[-1].lower()
     return ".nii.gz" if name.endswith(".nii.gz") else os.path.splitext(name)[1]
 
 
 def is_clutter(path: str) -> bool:
-    """Whether a file or folder is of those that nobody means to be taken."""
+    """Return whether systems or tools leave files or folders of this name."""
     name = path.rsplit("/", 1)[-1].lower()
     return name in CLUTTER or name.startswith("._")  # which macOS leaves on other disks
 
 
 def explain_ending(ending: str) -> str:
-    """What files of an ending are, and what to do to have them; "" where that isn't known."""
-    for remedy, endings in REMEDIES.items():
+    """Return what files with an ending are and how to use them; "" if unknown."""
+    for remedy, endings in ADVICE_BY_ENDING.items():
         if ending in endings:
             return remedy
     modality = modality_of(ending)
-    return f"the modality {modality} reads it, once source.with.suffixes has it" if modality else ""
+    return f"the modality {modality} reads it if it is in source.with.suffixes" if modality else ""
 
 
 def modality_of(ending: str) -> str | None:
-    """The modality that reads files of an ending, as far as that is known."""
+    """Return the modality that reads files with an ending, or None."""
     return next((name for name, ends in MODALITY_ENDINGS.items() if ending in ends), None)
 
 
-def how_to_read(ending: str) -> str:
-    """The options that take files of another modality's ending, or what to install for it."""
+def describe_options(ending: str) -> str:
+    """Return the options that use files of another modality, or the plugin to install."""
     modality = modality_of(ending)
     if modality is None:
         return explain_ending(ending)
-    if any(row.kind == "modality" and row.name == modality for row in discover().rows()):
-        return (
-            f"take them with --set modality.use={modality} --set 'source.with.suffixes=[{ending}]'"
-        )
-    plugin = COMPANIONS[modality]
-    return f"read by {plugin}: pip install {plugin}"
+    if plugin := missing_plugin(ending):
+        return f"read by {plugin}: pip install {plugin}"
+    return f"take them with --set modality.use={modality} --set 'source.with.suffixes=[{ending}]'"
+
+
+def missing_plugin(ending: str) -> str:
+    """The package that would read files of an ending; "" where what reads them is installed, or
+    nothing is known to.
+    """
+    modality = modality_of(ending)
+    installed = {row.name for row in discover().rows() if row.kind == "modality"}
+    return "" if modality is None or modality in installed else COMPANIONS[modality]
+
+
+def list_few(endings: Sequence[str], most: int = 4) -> str:
+    """The first few of many endings."""
+    rest = len(endings) - most
+    return ", ".join(endings[:most]) + (f" or {rest} other endings" if rest > 0 else "")

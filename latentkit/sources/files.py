@@ -1,6 +1,5 @@
-"""The files below a folder: their names, stamps and bytes.
-
-What another kind of storage has to do for the source `folder`.
+"""The files below a folder: names, stamps and bytes. `Files` is what another kind of storage
+implements for the source `folder`.
 """
 
 from __future__ import annotations
@@ -17,13 +16,13 @@ from latentkit.runtime.file_endings import LATENT_DATASET
 
 @dataclass
 class Listing:
-    """What lies below a folder, as paths relative to it with "/".
+    """What is below a folder, as relative paths with "/".
 
     Args:
-        files: all files that count, in no order.
-        hidden: files and folders whose name begins with a dot; not looked into.
-        latent_datasets: folders that hold an earlier output, whose preview is no sample; not looked
-            into.
+        files: all files to consider, in no order.
+        hidden: files and folders whose name starts with a dot. They are not searched.
+        latent_datasets: folders with an earlier output. They are not searched, because a preview
+            isn't a sample.
     """
 
     files: list[str] = field(default_factory=list)
@@ -32,29 +31,29 @@ class Listing:
 
 
 class Files(Protocol):
-    """Files below one place, by their relative path with "/".
+    """Files below one folder or URL, by relative path with "/".
 
     Picklable, and safe to use from several threads.
     """
 
     def list(self, recursive: bool) -> Listing:
-        """Everything below the place, or directly in it.
+        """List everything below the folder, or only directly in it.
 
         Raises:
-            SourceError: there is no such place, or it can't be read.
+            SourceError: the folder doesn't exist or can't be read.
         """
         ...
 
     def stamp(self, path: str) -> str:
-        """What changes when the file does.
+        """Return a text that changes when the file does.
 
         Raises:
-            SourceError: it is not a file, or is gone.
+            SourceError: this isn't a file, or it is missing.
         """
         ...
 
     def read(self, path: str) -> bytes:
-        """All bytes of a file.
+        """Return all bytes of a file.
 
         Raises:
             OSError: it can't be reached.
@@ -62,7 +61,7 @@ class Files(Protocol):
         ...
 
     def open(self, path: str) -> IO[bytes]:
-        """A file to read parts of; large tables are not read whole.
+        """Open a file to read parts of it, because large tables are not read as a whole.
 
         Raises:
             OSError: it can't be reached.
@@ -70,26 +69,26 @@ class Files(Protocol):
         ...
 
     def media(self, path: str) -> object:
-        """What a sample has as its media: a path, or bytes."""
+        """Return the file as a sample's media: a path, or bytes."""
         ...
 
     def name(self, path: str) -> str:
-        """The file's full path or URL, for people."""
+        """Return the file's full path or URL, for messages."""
         ...
 
     def below(self, folder: str) -> Files:
-        """The same of a folder in it."""
+        """Return the files below a folder in this one."""
         ...
 
 
 @dataclass(frozen=True)
 class LocalFiles:
-    """Files below a folder of this machine; a stamp is size and time of change in ns."""
+    """Files below a folder on this machine. A stamp is the size and modification time in ns."""
 
     root: Path
 
     def list(self, recursive: bool) -> Listing:
-        """See `Files`; links are followed, but never in a circle."""
+        """See `Files`. Links are followed, but never in a circle."""
         if not self.root.is_dir():
             what = "is a file, not a folder" if self.root.exists() else "does not exist"
             expected = "expected a folder of media files; the source datasets reads tars and tables"
@@ -109,7 +108,7 @@ class LocalFiles:
             status = None
         if status is None or not stat.S_ISREG(status.st_mode):
             raise SourceError(
-                f"source folder: {self.root / path} is a link to nothing, or not a file; repair or"
+                f"source folder: {self.root / path} is a broken link or not a file. Repair or"
                 " remove it"
             )
         return f"{status.st_size}-{status.st_mtime_ns}"
@@ -123,11 +122,11 @@ class LocalFiles:
         return (self.root / path).open("rb")
 
     def media(self, path: str) -> Path:
-        """The file's path."""
+        """Return the file's path."""
         return self.root / path
 
     def name(self, path: str) -> str:
-        """The file's full path."""
+        """Return the file's full path."""
         return os.fspath(self.root / path)
 
     def below(self, folder: str) -> LocalFiles:
@@ -137,12 +136,12 @@ class LocalFiles:
     def _visit(
         self, folder: str, above: frozenset[tuple[int, int]], recursive: bool, listing: Listing
     ) -> None:
-        """Note everything in one folder ("" or ending in "/"), then in the folders below it;
-        `above` are the folders it lies in.
+        """List everything in one folder ("" or ending in "/"), then in its subfolders; `above`
+        identifies the folders that contain it.
         """
         status = os.stat(os.path.join(self.root, folder))
         identity = (status.st_dev, status.st_ino)
-        # A link to a folder that holds it. Some network disks give every folder the number 0.
+        # A link to a folder that contains it. Some network disks number every folder 0.
         if status.st_ino and identity in above:
             return
         with os.scandir(os.path.join(self.root, folder)) as found:

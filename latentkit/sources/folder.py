@@ -1,5 +1,5 @@
 """Source `folder`: files below a folder, in the order of their relative paths, with captions from
-tables, sidecars and class folders.
+tables, caption files and class folders.
 """
 
 from __future__ import annotations
@@ -9,24 +9,32 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from latentkit.contracts import BuildContext, Entry, Remark, Sample
 from latentkit.contracts.samples import one_line
 from latentkit.errors import SampleError, SourceError
 from latentkit.runtime.file_endings import TABLE_ENDINGS
 from latentkit.runtime.paths import find_file_path, is_url
-from latentkit.runtime.source_remarks import summed
+from latentkit.runtime.source_remarks import sum_remarks
 from latentkit.sources.captions import (
-    NOTHING_BESIDE,
+    CAPTION_COLUMNS,
+    NO_SIDECARS,
     RECORD_ENDING,
     TEXT_ENDINGS,
-    Beside,
-    Sidecars,
-    read_beside,
+    Said,
+    SidecarFiles,
+    SidecarIndex,
+    read_sidecars,
 )
 from latentkit.sources.encodings import UTF8
-from latentkit.sources.endings import ending_of, explain_ending, how_to_read, is_clutter
+from latentkit.sources.endings import (
+    describe_options,
+    ending_of,
+    explain_ending,
+    is_clutter,
+    list_few,
+)
 from latentkit.sources.files import Files, LocalFiles
 from latentkit.sources.tables import (
     MAX_TABLES,
@@ -40,105 +48,108 @@ if TYPE_CHECKING:
     from latentkit.sources.options import FolderConfig
 
 TOO_MANY_TABLES = (
-    f"tables not looked at, being more than {MAX_TABLES}; name one in source.with.metadata"
+    f"tables not read, because there are more than {MAX_TABLES}; name one in source.with.metadata"
 )
+
+NO_CAPTION = f"JSON files beside media without a caption ({', '.join(CAPTION_COLUMNS[:4])} ...)"
 
 
 @dataclass(frozen=True, slots=True)
 class MediaFile:
-    """One file: its key, its path relative to the folder, its stamp, and what lies beside it."""
+    """One media file: its key, relative path, stamp and caption files."""
 
     key: str
     path: str
     stamp: str
-    beside: Beside
+    sidecars: SidecarFiles
 
 
 class FolderSource:
-    """Samples whose key is their relative path with "/", whose media is their path and whose stamp
-    is size and time of change in ns.
+    """Samples whose key is the relative path with "/", whose media is the path and whose stamp is
+    the size and modification time in ns.
 
-    Attributes are "label" (name of the file's folder, where that is not `path` itself), "text" (its
-    caption) and others from files beside it, and the columns of tables, which win over both; see
-    `sources.captions` and `sources.tables`. Texts of a .csv stay texts; nested values become JSON.
-    A file whose caption can't be read is a bad sample, with another stamp than with a good one.
+    Attributes are "label" (name of the file's folder, unless that is `path` itself), "text" (the
+    caption) and others from caption files, and the columns of tables, which take precedence; see
+    `sources.captions` and `sources.tables`. Texts in a .csv stay texts; nested values become JSON.
+    A file whose caption can't be read is a bad sample, with another stamp than with a readable one.
 
     Raises:
-        SourceError: no such folder, no file in it with one of the suffixes, a link to nothing, or a
-            table that does not fit the files.
+        SourceError: the folder doesn't exist, no file has one of the suffixes, a link is broken, or
+            a table doesn't fit the files.
     """
 
     def __init__(self, config: FolderConfig, context: BuildContext) -> None:
-        self._folder = _open_files(config.path, context.recipe_dir)
-        scan = _Scan(self._folder, config)
+        self.folder = _open_files(config.path, context.recipe_dir)
+        scan = _Scan(self.folder, config)
         self._files = scan.files
-        names = FileNames(scan.stems, scan.others, self._folder.name(""))
-        said = read_tables(self._folder, scan.tables, names, must_fit=scan.table_names)
+        names = FileNames(scan.stems, scan.others, self.folder.name(""))
+        said = read_tables(self.folder, scan.tables, names, must_fit=scan.table_names)
         self._columns = said.columns
-        self._remarks = summed([*said.remarks, *scan.remarks()])
+        self._remarks = sum_remarks([*said.remarks, *scan.remarks()])
         self._caption_remarks: list[Remark] | None = None
 
     def __len__(self) -> int:
         return len(self._files)
 
     def __getitem__(self, index: int) -> Sample:
-        """The sample at a position; its media is a `Path`.
+        """Return the sample at a position; its media is a `Path`.
 
         Raises:
-            SampleError: its caption can't be read, or is gone.
+            SampleError: its caption can't be read or is missing.
         """
         file = self._files[index]
         return Sample(
-            file.key, self._folder.media(file.path), self._attributes(file)[0], file.stamp
+            file.key, self.folder.media(file.path), self._say(file).attributes, file.stamp
         )
 
     def entries(self) -> Iterator[Entry]:
-        """One entry per file, in order; reads captions, opens no media.
+        """Yield one entry per file, in order. Captions are read, media isn't opened.
 
         Raises:
             SourceError: a caption can't be reached.
         """
         encodings: Counter[str] = Counter()
         examples: dict[str, str] = {}
+        unused: list[str] = []
         for file in self._files:
             try:
-                attributes, read = self._attributes(file)
+                said = self._say(file)
             except SampleError as err:
                 yield Entry(file.key, f"{file.stamp} {err}")
                 continue
             except OSError as err:
                 raise SourceError(
-                    f"source folder: the caption of {self._folder.name(file.path)} can't be read:"
+                    f"source folder: the caption of {self.folder.name(file.path)} can't be read:"
                     f" {err}"
                 ) from err
-            for path, encoding in read:
+            for path, encoding in said.encodings:
                 encodings[encoding] += 1
                 examples.setdefault(encoding, path)
-            yield Entry(file.key, file.stamp, attributes)
+            unused += [said.unused] * bool(said.unused)
+            yield Entry(file.key, file.stamp, said.attributes)
         del encodings[UTF8]
         self._caption_remarks = [
             encoding_remark(one, count, examples[one]) for one, count in sorted(encodings.items())
-        ]
+        ] + [Remark(NO_CAPTION, len(unused), path) for path in unused[:1]]
 
     def remarks(self) -> Iterable[Remark]:
-        """What was found and is not used, or is read otherwise than expected."""
+        """Return remarks on what was found but not used, or read in an unexpected way."""
         if self._caption_remarks is None:
             for _ in self.entries():
                 pass
-        return summed([*self._remarks, *(self._caption_remarks or [])])
+        return sum_remarks([*self._remarks, *(self._caption_remarks or [])])
 
-    def _attributes(self, file: MediaFile) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-        """Of a file, and the encodings of the captions that were read for it."""
+    def _say(self, file: MediaFile) -> Said:
+        """What folder, captions and tables say of a file."""
         folder = os.path.dirname(file.path)
-        attributes = {"label": _storable(os.path.basename(folder))} if folder else {}
-        beside, read = (
-            ({}, []) if file.beside is NOTHING_BESIDE else read_beside(self._folder, file.beside)
-        )
-        return attributes | beside | self._columns.get(file.path, {}), read
+        label = {"label": _storable(os.path.basename(folder))} if folder else {}
+        said = Said() if file.sidecars is NO_SIDECARS else read_sidecars(self.folder, file.sidecars)
+        said.attributes = label | said.attributes | self._columns.get(file.path, {})
+        return said
 
 
 def _open_files(path: str, recipe_dir: Path) -> Files:
-    """The files at a path, which is relative to the recipe's folder, or at a URL."""
+    """Return the files at a path, relative to the recipe's folder, or at a URL."""
     local = find_file_path(path)
     if local is None and is_url(path):
         from latentkit.sources.url_files import UrlFiles
@@ -151,7 +162,7 @@ def _open_files(path: str, recipe_dir: Path) -> Files:
 
 
 class _Scan:
-    """What one pass over a folder finds: the media files by key, the tables, and the others."""
+    """Result of one pass over a folder: the media files, the tables and all others."""
 
     def __init__(self, folder: Files, config: FolderConfig) -> None:
         self._folder = folder
@@ -165,23 +176,23 @@ class _Scan:
         }
         self.others = set(self.listing.files).difference(media)
         if not media:
-            raise SourceError(self._why_empty(config))
-        self.sidecars = Sidecars(self.stems, self.others)
+            raise SourceError(self._no_files_message(config))
+        self.sidecars = SidecarIndex(self.stems, self.others)
         self.files = sorted((self._media_file(path) for path in media), key=lambda file: file.key)
         self.too_many_tables: list[str] = []
         self.tables = self._find_tables(config.metadata)
 
     def remarks(self) -> list[Remark]:
-        """What the pass found and does not use."""
+        """Return remarks on what the pass found but doesn't use."""
         texts = [path for path in self.sidecars.unused if not path.lower().endswith(".json")]
         kinds = {
-            "captions of a file that has another, which wins": sorted(
+            "captions not used, because the file has another one": sorted(
                 set(self.sidecars.passed_over)
             ),
-            "texts beside no file that is taken": texts,
+            "captions that belong to no media file": texts,
             TOO_MANY_TABLES: self.too_many_tables,
-            "hidden by a dot before their name, so not looked at": sorted(self.listing.hidden),
-            "folders with a latent dataset, not looked into": sorted(self.listing.latent_datasets),
+            "hidden (name starts with a dot), so not read": sorted(self.listing.hidden),
+            "folders with a latent dataset, not searched": sorted(self.listing.latent_datasets),
             **self._left_out(),
         }
         kinds = {
@@ -192,37 +203,37 @@ class _Scan:
         ]
 
     def _left_out(self) -> dict[str, list[str]]:
-        """Files that are neither media, nor captions, nor tables, in order, by what is to be said
-        of them.
+        """Return the files that are neither media, captions nor tables, in order, by the remark on
+        them.
         """
-        others = (*TEXT_ENDINGS, RECORD_ENDING, *TABLE_ENDINGS)  # which are spoken of elsewhere
+        others = (*TEXT_ENDINGS, RECORD_ENDING, *TABLE_ENDINGS)  # which have their own remarks
         found: dict[str, list[str]] = {}
         for path in sorted(self.others):
             ending = ending_of(path)
             if ending not in others:
                 what = explain_ending(ending)
                 ended = (
-                    f"left out by their ending {one_line(ending)}"
+                    f"left out because of their ending {one_line(ending)}"
                     if ending
-                    else "left out, having no ending"
+                    else "left out because they have no ending"
                 )
                 found.setdefault(ended + (f": {what}" if what else ""), []).append(path)
         return found
 
     def _media_file(self, path: str) -> MediaFile:
-        beside = self.sidecars.of(path, self.stems[path])
-        return MediaFile(_storable(path), path, self._folder.stamp(path), beside)
+        sidecars = self.sidecars.of(path, self.stems[path])
+        return MediaFile(_storable(path), path, self._folder.stamp(path), sidecars)
 
     def _find_tables(self, wanted: str | None) -> list[str]:
-        """Relative paths of the tables: those that the recipe names, else all that aren't notes on
-        single files.
+        """Return relative paths of the tables: those that the recipe names, or else all that aren't
+        notes on single files.
         """
         if wanted is not None:
             named = [path for path in self.others if wanted in (path, _file_name(path))]
             if not named:
                 raise SourceError(
-                    f"source folder: no file named {wanted} in {self._folder.name('')}, as metadata"
-                    " asks for"
+                    f"source folder: metadata names {wanted}, but {self._folder.name('')} contains"
+                    " no such file"
                 )
             return named
         notes = {*self.stems, *self.stems.values()}
@@ -235,18 +246,23 @@ class _Scan:
             self.too_many_tables = others
         return known + others * (len(others) <= MAX_TABLES)
 
-    def _why_empty(self, config: FolderConfig) -> str:
+    def _no_files_message(self, config: FolderConfig) -> str:
+        """Return a message that no file has one of the suffixes, with the endings found."""
         others = (path for path in self.others if _file_name(path) not in self.table_names)
         endings = Counter(ending_of(path) or "no suffix" for path in others)
         there = ", ".join(f"{suffix} ({count})" for suffix, count in endings.most_common(6))
         advice = next(
-            (f"{one}: {how}; " for one, _ in endings.most_common() if (how := how_to_read(one))), ""
+            (
+                f"{one}: {how}; "
+                for one, _ in endings.most_common()
+                if (how := describe_options(one))
+            ),
+            "",
         )
         depth = "below" if config.recursive else "directly in"
-        few, rest = config.suffixes[:4], len(config.suffixes) - 4
-        wanted = ", ".join(few) + (f" or {rest} other endings" if rest > 0 else "")
+        wanted = list_few(config.suffixes)
         return f"source folder: no file {depth} {self._folder.name('')} ends in {wanted}; " + (
-            f"others there: {there}; {advice}name the ones to take in source.with.suffixes"
+            f"others there: {there}; {advice}name the ones to use in source.with.suffixes"
             if there
             else "there are no other files either"
         )
@@ -257,7 +273,7 @@ def _file_name(path: str) -> str:
 
 
 def _storable(path: str) -> str:
-    r"""A path as text that any file can store; different for every path: a byte that is not UTF-8
-    becomes `\xff`, a backslash two.
+    r"""Return a path as text that any file can store, different for every path: a byte that is not
+    UTF-8 becomes `\xff`, a backslash two.
     """
     return os.fsencode(path.replace("\\", "\\\\")).decode("utf-8", "backslashreplace")

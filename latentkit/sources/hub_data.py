@@ -1,4 +1,4 @@
-"""Data sets on the hub: which one a recipe names, whether it is there, and what keeps it away."""
+"""Datasets on the hub: which one a recipe names, whether it exists, and why it can't be read."""
 
 from __future__ import annotations
 
@@ -10,42 +10,42 @@ import datasets
 from huggingface_hub import HfApi, errors
 
 from latentkit.errors import SourceError
-from latentkit.runtime.hub_errors import HUB_ERRORS, causes_of, explain_hub_error
+from latentkit.runtime.hub_errors import HUB_ERRORS, explain_hub_error, list_causes
 from latentkit.runtime.hub_places import ID_PART, HubPlace, parse_hub_place
 
 TIMEOUT_SECONDS = 10.0
 
 
 def find_hub_data(path: str, revision: str | None, local: Path) -> HubPlace:
-    """The place on the hub that a recipe's `path` names; the hub is asked once, without the retries
-    of half a minute that `datasets` has.
+    """Return the place on the hub that a recipe's `path` names. The hub is asked once, without the
+    library's half-minute of retries.
 
     Args:
         path: owner/name, a folder or file in it, or the address of its page.
-        revision: branch, tag or commit; None is the one that `path` names, or the main branch.
-        local: the path of this machine that it isn't.
+        revision: branch, tag or commit; None is the one in `path`, or else the main branch.
+        local: the local path that doesn't exist, for messages.
 
     Raises:
-        SourceError: it is no place on the hub, isn't there, or the hub can't be reached and nothing
-            is cached.
+        SourceError: the path isn't a hub id, the dataset doesn't exist, or the hub can't be reached
+            and nothing is cached.
     """
     place = parse_hub_place(path, "dataset")
     missing = f"source datasets: {path!r}" + (
         "" if "://" in path else f" is not a path ({local} does not exist), and"
     )
-    if place is None and ID_PART.fullmatch(path):  # the oldest data sets have no owner
+    if place is None and ID_PART.fullmatch(path):  # the oldest datasets have no owner
         place = HubPlace(path, kind="dataset")
     if place is None:
         raise SourceError(f"{missing} not a hub id such as owner/name either")
     if place.kind != "dataset":
         raise SourceError(
-            f"{missing} names a {place.kind} of the hub; expected a data set, such as"
+            f"{missing} is a {place.kind} on the hub; expected a dataset, such as"
             " hf://datasets/owner/name"
         )
     if revision is not None and place.revision not in (None, revision):
         raise SourceError(
-            f"{missing} names the revision {place.revision!r}, and the option revision"
-            f" {revision!r}; leave one out"
+            f"{missing} contains the revision {place.revision!r}, but the option revision is"
+            f" {revision!r}. Leave one out"
         )
     place = replace(place, revision=revision or place.revision)
     try:
@@ -63,12 +63,12 @@ def find_hub_data(path: str, revision: str | None, local: Path) -> HubPlace:
     return place
 
 
-def options_of(place: HubPlace, endings: tuple[str, ...]) -> dict[str, Any]:
-    """What `datasets.load_dataset_builder` takes beside the name: the revision, and the folder or
-    file in it.
+def builder_options(place: HubPlace, endings: tuple[str, ...]) -> dict[str, Any]:
+    """Return the arguments of `datasets.load_dataset_builder` other than the name: the revision,
+    and the folder or file in the dataset.
 
     Args:
-        endings: of files of data; any other path is a folder.
+        endings: endings of data files; any other path is a folder.
     """
     options: dict[str, Any] = {"revision": place.revision}
     if place.path.lower().endswith(endings):
@@ -76,15 +76,15 @@ def options_of(place: HubPlace, endings: tuple[str, ...]) -> dict[str, Any]:
     return options | ({"data_dir": place.path} if place.path else {})
 
 
-def explain_failure(error: Exception, place: HubPlace | None) -> str | None:
-    """The hub's reason where `datasets` failed by one; None where it is another."""
+def explain_hub_failure(error: Exception, place: HubPlace | None) -> str | None:
+    """Return the hub's reason for an error of `datasets`; None if it has another cause."""
     if place is None:
         return None
-    if isinstance(error, datasets.exceptions.DatasetNotFoundError):  # which has lost the hub's own
+    if isinstance(error, datasets.exceptions.DatasetNotFoundError):  # which drops the hub's error
         try:
             HfApi().auth_check(place.repository, repo_type="dataset")
         except HUB_ERRORS as refusal:
             return explain_hub_error(refusal, place)
     hubs_own = (errors.HfHubHTTPError, errors.OfflineModeIsEnabled)
-    is_hubs = any(isinstance(cause, hubs_own) for cause in causes_of(error))
+    is_hubs = any(isinstance(cause, hubs_own) for cause in list_causes(error))
     return explain_hub_error(error, place) if is_hubs else None

@@ -1,6 +1,4 @@
-"""Local tars and tables of paths among what the source `datasets` is given; the library reads the
-rest.
-"""
+"""Opens local tars and tables of paths for the source `datasets`; the library reads the rest."""
 
 from __future__ import annotations
 
@@ -16,23 +14,34 @@ from latentkit.runtime.file_endings import TAR_ENDINGS
 from latentkit.sources.files import LocalFiles
 from latentkit.sources.path_table import PathTable, open_path_table
 from latentkit.sources.patterns import find_matches, is_pattern
-from latentkit.sources.splits import split_files
+from latentkit.sources.splits import remark_other_splits, split_files
 from latentkit.sources.webdataset import TarSource, TarStream, is_tar, open_tars
 
 if TYPE_CHECKING:
     from latentkit.sources.options import DatasetsConfig
 
-NOTES = (".json", ".jsonl", ".txt", ".md", ".yaml", ".yml", ".csv", ".tsv", ".idx", ".log")
-"""Endings of files that lie beside tars as a rule, and say something of them."""
+SIDECAR_ENDINGS = (
+    ".json",
+    ".jsonl",
+    ".txt",
+    ".md",
+    ".yaml",
+    ".yml",
+    ".csv",
+    ".tsv",
+    ".idx",
+    ".log",
+)
+"""Endings of files that often accompany tars and describe them."""
 
 
 def open_local(
     config: DatasetsConfig, context: BuildContext
 ) -> TarSource | TarStream | PathTable | None:
-    """The source of tars, or of a table whose rows name files; None for anything else.
+    """Return the source of tars, or of a table whose rows name files; None for anything else.
 
     Raises:
-        SourceError: they can't be read, or the recipe doesn't fit them.
+        SourceError: the files can't be read, or the recipe doesn't fit them.
     """
     files = list_files(config, context.recipe_dir)
     if files is not None:
@@ -54,10 +63,10 @@ def open_local(
 
 
 def list_files(config: DatasetsConfig, recipe_dir: Path) -> list[Path] | None:
-    """The files of a pattern or a list; None where `path` is one path or a hub id.
+    """Return the files of a pattern or a list; None if `path` is one path or a hub id.
 
     Raises:
-        SourceError: a pattern fits no file, or they are of several kinds.
+        SourceError: a pattern matches no file, or the files are of several kinds.
     """
     if isinstance(config.path, str) and (
         not is_pattern(config.path) or (recipe_dir / config.path).exists()
@@ -66,9 +75,9 @@ def list_files(config: DatasetsConfig, recipe_dir: Path) -> list[Path] | None:
     files = [path for path in find_matches(config.path, recipe_dir) if path.is_file()]
     kinds = Counter("tar" if is_tar(file.name) else file.suffix.lower() for file in files)
     if len(kinds) != 1:
-        found = ", ".join(f"{kind} ({count})" for kind, count in kinds.items()) or "folders alone"
+        found = ", ".join(f"{kind} ({count})" for kind, count in kinds.items()) or "only folders"
         raise SourceError(
-            f"source datasets: {config.path}: expected files of one kind, got {found}; write a"
+            f"source datasets: {config.path}: expected files of one kind, got {found}. Write a"
             " narrower pattern"
         )
     return files
@@ -77,35 +86,40 @@ def list_files(config: DatasetsConfig, recipe_dir: Path) -> list[Path] | None:
 def _open_folder(
     config: DatasetsConfig, context: BuildContext, place: Path
 ) -> TarSource | TarStream | PathTable | None:
-    """The tars of a folder by split, unless other data files in it are more; or the only file in
-    it, a table of paths.
+    """Open a folder's tars by split, unless it contains more files of other data; or its only file,
+    if that is a table of paths.
     """
     found = sorted(LocalFiles(place).list(recursive=True).files)
-    tars, others = [name for name in found if is_tar(name)], [
-        name for name in found if not is_tar(name)
-    ]
+    tars, others = (
+        [name for name in found if is_tar(name)],
+        [name for name in found if not is_tar(name)],
+    )
     if len(others) == 1 and not tars:
         return open_path_table(config, LocalFiles(place), others[0])
-    if not tars or are_more(others, tars):
+    if not tars or outnumber_tars(others, tars):
         return None
-    remarks = [Remark("files beside tars, not read", len(others), others[0])] if others else []
-    return open_tars(config, context, LocalFiles(place), split_files(tars), remarks)
+    remarks = [Remark("other files than tars, not read", len(others), others[0])] if others else []
+    splits = split_files(tars)
+    counts = {name: len(files) for name, files in splits.items()}
+    remarks += remark_other_splits(counts, config.split, "tars")
+    return open_tars(config, context, LocalFiles(place), splits, remarks)
 
 
-def are_more(others: Sequence[str], tars: Sequence[str]) -> bool:
-    """Whether another kind of data file is there more often than tars; one that bears the name of a
-    tar says something of it.
+def outnumber_tars(others: Sequence[str], tars: Sequence[str]) -> bool:
+    """Return whether there are more data files of another kind than tars. A file with a tar's name
+    describes that tar and doesn't count.
     """
     stems = {_stem(name) for name in tars}
     kinds = Counter(
         os.path.splitext(name)[1].lower()
         for name in others
-        if _stem(name) not in stems and not name.lower().endswith(NOTES)
+        if _stem(name) not in stems and not name.lower().endswith(SIDECAR_ENDINGS)
     )
     return bool(kinds) and kinds.most_common(1)[0][1] > len(tars)
 
 
 def _stem(name: str) -> str:
+    """Return the name without its ending."""
     ending = next(
         (ending for ending in TAR_ENDINGS if name.lower().endswith(ending)),
         os.path.splitext(name)[1],

@@ -1,4 +1,4 @@
-"""Options of core's sources. Loads no torch."""
+"""Options of the built-in sources. Loads no torch."""
 
 from __future__ import annotations
 
@@ -7,22 +7,24 @@ from pydantic import Field, field_validator
 from latentkit.contracts import (
     Config,
 )
-from latentkit.runtime.file_endings import PICTURE_SUFFIXES, TABLE_ENDINGS
+from latentkit.runtime.file_endings import IMAGE_SUFFIXES, TABLE_ENDINGS
 
 # ---------------------------------------------------------------- sources
 
 
 class FolderConfig(Config):
-    """Source `folder`: files below a folder, sorted by their relative path, which is the key."""
+    """Options of the source `folder`: files below a folder, sorted by their relative path, which is
+    the key.
+    """
 
     path: str = Field(
         description="folder to read, relative to the recipe, or its URL, such as s3://bucket/photos"
     )
     recursive: bool = Field(True, description="look into sub-folders too")
     suffixes: list[str] = Field(
-        list(PICTURE_SUFFIXES),
+        list(IMAGE_SUFFIXES),
         min_length=1,
-        description="endings of the files to take, in any case, with the dot",
+        description="endings of the files to use, in any case, with the dot",
     )
     metadata: str | None = Field(
         None,
@@ -49,7 +51,7 @@ class FolderConfig(Config):
 
 
 class DatasetsConfig(Config):
-    """Source `datasets`: anything the library `datasets` opens."""
+    """Options of the source `datasets`: anything that the library `datasets` opens."""
 
     path: str | list[str] = Field(
         description=(
@@ -59,7 +61,7 @@ class DatasetsConfig(Config):
             " wds/{00000..00012}.tar, or a list of them"
         )
     )
-    name: str | None = Field(None, description="configuration of the data set; none: its default")
+    name: str | None = Field(None, description="configuration of the dataset; none: its default")
     split: str = Field(
         "train", description="split, slices such as train[:100] allowed when not streaming"
     )
@@ -67,7 +69,7 @@ class DatasetsConfig(Config):
     media: str | None = Field(
         None,
         description=(
-            "column that holds the media; none: the only image, audio, video or bytes column"
+            "column that contains the media; none: the only image, audio, video or bytes column"
         ),
     )
     attributes: list[str] | None = Field(
@@ -87,7 +89,3 @@ class DatasetsConfig(Config):
     streaming: bool = Field(
         False, description="read shard by shard without downloading all of it first"
     )
-
-
-class SamplePhotosConfig(Config):
-    """Source `sample-photos`: the photographs inside the scikit-image package."""

@@ -1,4 +1,4 @@
-"""A table whose rows name files, as a source of its own: the files that it names, in its order."""
+"""A table whose rows name files, as a source: the named files, in the table's order."""
 
 from __future__ import annotations
 
@@ -15,28 +15,35 @@ from latentkit.contracts import Entry, Remark, Sample
 from latentkit.errors import SampleError, SourceError
 from latentkit.runtime.file_endings import TABLE_ENDINGS
 from latentkit.runtime.paths import is_url
-from latentkit.sources.captions import TEXT_ENDINGS, name_caption
+from latentkit.sources.captions import TEXT_ENDINGS, add_caption
 from latentkit.sources.files import Files
-from latentkit.sources.table_rows import Table, holds_media, plain, read_head, read_table
+from latentkit.sources.table_rows import (
+    Table,
+    contains_media,
+    read_head,
+    read_table,
+    to_plain_value,
+)
 from latentkit.sources.tables import (
     FILE_COLUMNS,
     PROBED_ROWS,
     FileNames,
     choose_file_column,
-    plain_name,
+    normalize_column_name,
+    path_of_url,
 )
 
 if TYPE_CHECKING:
     from latentkit.sources.options import DatasetsConfig
 
 MEDIA_PATH = re.compile(r".{1,1000}\.[A-Za-z0-9]{2,5}")
-"""What a text that names a file of media looks like."""
+"""What a text that names a media file looks like."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row: its key, the path of its file, the file's stamp, its attributes, and why it can't be
-    used, or "" where it can.
+    """One row: its key, the path of its file, the file's stamp, its attributes, and why it can't be
+    used ("" if it can).
     """
 
     key: str
@@ -47,10 +54,10 @@ class Row:
 
 
 class PathTable:
-    """Samples whose media are the files that the rows of a table name, in its order; keys are their
-    paths, from the table's folder.
+    """Samples whose media are the files that a table's rows name, in its order. Keys are their
+    paths from the table's folder.
 
-    A row whose file is gone is a bad sample, not the end.
+    A row whose file is missing is a bad sample; it doesn't end the run.
     """
 
     def __init__(self, files: Files, rows: list[Row], remarks: list[Remark]) -> None:
@@ -60,10 +67,10 @@ class PathTable:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> Sample:
-        """The sample at a position.
+        """Return the sample at a position.
 
         Raises:
-            SampleError: its file is gone, or its name fits several.
+            SampleError: its file is missing, or its name matches several files.
         """
         row = self._rows[index]
         if row.problem:
@@ -71,42 +78,44 @@ class PathTable:
         return Sample(row.key, self._files.media(row.path), row.attributes, row.stamp)
 
     def entries(self) -> Iterator[Entry]:
-        """One entry per row, in order; no media is opened."""
+        """Yield one entry per row, in order. No media is opened."""
         return (Entry(row.key, row.stamp, row.attributes) for row in self._rows)
 
     def remarks(self) -> Iterable[Remark]:
-        """What of the table is not used."""
+        """Return remarks on what is not used."""
         return list(self._remarks)
 
 
 def open_path_table(config: DatasetsConfig, files: Files, name: str) -> PathTable | None:
-    """The source of a table whose rows name files; None for another table, or one that this can't
-    read.
+    """Return the source of a table whose rows name files; None for any other table, or one that
+    can't be read here.
 
     Raises:
-        SourceError: its rows look like paths, and none is there; or the recipe doesn't fit it.
+        SourceError: the rows look like paths but no file exists, or the recipe doesn't fit it.
     """
     if not name.lower().endswith(TABLE_ENDINGS):
         return None
     finder = _Finder(files)
     try:
-        if holds_media(files, name):
+        if contains_media(files, name):
             return None
         head, is_whole = read_head(files, name, PROBED_ROWS)
         if not _may_name_files(head, finder, config.media):
             return None
         table = head if is_whole else read_table(files, name)
     except SourceError:
-        return None  # the library says what is wrong, or reads it all the same
+        if config.media is None and not name.lower().endswith(".parquet"):
+            raise  # no column of a text holds media
+        return None  # the library reads it or says what is wrong
     if config.media is not None and config.media not in table.columns():
         return None
     try:
         chosen = choose_file_column(table, "", finder, config.media)
     except SourceError as err:
-        if column_of_paths(table, config.media):
+        if looks_like_path_column(table, config.media):
             raise SourceError(
-                f"source datasets: {err}; files on the web have to be fetched first, as img2dataset"
-                " does"
+                f"source datasets: {err}; files on the web must be downloaded first, for example"
+                " with img2dataset"
             ) from err
         return None
     rows, again = _rows(chosen.table, chosen.name, chosen.files, finder, config)
@@ -114,19 +123,19 @@ def open_path_table(config: DatasetsConfig, files: Files, name: str) -> PathTabl
     if again:
         remarks.append(
             Remark(
-                "rows of a table that name a file which an earlier row names, not used",
+                "rows of a table not used, because an earlier row names the same file",
                 len(again),
                 again[0],
             )
         )
-    return PathTable(files, _part(rows, config, table.name), remarks)
+    return PathTable(files, _rows_of_split(rows, config, table.name), remarks)
 
 
 def _may_name_files(table: Table, finder: _Finder, wanted: str | None) -> bool:
-    """Whether the first rows of a table name files here, or look as if they did; where not, the
-    rest of it isn't read.
+    """Return whether a table's first rows name existing files or look like paths. If not, the rest
+    of the table isn't read.
     """
-    if column_of_paths(table, wanted):
+    if looks_like_path_column(table, wanted):
         return True
     try:
         choose_file_column(replace(table, rows=table.rows[:PROBED_ROWS]), "", finder, wanted)
@@ -135,14 +144,14 @@ def _may_name_files(table: Table, finder: _Finder, wanted: str | None) -> bool:
     return True
 
 
-def column_of_paths(table: Table, wanted: str | None) -> bool:
-    """Whether the column that the recipe names, else one of a usual name, holds what looks like
-    paths of media or URLs.
+def looks_like_path_column(table: Table, wanted: str | None) -> bool:
+    """Return whether the column that the recipe names, or else one with a usual name, contains
+    texts like media paths or URLs.
     """
     columns = [
         one
         for one in table.columns()
-        if one == wanted or (wanted is None and plain_name(one) in FILE_COLUMNS)
+        if one == wanted or (wanted is None and normalize_column_name(one) in FILE_COLUMNS)
     ]
     cells = [row.get(column) for column in columns for _, row in table.rows[:100]]
     like = [
@@ -155,7 +164,7 @@ def column_of_paths(table: Table, wanted: str | None) -> bool:
 def _rows(
     table: Table, column: str, found: list[list[str]], finder: _Finder, config: DatasetsConfig
 ) -> tuple[list[Row], list[str]]:
-    """The rows of different keys, and where the others stand."""
+    """Return the rows with different keys, and the positions of those whose key is repeated."""
     rows: dict[str, Row] = {}
     again = []
     for (where, row), paths in zip(table.rows, found, strict=True):
@@ -163,7 +172,9 @@ def _rows(
         path = (
             paths[0]
             if len(paths) == 1
-            else finder.key(name) if isinstance(name, str) and name.strip() else ""
+            else finder.key(name)
+            if isinstance(name, str) and name.strip()
+            else ""
         )
         key = path or where
         if config.key is not None:
@@ -171,12 +182,12 @@ def _rows(
             key = "" if value is None else str(value)
         if not key:
             raise SourceError(
-                f"source datasets: {table.name}, {where}: there is no key in column {config.key!r}"
+                f"source datasets: {table.name}, {where}: no key in column {config.key!r}"
             )
         if key in rows:
             if config.key is not None:
                 raise SourceError(
-                    f"source datasets: {table.name}, {where}: the key {key!r} is there twice; name"
+                    f"source datasets: {table.name}, {where}: the key {key!r} occurs twice. Name"
                     " another column as key"
                 )
             again.append(f"{table.name}, {where}: {name!r}")
@@ -193,17 +204,20 @@ def _rows(
 
 
 def _problem(name: Any, fits: bool) -> str:
-    """Why a row can't be used, in the same words for all rows of a kind; the key has the name."""
+    """Return why a row can't be used. The text is the same for all rows of a kind; the key names
+    the file.
+    """
     if fits:
-        return "the name that the table has fits several files"
+        return "the table's name for it matches several files"
     is_named = isinstance(name, str) and name.strip()
-    return "the table names a file that is not there" if is_named else "the table names no file"
+    return "the table names a file that doesn't exist" if is_named else "the table names no file"
 
 
 def _attributes(
     table: Table, row: dict[str, Any], column: str, config: DatasetsConfig
 ) -> dict[str, Any]:
-    values = name_caption(
+    """Return a row's attributes: those that the recipe names, or else every other column."""
+    values = add_caption(
         {name: value for name, value in row.items() if name not in (column, config.key)}
     )
     if config.attributes is None:
@@ -212,34 +226,33 @@ def _attributes(
         if name not in values and name not in table.columns():
             known = ", ".join(table.columns())
             raise SourceError(
-                f"source datasets: attributes: the column {name!r} is not there; {table.name} has"
-                f" the columns {known}"
+                f"source datasets: attributes: no column {name!r}; {table.name} has the columns"
+                f" {known}"
             )
     return {
-        name: values[name] if name in values else plain(row.get(name)) for name in config.attributes
+        name: values[name] if name in values else to_plain_value(row.get(name))
+        for name in config.attributes
     }
 
 
-def _part(rows: list[Row], config: DatasetsConfig, name: str) -> list[Row]:
-    """The rows of the split that the recipe asks for; all of a table is "train"."""
+def _rows_of_split(rows: list[Row], config: DatasetsConfig, name: str) -> list[Row]:
+    """Return the rows of the split that the recipe asks for. A table only has the split "train"."""
     try:
         parts = datasets.ReadInstruction.from_spec(config.split).to_absolute({"train": len(rows)})
     except (ValueError, AssertionError) as err:
         raise SourceError(
-            f"source datasets: {name}, split {config.split!r}: {err}; a table has the split train"
-            " alone"
+            f"source datasets: {name}, split {config.split!r}: {err}; a table only has the split"
+            " train"
         ) from err
     chosen = [row for part in parts for row in rows[part.from_ : part.to]]
     if not chosen:
-        raise SourceError(
-            f"source datasets: {name}, split {config.split!r}: no data, no rows are in it"
-        )
+        raise SourceError(f"source datasets: {name}, split {config.split!r}: it contains no rows")
     return chosen
 
 
 class _Finder:
-    """Finds files that a table names; looks into a folder only where a name isn't there as it is
-    written.
+    """Finds the files that a table names. A folder is listed only if a name doesn't exist exactly
+    as written.
     """
 
     def __init__(self, files: Files) -> None:
@@ -250,7 +263,8 @@ class _Finder:
         self.stamps: dict[str, str] = {}
 
     def find(self, name: str, folder: str) -> list[str]:
-        """Paths that a name may mean, from the table's folder, or absolute; see `FileNames.find`.
+        """Return the paths that a name may mean, from the table's folder or absolute; see
+        `FileNames.find`.
         """
         if not self._is_below(name):
             return []
@@ -271,9 +285,9 @@ class _Finder:
         return [path for path in found if self._is_there(path)]
 
     def find_elsewhere(self, name: str, folder: str) -> list[str]:
-        """See `FileNames.find_elsewhere`; looks into all folders below the table's.
+        """Find files in all folders below the table's; see `FileNames.find_elsewhere`.
 
-        A full URL says where its file is.
+        A full URL is never looked for elsewhere.
         """
         if is_url(name.strip()):
             return []
@@ -289,16 +303,17 @@ class _Finder:
         return found if len(found) > 1 else [path for path in found if self._is_there(path)]
 
     def key(self, name: str) -> str:
-        """A path in its shortest form; relative where it is below the table's folder."""
-        name = name.strip()
-        name = name.removeprefix("file://") if name.startswith("file:///") else name
+        """Return a path in its shortest form: relative if it is below the table's folder."""
+        name = path_of_url(name.strip())
         if is_url(name) and not name.startswith(self._root):
             return name
         path = os.path.normpath(name.removeprefix(self._root)).replace(os.sep, "/")
         return path.removeprefix(self._root)
 
     def _is_below(self, name: str) -> bool:
-        """Whether a name may be one of a file here: a URL below another root is not."""
+        """Return whether a name may be a file below the table's folder. A URL with another root
+        isn't.
+        """
         return not is_url(self.key(name))
 
     def _is_there(self, path: str) -> bool:
@@ -309,11 +324,12 @@ class _Finder:
                 SourceError,
                 OSError,
                 ValueError,
-            ):  # a text that is no path at all may be too long, or hold zeros
+            ):  # a text that isn't a path may be too long or contain zeros
                 return False
         return True
 
     def _names_in(self, folder: str) -> FileNames | None:
+        """Return the names of the files in a folder; None if it can't be listed."""
         if folder not in self._folders:
             try:
                 below = self._files.below(folder)

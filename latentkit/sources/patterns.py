@@ -1,5 +1,5 @@
-"""Files by pattern: with `*`, `?`, `**`, and braces such as {00000..00012} or {a,b}, as
-webdataset's lists of shards are written.
+"""Files by pattern: with `*`, `?`, `**`, and braces such as {00000..00012} or {a,b}, in which
+webdataset writes lists of shards.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
 
 
 def is_pattern(text: str) -> bool:
-    """Whether a text names files by a pattern, or several."""
+    """Return whether a text is a pattern or names several files."""
     return SEPARATOR in text or bool(BRACES.search(text)) or glob.has_magic(text)
 
 
 def find_matches(patterns: str | Sequence[str], base: Path) -> list[Path]:
-    """Absolute paths of the files that patterns name: in the order of the patterns, those of one by
-    name.
+    """Return absolute paths of the files that match: in the order of the patterns, and by name
+    within a pattern.
 
     Raises:
-        SourceError: a pattern, or a name out of its braces, has no file.
+        SourceError: a pattern, or a name from its braces, matches no file.
     """
     texts = patterns.split(SEPARATOR) if isinstance(patterns, str) else patterns
     found: dict[Path, None] = {}
@@ -39,15 +39,15 @@ def find_matches(patterns: str | Sequence[str], base: Path) -> list[Path]:
         )
         if not matches:
             raise SourceError(
-                f"source datasets: no file fits {text!r} (looked for {path.absolute()}), and it is"
-                " not a hub id"
+                f"source datasets: no file matches {text!r} (looked for {path.absolute()}), and it"
+                " is not a hub id"
             )
         found |= dict.fromkeys(match.absolute() for match in matches)
     return list(found)
 
 
 def expand_braces(text: str) -> Iterator[str]:
-    """The texts that braces stand for; numbers keep their zeros."""
+    """Yield the texts that braces stand for. Numbers keep their leading zeros."""
     match = BRACES.search(text)
     if match is None:
         yield text

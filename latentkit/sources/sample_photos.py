@@ -1,5 +1,5 @@
-"""Source `sample-photos`: the color photographs inside the scikit-image package, for trying things
-out without a download.
+"""Source `sample-photos`: the color photographs in the scikit-image package, for trying things
+without a download.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ CAPTIONS = {
 @dataclass(frozen=True)
 class SamplePhotos:
     """The photographs in one folder: the key is the file name, "text" a caption, the media a
-    `Path`, the stamp size and package version.
+    `Path`, the stamp the size and package version.
     """
 
     folder: Path
@@ -45,7 +45,7 @@ class SamplePhotos:
         return len(CAPTIONS)
 
     def __getitem__(self, index: int) -> Sample:
-        """The photograph at a position, in the order of file names."""
+        """Return the photograph at a position, in the order of file names."""
         name, caption = list(CAPTIONS.items())[index]
         path = self.folder / name
         return Sample(
@@ -53,16 +53,16 @@ class SamplePhotos:
         )
 
     def entries(self) -> Iterator[Entry]:
-        """One entry per photograph, in order; none is opened."""
+        """Yield one entry per photograph, in order. None is opened."""
         samples = (self[index] for index in range(len(self)))
         return (Entry(sample.key, sample.stamp, sample.attributes) for sample in samples)
 
 
 def open_sample_photos() -> SamplePhotos:
-    """The photographs of the installed scikit-image, which is not imported.
+    """Return the photographs of the installed scikit-image, which is not imported.
 
     Raises:
-        SourceError: scikit-image is not installed, or lacks one of them.
+        SourceError: scikit-image is not installed, or lacks a photograph.
     """
     spec = find_spec("skimage")
     if spec is None or not spec.submodule_search_locations:

@@ -1,8 +1,8 @@
-"""Samples in tars, as the library `webdataset` and others write them: files of one name and several
+"""Samples in tars, in the format of the library `webdataset`: files with one name and several
 endings.
 
-Read here instead of by the library `datasets`, which takes all samples to have the fields, and the
-fields the types, of the first few.
+They are read here because the library `datasets` expects all samples to have the fields of the
+first few, with the same types.
 """
 
 from __future__ import annotations
@@ -17,19 +17,20 @@ from typing import IO, Any
 from latentkit.contracts import Remark
 from latentkit.contracts.samples import one_line
 from latentkit.errors import SampleError, SourceError
-from latentkit.sources.captions import name_caption
+from latentkit.sources.captions import add_caption
 from latentkit.sources.encodings import UnknownEncodingError, decode_text
+from latentkit.sources.endings import list_few, missing_plugin
 from latentkit.sources.tars import Member, Tar
 
 TEXT_FIELDS = ("text", "txt", "caption", "prompt", "transcript")
-"""Endings of texts; the first that a sample has is its caption, before what a JSON object of it
-says.
+"""Endings of texts. The first that a sample has is its caption; it takes precedence over a JSON
+object.
 """
 NUMBER_FIELDS = ("cls", "cls2", "index", "inx", "id")
 JSON_FIELDS = ("json", "jsn")
 
 NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")
-"""Key and field of a file's name, parted at the first dot, as webdataset's `base_plus_ext` does."""
+"""Key and field of a file's name, separated at the first dot like webdataset's `base_plus_ext`."""
 FIELD_PART = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*|mp[34]|7z")
 
 
@@ -42,10 +43,10 @@ class Group:
 
 
 def split_name(name: str) -> tuple[str, str] | None:
-    """Key and field of a file's name; None where it has no ending.
+    """Return key and field of a file's name; None if it has no ending.
 
-    What stands between the dots belongs to the field, as in "1.left.jpg", unless no field is called
-    so, as in "Track 8.0.jpg".
+    Everything between dots belongs to the field, as in "1.left.jpg", unless it can't be a field's
+    name, as in "Track 8.0.jpg".
     """
     if (match := NAME.fullmatch(name)) is None:
         return None
@@ -56,11 +57,11 @@ def split_name(name: str) -> tuple[str, str] | None:
 
 
 def group_members(members: Iterable[Member]) -> tuple[list[Group], list[str]]:
-    """The samples in a tar, in the order of their first files, and the names of the files that have
-    no ending.
+    """Return the samples in a tar, in the order of their first files, and the names of the files
+    without an ending.
 
-    A sample's files need not follow each other. A name that is there again begins another sample,
-    called "key#2".
+    A sample's files need not be adjacent. A name that occurs again starts another sample, called
+    "key#2".
     """
     groups: dict[tuple[str, int], dict[str, Member]] = {}
     newest: dict[str, int] = {}
@@ -74,13 +75,13 @@ def group_members(members: Iterable[Member]) -> tuple[list[Group], list[str]]:
         if field in groups.get((key, number), ()):
             number = newest[key] = number + 1
         groups.setdefault((key, number), {})[field] = member
-    keys = _unlike_keys(groups)
+    keys = _unique_keys(groups)
     return [Group(key, fields) for key, fields in zip(keys, groups.values(), strict=True)], unnamed
 
 
-def _unlike_keys(numbered: Iterable[tuple[str, int]]) -> Iterator[str]:
-    """The keys of samples with the number of each among those of its name; a name that stands in
-    the tar, such as "a#2", is no other's.
+def _unique_keys(numbered: Iterable[tuple[str, int]]) -> Iterator[str]:
+    """Yield the keys of samples, numbered if a name occurs more than once. A name that exists in
+    the tar, such as "a#2", is never given to another sample.
     """
     numbered = list(numbered)
     taken = {key for key, _ in numbered}
@@ -97,56 +98,60 @@ def _unlike_keys(numbered: Iterable[tuple[str, int]]) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class MediaChoice:
-    """Which of a sample's fields is its media.
+    """Which field of a sample is its media.
 
     Args:
-        field: the one that the recipe names; None: the one that ends as `endings` do.
-        endings: of the files that the modality reads, with the dot.
+        field: the field that the recipe names; None means the one whose ending is in `endings`.
+        endings: endings, with the dot, of the files that the modality reads.
     """
 
     field: str | None
     endings: tuple[str, ...]
 
     def of(self, group: Group) -> str | None:
-        """The field of a sample; None where it has none.
+        """Return the sample's media field, or None.
 
         Raises:
-            SourceError: several may be it.
+            SourceError: several fields match.
         """
         if self.field is not None:
             return self.field if self.field in group.fields else None
         matches = [field for field in group.fields if f".{field}".endswith(self.endings)]
-        plain = [field for field in matches if f".{field}" in self.endings] or matches
-        if len(plain) > 1:
-            several = f"the sample {group.key!r} has several files of media: {', '.join(plain)}"
+        likely = [field for field in matches if f".{field}" in self.endings] or matches
+        if len(likely) > 1:
+            several = f"the sample {group.key!r} has several media files: {', '.join(likely)}"
             raise SourceError(
                 f"source datasets: {several}; name the ending of one in source.with.media"
             )
-        return plain[0] if plain else None
+        return likely[0] if likely else None
 
 
 def kind_of(field: str) -> str:
-    """How a field is read: "text", "number", "json", or "bytes"."""
+    """Return how a field is read: "text", "number", "json" or "bytes"."""
     ending = field.rpartition(".")[2]
     kinds = {"text": TEXT_FIELDS, "number": NUMBER_FIELDS, "json": JSON_FIELDS}
     return next((kind for kind, endings in kinds.items() if ending in endings), "bytes")
 
 
-def no_media(groups: Iterable[Group], choice: MediaChoice) -> str:
-    """Why no sample has media: what was looked for, and what is there."""
+def explain_no_media(groups: Iterable[Group], choice: MediaChoice) -> str:
+    """Return why no sample has media: what was looked for, and which endings exist."""
     counts = Counter(field for group in groups for field in group.fields)
     there = ", ".join(f"{field} ({count})" for field, count in counts.most_common(8)) or "none"
     wanted = (
         f"the ending {choice.field}"
         if choice.field is not None
-        else f"an ending of {', '.join(choice.endings)}"
+        else f"an ending of {list_few(choice.endings)}"
     )
     advice = "name one in source.with.media, or set modality.use to the modality that reads them"
+    for field, _ in counts.most_common():
+        if plugin := missing_plugin(f".{field}"):
+            advice = f".{field} is read by {plugin}: pip install {plugin}"
+            break
     return f"no file in the tars has {wanted}; endings there: {there}; {advice}"
 
 
 def unused_fields(groups: Iterable[Group], choice: MediaChoice) -> list[Remark]:
-    """Of the files that are neither media nor attributes, one for each ending."""
+    """Return one remark for each ending of files that are neither media nor attributes."""
     counts: Counter[str] = Counter()
     examples: dict[str, str] = {}
     for group in groups:
@@ -165,10 +170,10 @@ def unused_fields(groups: Iterable[Group], choice: MediaChoice) -> list[Remark]:
 
 
 def read_media(file: IO[bytes], group: Group, field: str) -> bytes | str:
-    """The media of a sample out of its open tar; a text where the field is one.
+    """Read a sample's media from its open tar. The result is a text if the field is one.
 
     Raises:
-        SampleError: it is cut off, or a text that can't be read.
+        SampleError: the file is cut off, or its text can't be read.
         OSError: the tar can't be reached.
     """
     member = group.fields[field]
@@ -181,14 +186,14 @@ def read_media(file: IO[bytes], group: Group, field: str) -> bytes | str:
 def read_attributes(
     file: IO[bytes], group: Group, encodings: Counter[str] | None = None
 ) -> dict[str, Any]:
-    """Attributes of a sample: its caption as "text", its texts and numbers by their fields, and
-    what its JSON objects hold.
+    """Read a sample's attributes: its caption as "text", texts and numbers by their fields, and the
+    content of its JSON objects.
 
     Args:
-        encodings: counts the encodings of its texts.
+        encodings: counts the encodings of the texts.
 
     Raises:
-        SampleError: a field can't be read; says which.
+        SampleError: a field can't be read; the message names it.
         OSError: the tar can't be reached.
     """
     texts: dict[str, Any] = {}
@@ -201,7 +206,7 @@ def read_attributes(
         if encodings is not None:
             encodings[encoding] += 1
         if kind == "json":
-            records |= _record(text, field)
+            records |= _parse_record(text, field)
         else:
             texts[field] = _number(text) if kind == "number" else text
     caption = next((texts[field] for field in TEXT_FIELDS if field in texts), None)
@@ -211,8 +216,8 @@ def read_attributes(
 def choose_attributes(
     file: IO[bytes], group: Group, values: Mapping[str, Any], names: Sequence[str]
 ) -> dict[str, Any]:
-    """Of `read_attributes` those that a recipe names, where the field of a JSON object stands for
-    its text.
+    """Return those of `read_attributes` that a recipe names. The field of a JSON object gives its
+    text.
     """
     texts = {
         name: group.fields[name]
@@ -232,13 +237,14 @@ def _read(file: IO[bytes], member: Member) -> bytes:
     content = file.read(member.size)
     if len(content) < member.size:
         raise OSError(
-            f"{member.name}: {len(content)} of its {member.size} bytes are in the tar; it changed"
-            " while it was read"
+            f"{member.name}: only {len(content)} of its {member.size} bytes are in the tar; the"
+            " tar changed while it was read"
         )
     return content
 
 
 def _text(content: bytes, field: str) -> tuple[str, str]:
+    """Decode a text field."""
     try:
         text, encoding = decode_text(content)
     except UnknownEncodingError as err:
@@ -246,25 +252,29 @@ def _text(content: bytes, field: str) -> tuple[str, str]:
     return text.strip(), encoding
 
 
-def _record(text: str, field: str) -> dict[str, Any]:
+def _parse_record(text: str, field: str) -> dict[str, Any]:
+    """Parse a JSON field."""
     try:
         found = json.loads(text)
     except ValueError as err:
         raise SampleError(f"its .{field} is not JSON: {err}") from err
-    return name_caption(
+    return add_caption(
         found
         if isinstance(found, dict)
-        else {"text": found} if isinstance(found, str) else {field: found}
+        else {"text": found}
+        if isinstance(found, str)
+        else {field: found}
     )
 
 
 def _number(text: str) -> int | str:
+    """Return a number, or the text if it isn't one."""
     try:
         return int(text)
     except ValueError:
         return text
 
 
-def with_prefix(groups: Iterable[Group], tar: Tar) -> Iterator[Group]:
-    """The samples under keys that begin with the name of their tar, which no other has."""
+def prefix_keys(groups: Iterable[Group], tar: Tar) -> Iterator[Group]:
+    """Yield the samples with the unique name of their tar in front of their keys."""
     return (replace(group, key=f"{tar.name}/{group.key}") for group in groups)

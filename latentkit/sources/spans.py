@@ -1,5 +1,4 @@
-"""Long videos and sounds as many samples: the files of another source, each cut into spans of time.
-"""
+"""Cuts long videos and audio files into many samples: spans of time of another source's files."""
 
 from __future__ import annotations
 
@@ -19,22 +18,22 @@ TOLERANCE = 1e-6
 """Seconds by which a video may end before a span does."""
 
 
-SHORTENED = "what lies behind the last span is left out (tail: drop)"
+SHORTENED = "the end after the last span is left out (tail: drop)"
 
 
 class SpanSource:
-    """Samples that are spans of another source's, named by their key and the span, as in
+    """Samples that are spans of another source's samples. Their keys contain the span, as in
     "talks/a.mp4#t=4,6.5".
 
-    The names are those of W3C's Media Fragments, https://www.w3.org/TR/media-frags/#naming-time. A
-    file that can't be cut, because it is damaged or shorter than a span, is one sample under its
-    own name, so that it is not lost: preparing it says what is wrong.
+    The notation is W3C's Media Fragments, https://www.w3.org/TR/media-frags/#naming-time. A file
+    that can't be cut, because it is damaged or shorter than a span, stays one sample under its own
+    key. Preparing that sample then reports the problem.
 
     Args:
-        files: whose samples are cut; its media is not held.
-        find_spans: the spans of one sample, none where it can't be cut; opens its header. Called
-            from several threads.
-        shortened: keys of samples whose end is in no span, to be said; `find_spans` may append to
+        files: the source whose samples are cut; its media isn't kept in memory.
+        find_spans: returns the spans of one sample, or none if it can't be cut; opens the file's
+            header. Called from several threads.
+        shortened: keys of samples whose end is in no span, for a remark; `find_spans` may append to
             it.
 
     Raises:
@@ -62,25 +61,27 @@ class SpanSource:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> Sample:
-        """The sample at a position, with its span."""
+        """Return the sample at a position, with its span."""
         number, span = self._rows[index]
         sample = self._files[number]
         return replace(sample, key=_key(sample.key, span), span=span)
 
     def entries(self) -> Iterator[Entry]:
-        """One entry per span, in order of file and time."""
+        """Yield one entry per span, in order of file and time."""
         files = list(self._files.entries())
         for number, span in self._rows:
             yield replace(files[number], key=_key(files[number].key, span))
 
     def remarks(self) -> Iterator[Remark]:
-        """Those of the other source, and the files that are not cut, or not up to their end."""
+        """Yield the other source's remarks, and which files are not cut or not up to their end."""
         yield from getattr(self._files, "remarks", lambda: ())()
         uncut = [number for number, span in self._rows if span is None]
         if uncut:
             example = self._files[uncut[0]].key
             yield Remark(
-                "not cut into spans, being damaged or shorter than one", len(uncut), example
+                "not cut into spans, because they are damaged or shorter than one",
+                len(uncut),
+                example,
             )
         if self._shortened:
             yield Remark(SHORTENED, len(self._shortened), min(self._shortened))
@@ -92,11 +93,11 @@ def equal_spans(
     stride: float | None = None,
     tail: Literal["drop", "keep"] = "drop",
 ) -> list[Span]:
-    """Spans of `length` seconds every `stride` seconds (None: one after the other) of what lasts
-    `duration` seconds.
+    """Return spans of `length` seconds every `stride` seconds (None: no gap and no overlap) of
+    media that lasts `duration` seconds.
 
     Args:
-        tail: whether what is left at the end, shorter than `length`, becomes a span too.
+        tail: whether a rest shorter than `length` at the end becomes a span too.
     """
     spans, step = [], stride or length
     number = 0
@@ -113,6 +114,7 @@ def equal_spans(
 
 
 def _key(key: str, span: Span | None) -> str:
+    """Return the key of a span; without a span the key itself."""
     return key if span is None else f"{key}#t={_seconds(span[0])},{_seconds(span[1])}"
 
 

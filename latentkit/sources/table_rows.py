@@ -1,6 +1,4 @@
-"""The rows of a table in any form that people keep them in: CSV and its kin, JSON, JSON lines,
-Parquet.
-"""
+"""Reads the rows of a table: CSV and similar formats, JSON, JSON lines, Parquet."""
 
 from __future__ import annotations
 
@@ -11,13 +9,13 @@ import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from latentkit.errors import SourceError
-from latentkit.sources.encodings import UTF8, UnknownEncodingError, decode_text
+from latentkit.sources.encodings import UTF8, UnknownEncodingError, decode_table
 from latentkit.sources.files import Files
 
 DELIMITERS = ",;\t|"
@@ -26,36 +24,42 @@ MAX_FIELD = 1 << 30
 COLUMN_NAMES = "expected column names, each once, one of a file"
 HEAD_BYTES = 1 << 20
 PARQUET_ROWS = 1 << 16
-PATH_OF_ENTRY = "file_name"
-"""The column that gets the names of entries, where a JSON object has one for each file."""
+ENTRY_PATH_COLUMN = "file_name"
+"""The column for the names of entries, if a JSON object has one entry per file."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows with where each stands, such as "line 3"; no row holds bytes.
+    """Rows with their positions, such as "line 3". Binary columns are left out.
 
     Args:
-        name: full path of the file, for people.
-        encoding: of its text; "UTF-8" for Parquet.
-        first_line: of a CSV, the cells of its first line by column, which may be a row; the columns
-            are its names, with a number where a name is there again.
+        name: full path of the file, for messages.
+        encoding: encoding of its text; "UTF-8" for Parquet.
+        first_line: cells of a CSV's first line by column, because that line may be a row. Columns
+            are named by it; a repeated name gets a number.
+        bad_lines: why lines aren't rows.
     """
 
     name: str
     rows: Sequence[tuple[str, dict[str, Any]]]
     encoding: str = UTF8
     first_line: Mapping[str, str] = field(default_factory=dict)
+    bad_lines: Sequence[str] = ()
 
     def columns(self) -> list[str]:
-        """All names of columns, in the order in which they come."""
+        """Return all column names, in order of appearance."""
         return list(dict.fromkeys(column for _, row in self.rows for column in row))
 
     def without_names(self) -> Table:
-        """The same, where the first line of a text is a row too, as in LJSpeech; the columns are
-        file_name, text, column_3 ...
+        """Return the table with its first line as a row too, as in LJSpeech. The columns are
+        file_name, text, column_3 and so on.
         """
         names = self.columns()
-        new = [PATH_OF_ENTRY, "text", *(f"column_{number}" for number in range(3, len(names) + 1))]
+        new = [
+            ENTRY_PATH_COLUMN,
+            "text",
+            *(f"column_{number}" for number in range(3, len(names) + 1)),
+        ]
         rows = [("line 1", dict(self.first_line)), *self.rows]
         renamed = [
             (where, {to: row.get(name) for name, to in zip(names, new, strict=False)})
@@ -65,31 +69,36 @@ class Table:
 
 
 def read_table(files: Files, path: str) -> Table:
-    """A whole table; what it is, its ending and its first line tell.
+    """Read a whole table. Its ending and its first line decide the format.
 
     Raises:
-        SourceError: it can't be read; names file and line.
+        SourceError: the table can't be read; the message names file and line.
     """
     name, ending = files.name(path), path.lower().rpartition(".")[2]
     try:
         if ending == "parquet":
             return Table(name, _parquet_rows(files, path))
-        text, encoding = decode_text(files.read(path))
+        text, encoding = decode_table(files.read(path))
     except UnknownEncodingError as err:
         raise SourceError(f"source folder: {name} can't be read as UTF-8 text: {err}") from err
     except (OSError, pa.ArrowException) as err:
         raise SourceError(f"source folder: {name} can't be read: {err}") from err
-    readers = {"json": _json_rows, "jsonl": _line_rows, "ndjson": _line_rows}
-    if ending in readers:
-        return Table(name, list(readers[ending](name, text)), encoding)
-    with _long_fields():
-        names, rows = _csv_rows(name, text)
-        return Table(name, rows, encoding, names)
+    bad_lines: list[str] = []
+    names: dict[str, str] = {}
+    if ending in ("jsonl", "ndjson", "json"):
+        read = _json_rows if ending == "json" else _line_rows
+        rows = list(read(name, text, bad_lines))
+    else:
+        with _long_fields():
+            names, rows = _csv_rows(name, text, bad_lines)
+    if len(bad_lines) > len(rows):
+        raise SourceError(bad_lines[0])
+    return Table(name, rows, encoding, names, bad_lines)
 
 
 def read_head(files: Files, path: str, most_rows: int) -> tuple[Table, bool]:
-    """The first rows of a large Parquet file or of JSON lines, else the table, and whether that is
-    all of it.
+    """Return the first rows of a large Parquet or JSON lines file, or else the whole table, and
+    whether that is all of it.
 
     Raises:
         SourceError: it can't be read.
@@ -103,15 +112,17 @@ def read_head(files: Files, path: str, most_rows: int) -> tuple[Table, bool]:
         head = _read_start(files, path, HEAD_BYTES + 1)
         if len(head) <= HEAD_BYTES or b"\n" not in head:
             return read_table(files, path), True
-        text, encoding = decode_text(head[: head.rindex(b"\n") + 1])
-    except UnknownEncodingError:  # of letters of two bytes, the last is cut off
+        text, encoding = decode_table(head[: head.rindex(b"\n") + 1])
+    except UnknownEncodingError:  # the last letter may be cut off
         return read_table(files, path), True
     except (OSError, pa.ArrowException) as err:
         raise SourceError(f"source folder: {name} can't be read: {err}") from err
-    return Table(name, list(itertools.islice(_line_rows(name, text), most_rows)), encoding), False
+    rows = itertools.islice(_line_rows(name, text, []), most_rows)
+    return Table(name, list(rows), encoding), False
 
 
 def _read_start(files: Files, path: str, num_bytes: int) -> bytes:
+    """Return the first bytes of a file."""
     read_range = getattr(files, "read_range", None)
     if read_range is not None:
         return bytes(read_range(path, 0, num_bytes))
@@ -119,8 +130,8 @@ def _read_start(files: Files, path: str, num_bytes: int) -> bytes:
         return file.read(num_bytes)
 
 
-def holds_media(files: Files, path: str) -> bool:
-    """Whether a table has columns of bytes, such as pictures.
+def contains_media(files: Files, path: str) -> bool:
+    """Return whether a table has binary columns, such as images.
 
     Raises:
         SourceError: it can't be read.
@@ -134,8 +145,8 @@ def holds_media(files: Files, path: str) -> bool:
         raise SourceError(f"source folder: {files.name(path)} can't be read: {err}") from err
 
 
-def plain(value: Any) -> Any:
-    """A scalar or a list of scalars as it is; anything deeper as JSON text."""
+def to_plain_value(value: Any) -> Any:
+    """Return a scalar or a list of scalars unchanged, and anything deeper as JSON text."""
     if isinstance(value, Mapping) or (
         isinstance(value, list) and any(isinstance(item, (dict, list)) for item in value)
     ):
@@ -151,6 +162,9 @@ def plain(value: Any) -> Any:
 def _parquet_rows(
     files: Files, path: str, most: int | None = None
 ) -> list[tuple[str, dict[str, Any]]]:
+    """Return the rows of a Parquet file with their positions, at most `most`, without binary
+    columns.
+    """
     with files.open(path) as opened:
         file = pq.ParquetFile(opened)
         columns = [column.name for column in file.schema_arrow if not _holds_bytes(column.type)]
@@ -161,6 +175,7 @@ def _parquet_rows(
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:
+    """Return whether a type contains bytes."""
     if pa.types.is_nested(kind):
         return any(_holds_bytes(kind.field(number).type) for number in range(kind.num_fields))
     return bool(
@@ -173,7 +188,10 @@ def _holds_bytes(kind: pa.DataType) -> bool:
 # ---------------------------------------------------------------- JSON
 
 
-def _line_rows(name: str, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _line_rows(name: str, text: str, bad_lines: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the rows of JSON lines with their positions. The reason why a line isn't a row is added
+    to `bad_lines`.
+    """
     # Not splitlines(): a JSON text may hold other signs that end lines, such as U+2028.
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
@@ -181,41 +199,43 @@ def _line_rows(name: str, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
         try:
             row = json.loads(line)
         except ValueError as err:
-            raise SourceError(
-                f"{name}, line {number}: not JSON: {err}; expected one object a line"
-            ) from err
-        if not isinstance(row, dict):
-            raise SourceError(
+            bad_lines.append(
+                f"{name}, line {number}: not JSON: {err}; expected one object per line"
+            )
+            continue
+        if isinstance(row, dict):
+            yield f"line {number}", row
+        else:
+            bad_lines.append(
                 f"{name}, line {number}: expected a JSON object with 'file_name', got"
                 f" {type(row).__name__}"
             )
-        yield f"line {number}", row
 
 
-def _json_rows(name: str, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Of a list of objects; of an object with an entry for each file; of one that holds such a
-    list; or of JSON lines.
+def _json_rows(name: str, text: str, bad_lines: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the rows of a JSON file with their positions: a list of objects, an object with one
+    entry per file, an object that contains such a list, or JSON lines.
     """
     try:
         found = json.loads(text)
     except ValueError:
-        yield from _line_rows(name, text)
+        yield from _line_rows(name, text, bad_lines)
         return
     if isinstance(found, dict):
-        found = _list_in(found)
+        found = _find_list(found)
     if isinstance(found, dict):
         yield from ((f"entry {key!r}", _entry(key, value)) for key, value in found.items())
         return
     if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
         raise SourceError(
-            f"{name}: expected a list of objects, or an object with an entry for each file"
+            f"{name}: expected a list of objects, or an object with one entry per file"
         )
     yield from ((f"entry {number}", row) for number, row in enumerate(found, start=1))
 
 
-def _list_in(found: dict[str, Any]) -> Any:
-    """The rows of COCO's captions, of a list under a name such as "data", and of columns as pandas
-    writes them; else the object.
+def _find_list(found: dict[str, Any]) -> Any:
+    """Return the rows of COCO's captions, of a list under a name such as "data", or of columns as
+    pandas writes them; else the object itself.
     """
     lists = {
         key: value
@@ -239,10 +259,10 @@ def _list_in(found: dict[str, Any]) -> Any:
 
 
 def _entry(key: str, value: Any) -> dict[str, Any]:
-    """A row of an object such as sd-scripts' {path: {"caption": ..., "tags": ...}}, or {path:
-    caption}.
+    """Return a row for one entry of an object such as sd-scripts' {path: {"caption": ..., "tags":
+    ...}}, or {path: caption}.
     """
-    return {**(value if isinstance(value, dict) else {"text": value}), PATH_OF_ENTRY: key}
+    return {**(value if isinstance(value, dict) else {"text": value}), ENTRY_PATH_COLUMN: key}
 
 
 # ---------------------------------------------------------------- CSV
@@ -250,7 +270,7 @@ def _entry(key: str, value: Any) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _long_fields() -> Iterator[None]:
-    """A field may be longer than the 131,072 characters that the library `csv` allows, as masks
+    """Allow fields longer than 131,072 characters, the limit of the library `csv`, because masks
     are.
     """
     before = csv.field_size_limit(MAX_FIELD)
@@ -260,60 +280,82 @@ def _long_fields() -> Iterator[None]:
         csv.field_size_limit(before)
 
 
-def _csv_rows(name: str, text: str) -> tuple[dict[str, str], list[tuple[str, dict[str, Any]]]]:
-    """Where tabs or bars part the columns, quotes may be plain signs, as in `"Hello" sign`: they
-    are where the rows fit the first line only so, or one would hold the end of another.
+def _csv_rows(
+    name: str, text: str, bad_lines: list[str]
+) -> tuple[dict[str, str], list[tuple[str, dict[str, Any]]]]:
+    """Return the first line and the rows of a CSV or similar file. The reason why a line isn't a
+    row is added to `bad_lines`.
+
+    With tabs or bars between columns, quotes may be plain characters, as in `"Hello" sign`. They
+    are read as such if the rows only fit the first line that way, or if a quoted cell would span
+    several lines. After a comma and a space, a quote starts a cell if the rows only fit the first
+    line that way.
     """
     sign = _delimiter(name, text)
     try:
-        (names, rows), problem = _parted_rows(name, text, sign, csv.QUOTE_MINIMAL), None
+        parted, problem = _split_rows(name, text, sign), None
     except SourceError as err:
-        names, rows, problem = {}, [], err
-    are_plain = problem is not None or any(_spans_rows(row, sign) for _, row in rows)
-    if sign in "\t|" and '"' in text and are_plain:
+        parted, problem = ({}, [], []), err
+    names, rows, bad = parted
+    are_plain = problem or bad or any(_contains_line_break(row, sign) for _, row in rows)
+    others: list[dict[str, Any]] = []
+    if are_plain and '"' in text:
+        others = [{"quoting": csv.QUOTE_NONE}] if sign in "\t|" else [{"skipinitialspace": True}]
+    for options in others:
         with contextlib.suppress(SourceError):
-            return _parted_rows(name, text, sign, csv.QUOTE_NONE)
+            found = _split_rows(name, text, sign, **options)
+            if not found[2]:
+                return found[:2]
     if problem:
         raise problem
+    bad_lines += bad
     return names, rows
 
 
-def _spans_rows(row: Mapping[str, Any], sign: str) -> bool:
+def _contains_line_break(row: Mapping[str, Any], sign: str) -> bool:
+    """Return whether a cell that contains the separator also contains a line break."""
     return any(sign in value and "\n" in value for value in row.values())
 
 
-def _parted_rows(
-    name: str, text: str, sign: str, quoting: Literal[0, 3]
-) -> tuple[dict[str, str], list[tuple[str, dict[str, Any]]]]:
-    """The first line, and the rows after it by its names."""
+def _split_rows(
+    name: str, text: str, sign: str, **options: Any
+) -> tuple[dict[str, str], list[tuple[str, dict[str, Any]]], list[str]]:
+    """Return the first line, and the rows after it by the names in the first line."""
     reader: csv.DictReader[Any] = csv.DictReader(
-        io.StringIO(text, newline=""), strict=True, delimiter=sign, quoting=quoting
+        io.StringIO(text, newline=""), strict=True, delimiter=sign, **options
     )
     try:
         cells = list(reader.fieldnames or [])
-        if not cells:
-            raise SourceError(f"{name}, line 1: {COLUMN_NAMES}; got none")
-        names = [
-            f"{cell} ({number})" if cell in cells[: number - 1] else cell
-            for number, cell in enumerate(cells, start=1)
-        ]
-        reader.fieldnames = names
-        rows = []
-        for row in reader:
-            if None in row or None in row.values():
-                raise SourceError(
-                    f"{name}, line {reader.line_num}: expected {len(names)} columns, as in line 1"
-                )
-            row.pop("", None)  # the column of row numbers that pandas writes
-            rows.append((f"line {reader.line_num}", row))
-        return {one: cell for one, cell in zip(names, cells, strict=True) if one}, rows
     except csv.Error as err:
         raise SourceError(f"{name}, line {reader.reader.line_num}: not CSV: {err}") from err
+    if not cells:
+        raise SourceError(f"{name}, line 1: {COLUMN_NAMES}; got none")
+    names = [
+        f"{cell} ({number})" if cell in cells[: number - 1] else cell
+        for number, cell in enumerate(cells, start=1)
+    ]
+    reader.fieldnames = names
+    rows: list[tuple[str, dict[str, Any]]] = []
+    bad: list[str] = []
+    while True:
+        start, why = reader.reader.line_num + 1, f"expected {len(names)} columns, as in line 1"
+        try:
+            row = next(reader)
+        except StopIteration:
+            return {one: cell for one, cell in zip(names, cells, strict=True) if one}, rows, bad
+        except csv.Error as err:  # the next line is read on its own
+            row, why = {None: ""}, f"not CSV: {err}"
+        stop = reader.reader.line_num
+        if None in row or None in row.values():
+            bad += [f"{name}, line {number}: {why}" for number in range(start, stop + 1)]
+            continue
+        row.pop("", None)  # the column of row numbers that pandas writes
+        rows.append((f"line {stop}", row))
 
 
 def _delimiter(name: str, text: str) -> str:
-    """What parts the first lines into equally many columns, as many as can be; a comma where there
-    is one column.
+    """Return the character that splits the first lines into equally many columns, as many as
+    possible; a comma if there is only one column.
     """
     if name.lower().endswith(".tsv"):
         return "\t"

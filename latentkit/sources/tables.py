@@ -1,5 +1,5 @@
-"""Tables that say something of files: which column names the file, which file a name means, and
-what the rows say of it.
+"""Tables that describe files: finds the column that names files, the file that a name means, and
+the attributes in its row.
 """
 
 from __future__ import annotations
@@ -9,82 +9,46 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+from urllib.parse import unquote
 
 from latentkit.contracts import Remark
 from latentkit.errors import SourceError
-from latentkit.sources.captions import CAPTION_COLUMNS, name_caption, normal_form
+from latentkit.sources.captions import CAPTION_COLUMNS, add_caption, normalize_accents
 from latentkit.sources.encodings import UTF8
 from latentkit.sources.files import Files
 from latentkit.sources.table_rows import COLUMN_NAMES, Table, read_table
 
 TABLE_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet", "metadata.tsv")
-"""Tables that must fit the files; others are read where they do."""
+"""Tables that must match files. Other tables are used only if they do."""
 MAX_TABLES = 64
-"""Tables of other names that are looked at; where there are more, they are rather notes on single
+"""Most tables with other names that are read. If there are more, they probably are notes on single
 files.
 """
 MAX_TABLE_BYTES = 1 << 28
-"""Of a table of another name; COCO's annotations of objects are larger, and no captions."""
+"""Most bytes of a table with another name. COCO's object annotations are larger and contain no
+captions.
+"""
 MAX_LISTED = 6
 PROBED_ROWS = 1000
-"""Rows whose cells are looked at in columns of other than usual names."""
+"""Rows whose cells are tried in columns with unusual names."""
 
 FILE_COLUMNS = (
-    "file_name",
-    "filename",
-    "file_path",
-    "filepath",
-    "file",
-    "path",
-    "relative_path",
-    "rel_path",
-    "local_path",
-    "image",
-    "image_path",
-    "image_file",
-    "image_name",
-    "image_filename",
-    "img",
-    "img_path",
-    "img_file",
-    "img_name",
-    "picture",
-    "photo",
-    "video",
-    "video_path",
-    "video_file",
-    "video_name",
-    "clip",
-    "clip_path",
-    "audio",
-    "audio_path",
-    "audio_file",
-    "audio_filepath",
-    "sound",
-    "wav",
-    "wav_path",
-    "media",
-    "media_path",
-    "volume",
-    "volume_path",
-    "name",
-    "key",
-    "id",
-    "image_id",
-    "video_id",
-    "url",
+    *("file_name", "filename", "file_path", "filepath", "file", "path", "relative_path"),
+    *("rel_path", "local_path", "image", "image_path", "image_file", "image_name"),
+    *("image_filename", "img", "img_path", "img_file", "img_name", "picture", "photo", "video"),
+    *("video_path", "video_file", "video_name", "clip", "clip_path", "audio", "audio_path"),
+    *("audio_file", "audio_filepath", "sound", "wav", "wav_path", "media", "media_path", "volume"),
+    *("volume_path", "name", "key", "id", "image_id", "video_id", "url"),
 )
-"""Usual names of the column that names a file, in any case, in the order in which they are
+"""Usual names, in any case, of the column that names a file, in the order in which they are
 tried.
 """
 
 FILE_ENDING = re.compile(r"\.[A-Za-z0-9]{2,5}$")
 
 
-class FindsFiles(Protocol):
-    """Finds the files that a name in a table of `folder` may mean; more than one where it can't be
-    told.
-    """
+class FileFinder(Protocol):
+    """Finds the files that a name in a table of `folder` may mean; several if that is ambiguous."""
 
     def find(self, name: str, folder: str) -> list[str]: ...
 
@@ -92,14 +56,16 @@ class FindsFiles(Protocol):
 
 
 class FileNames:
-    """Finds the file that a table means: by its path, with "/" or Windows' backslashes, from the
-    table's folder or from the source's, or absolute; in either form that systems write accents in;
-    in another case or without its ending where one file alone fits.
+    """Finds the file that a table means.
+
+    A name is a path with "/" or Windows' backslashes, from the table's folder or the source's, or
+    absolute. Accents may be written in either Unicode form. The case or the ending may differ if
+    only one file matches.
 
     Args:
         stems: path of each file that is a sample, to the path without its ending.
-        others: paths of the other files.
-        root: full path of the folder that paths are relative to.
+        others: paths of all other files.
+        root: full path of the folder that paths start from.
     """
 
     def __init__(self, stems: Mapping[str, str], others: Iterable[str], root: str) -> None:
@@ -113,8 +79,8 @@ class FileNames:
         self._tails: dict[str, dict[str, list[str]]] = {}
 
     def find(self, name: str, folder: str) -> list[str]:
-        """Paths of the files that a name in a table in `folder` may mean; more than one where it
-        can't be told.
+        """Return the paths of the files that a name in a table of `folder` may mean; several if
+        that is ambiguous.
         """
         spellings = dict.fromkeys(
             self._relative(one, folder) for one in (name, name.replace("\\", "/"))
@@ -125,43 +91,47 @@ class FileNames:
                 return [path]
         if not self._folded:
             self._fold()
-        for forms in (normal_form, _fold_case):
+        for forms in (normalize_accents, _fold_case):
             for path in paths:
                 if found := self._folded.get(forms(path)):
-                    exact = [one for one in found if normal_form(one) == normal_form(path)]
+                    exact = [
+                        one for one in found if normalize_accents(one) == normalize_accents(path)
+                    ]
                     return exact or found
         return next(
-            (found for path in paths if (found := self._endless.get(normal_form(path)))), []
+            (found for path in paths if (found := self._endless.get(normalize_accents(path)))), []
         )
 
     def find_elsewhere(self, name: str, folder: str) -> list[str]:
-        """Paths below `folder` that end as the name does: a bare name in another folder, or a path
-        of another machine.
+        """Return paths below `folder` that end like the name: a file name in another folder, or a
+        path from another machine.
         """
         if folder not in self._tails:
             self._tails[folder] = self._list_tails(f"{folder}/" if folder else "")
         tails = self._tails[folder]
         path = os.path.normpath(name.strip().replace("\\", "/")).replace(os.sep, "/")
-        parts = normal_form(path).split("/")
-        whole = len(parts) > 1  # which `find` looks for
+        parts = normalize_accents(path).split("/")
+        whole = len(parts) > 1  # `find` looks for it
         ends = ("/".join(parts[number:]) for number in range(whole, len(parts)))
         return next((tails[end] for end in ends if end in tails), [])
 
     def _list_tails(self, start: str) -> dict[str, list[str]]:
-        """The paths that begin so, by each of their ends, such as "b/c.png", "c.png" and "c"."""
+        """Return the paths that start with `start`, by each of their endings, such as "b/c.png",
+        "c.png" and "c".
+        """
         tails: dict[str, list[str]] = {}
         for path, stem in self._stems.items():
             if not path.startswith(start):
                 continue
-            for form in dict.fromkeys((normal_form(path), normal_form(stem))):
+            for form in dict.fromkeys((normalize_accents(path), normalize_accents(stem))):
                 parts = form.split("/")
                 for number in range(len(parts)):
                     tails.setdefault("/".join(parts[number:]), []).append(path)
         return tails
 
     def _relative(self, name: str, folder: str) -> tuple[str, ...]:
-        """The paths below the root that a name may stand for."""
-        name = name.strip()
+        """Return the paths below the root that a name may mean."""
+        name = path_of_url(name.strip())
         for root in self._roots:
             if name.startswith(root):
                 return (os.path.normpath(name[len(root) :]).replace(os.sep, "/"),)
@@ -169,19 +139,20 @@ class FileNames:
         return tuple(os.path.normpath(path).replace(os.sep, "/") for path in joined)
 
     def _fold(self) -> None:
+        """Index all paths in one case and one form of accents, with and without their ending."""
         for path, stem in self._stems.items():
-            for form in {normal_form(path), _fold_case(path)}:
+            for form in {normalize_accents(path), _fold_case(path)}:
                 self._folded.setdefault(form, []).append(path)
-            self._endless.setdefault(normal_form(stem), []).append(path)
+            self._endless.setdefault(normalize_accents(stem), []).append(path)
 
 
 @dataclass
 class TableColumns:
-    """What the tables of a folder say.
+    """What the tables of a folder say about its files.
 
     Args:
-        columns: attributes by relative path of the file.
-        remarks: what of the tables is not used.
+        columns: attributes by the file's relative path.
+        remarks: remarks on what is not used.
     """
 
     columns: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -191,15 +162,15 @@ class TableColumns:
 def read_tables(
     files: Files, tables: Sequence[str], names: FileNames, must_fit: Sequence[str] = TABLE_NAMES
 ) -> TableColumns:
-    """What tables say of files; those further down win over those above them, and those of
-    `must_fit` over others beside them.
+    """Read what tables say about files. Tables in subfolders take precedence over those above them,
+    and tables in `must_fit` over others in the same folder.
 
     Args:
         tables: relative paths.
-        must_fit: names of tables that are not left out.
+        must_fit: names of tables that must not be skipped.
 
     Raises:
-        SourceError: one of those can't be read, or names no file of the source.
+        SourceError: a table in `must_fit` can't be read or names no file of the source.
     """
 
     def must(path: str) -> bool:
@@ -216,17 +187,19 @@ def read_tables(
                 otherwise.append(name)
             before.update(values)
     if otherwise:
-        wins = "the one further down or later by name wins"
+        wins = "the one in the deeper folder or later by name is used"
         text = f"files of which two tables say different things; {wins}"
         merged.remarks.append(Remark(text, len(otherwise), otherwise[0]))
     return merged
 
 
 def _read_one(files: Files, path: str, names: FileNames, must_fit: bool) -> TableColumns:
-    """What one table says; of one that isn't used, a remark, unless it must fit."""
+    """Read one table. A table that can't be used gives a remark, or an error if it is in
+    `must_fit`.
+    """
     try:
         if not must_fit and _size(files, path) > MAX_TABLE_BYTES:
-            text = "large tables, not looked at unless source.with.metadata names one"
+            text = "large tables, not read unless source.with.metadata names one"
             return TableColumns(remarks=[Remark(text, 1, path)])
         return _match(read_table(files, path), os.path.dirname(path), names)
     except SourceError as err:
@@ -241,10 +214,11 @@ class FileColumn:
     """The column of a table that names files.
 
     Args:
-        table: the table; without its first line as names where that is a row too.
-        name: of the column.
-        files: for each row the files that it may mean.
-        is_elsewhere: the files are found by the ends of their paths, below the table's folder.
+        table: the table, with its first line as a row if that isn't names.
+        name: name of the column.
+        files: for each row, the files that it may mean.
+        is_elsewhere: whether files were found by the end of their path, in other folders below the
+            table's.
     """
 
     table: Table
@@ -254,37 +228,40 @@ class FileColumn:
 
     @property
     def num_found(self) -> int:
-        """Rows that name a file, or where it lies elsewhere, one alone."""
+        """Return how many rows name a file; if it is elsewhere, exactly one file."""
         return sum(len(paths) == 1 if self.is_elsewhere else bool(paths) for paths in self.files)
 
     def remarks(self) -> list[Remark]:
-        """How the table was read, where that may surprise."""
-        text = (
-            "rows of tables whose file was found by its name, in another folder than the row says"
-        )
+        """Return remarks on how the table was read, if that may surprise."""
+        text = "rows of tables whose file was found in another folder than the row names"
         elsewhere = Remark(text, self.num_found, self.table.name)
         encoding = encoding_remark(self.table.encoding, 1, self.table.name)
-        return [elsewhere] * self.is_elsewhere + [encoding] * (self.table.encoding != UTF8)
+        bad = [
+            Remark("lines of tables that can't be read, not used", len(self.table.bad_lines), why)
+            for why in self.table.bad_lines[:1]
+        ]
+        return bad + [elsewhere] * self.is_elsewhere + [encoding] * (self.table.encoding != UTF8)
 
 
 def choose_file_column(
-    table: Table, folder: str, names: FindsFiles, wanted: str | None = None
+    table: Table, folder: str, names: FileFinder, wanted: str | None = None
 ) -> FileColumn:
-    """The column that names files, and the files that its rows may mean.
+    """Choose the column that names files, and find the files of its rows.
 
-    The first of a usual name that names a file in half of its cells or more, else the one that does
-    in most, else one of another name. Where none does, the files may lie in other folders than the
-    rows say. The first line may be a row instead of names.
+    The first column with a usual name in which at least half of the cells name a file is chosen.
+    Otherwise it is the one with the most such cells, or one with another name. If no column names a
+    file, files may be in other folders than the rows name. The first line may be a row instead of
+    names.
 
     Raises:
-        SourceError: no cell of any names a file; lists the columns that were looked at.
+        SourceError: no cell names a file; the message lists the columns that were tried.
     """
     for is_elsewhere, find in ((False, names.find), (True, names.find_elsewhere)):
         read = _with_first_line(table, folder, find)
         best = FileColumn(read, "", [], is_elsewhere)
         for group in _groups(read, wanted):
             for column in group:
-                is_probed = wanted is None and plain_name(column) not in FILE_COLUMNS
+                is_probed = wanted is None and normalize_column_name(column) not in FILE_COLUMNS
                 if is_probed and not any(
                     _find(row.get(column), folder, find) for _, row in read.rows[:PROBED_ROWS]
                 ):
@@ -300,10 +277,11 @@ def choose_file_column(
                     return best
             if best.num_found:
                 return best
-    raise SourceError(_names_nothing(table, next(iter(_groups(table, wanted)), [])))
+    raise SourceError(_no_file_message(table, next(iter(_groups(table, wanted)), [])))
 
 
 def _size(files: Files, path: str) -> int:
+    """Return a file's size in bytes."""
     try:
         with files.open(path) as file:
             return file.seek(0, os.SEEK_END)
@@ -312,13 +290,15 @@ def _size(files: Files, path: str) -> int:
 
 
 def _with_first_line(table: Table, folder: str, find: Callable[[str, str], list[str]]) -> Table:
-    """The table; where the first line of a CSV is a row too, with that as a row.
+    """Return the table, with a CSV's first line as a row if that line isn't column names.
 
-    It is none where it has a usual name of a column, nor where it names a file, such as source.png,
-    without the ending that the rows below write.
+    It is column names if one of them is usual, or if a cell names a file but without the ending
+    that the rows below have.
     """
     cells = list(table.first_line.values())
-    is_usual = any(plain_name(cell) in (*FILE_COLUMNS, *CAPTION_COLUMNS) for cell in cells)
+    is_usual = any(
+        normalize_column_name(cell) in (*FILE_COLUMNS, *CAPTION_COLUMNS) for cell in cells
+    )
     below = table.rows[0][1] if table.rows else {}
     if not is_usual and any(
         _find(cell, folder, find) and _has_ending(cell) == _has_ending(str(below[name]))
@@ -332,31 +312,31 @@ def _with_first_line(table: Table, folder: str, find: Callable[[str, str], list[
 
 
 def _has_ending(name: str) -> bool:
+    """Return whether a name has an ending."""
     return bool(FILE_ENDING.search(name.strip()))
 
 
 def _groups(table: Table, wanted: str | None) -> list[list[str]]:
-    """The columns that may name files: those of usual names in their order, then the others."""
+    """Return groups of columns that may name files: usual names in their order, then the others."""
     columns = table.columns() if wanted is None else [wanted]
     usual = sorted(
-        (one for one in columns if plain_name(one) in FILE_COLUMNS),
-        key=lambda one: FILE_COLUMNS.index(plain_name(one)),
+        (one for one in columns if normalize_column_name(one) in FILE_COLUMNS),
+        key=lambda one: FILE_COLUMNS.index(normalize_column_name(one)),
     )
     return [group for group in (usual, [one for one in columns if one not in usual]) if group]
 
 
-def _names_nothing(table: Table, looked_at: Sequence[str]) -> str:
+def _no_file_message(table: Table, looked_at: Sequence[str]) -> str:
+    """Return a message that no row names a file, with the columns that were tried."""
     if not table.rows:
         return f"{table.name}: the table has no rows"
     where, row = table.rows[0]
     first = next((row[column] for column in looked_at if row.get(column)), None)
     looked = (
-        f"looked at the columns {', '.join(looked_at)}"
-        if looked_at
-        else "there is no column that may name files"
+        f"tried the columns {', '.join(looked_at)}" if looked_at else "no column can name files"
     )
     advice = "names are relative to the folder of the table or of the source"
-    gone = f"there is no file {first!r} in the source, nor one that another row names"
+    gone = f"no file {first!r} in the source, and no other row names an existing file"
     return f"{table.name}, {where}: {gone}; {looked}; {advice}"
 
 
@@ -365,6 +345,7 @@ def _find(cell: Any, folder: str, find: Callable[[str, str], list[str]]) -> list
 
 
 def _match(table: Table, folder: str, names: FileNames) -> TableColumns:
+    """Match a table's rows to files, and return their attributes."""
     chosen = choose_file_column(table, folder, names)
     table, column = chosen.table, chosen.name
     said = TableColumns(remarks=chosen.remarks())
@@ -380,13 +361,13 @@ def _match(table: Table, folder: str, names: FileNames) -> TableColumns:
         elif paths[0] in said.columns:
             again.append(f"{table.name}, {where}: {row[column]!r}")
         else:
-            said.columns[paths[0]] = name_caption(
+            said.columns[paths[0]] = add_caption(
                 {name: value for name, value in row.items() if name != column}
             )
     kinds = {
         "rows of tables that name no file of the source": gone,
-        "rows of tables whose name fits several files": unsure,
-        "rows of tables that name a file which an earlier row names": again,
+        "rows of tables whose name matches several files": unsure,
+        "rows of tables that name the same file as an earlier row": again,
     }
     said.remarks += [
         Remark(f"{text}, not used", len(rows), rows[0]) for text, rows in kinds.items() if rows
@@ -395,19 +376,25 @@ def _match(table: Table, folder: str, names: FileNames) -> TableColumns:
 
 
 def _list_few(paths: Sequence[str]) -> str:
-    """A few of many paths, so that a row that fits all files stays short."""
+    """Return a few of many paths as a text, so that a row that matches every file stays short."""
     others = len(paths) - MAX_LISTED
     return ", ".join(paths[:MAX_LISTED]) + (f" and {others} others" if others > 0 else "")
 
 
 def encoding_remark(encoding: str, count: int, example: str) -> Remark:
-    """That texts were read in another encoding than UTF-8."""
+    """Return a remark that texts were read in another encoding than UTF-8."""
     return Remark(f"read as {encoding}, not UTF-8", count, example)
 
 
-def plain_name(column: str) -> str:
+def path_of_url(name: str) -> str:
+    """The path in a URL such as file:///data/a%20b.png; any other name as it is."""
+    return unquote(name.removeprefix("file://")) if name.startswith("file:///") else name
+
+
+def normalize_column_name(column: str) -> str:
+    """Return a column name in lower case with underscores."""
     return column.strip().lower().replace(" ", "_").replace("-", "_")
 
 
 def _fold_case(path: str) -> str:
-    return normal_form(normal_form(path).casefold())
+    return normalize_accents(normalize_accents(path).casefold())

@@ -1,10 +1,11 @@
-"""The files in a tar, by their place in it, so that any of them is read without the others;
-compressed ones are unpacked once.
+"""The files in a tar by their position, so any of them can be read without the others. Compressed
+tars are unpacked once.
 """
 
 from __future__ import annotations
 
 import bz2
+import contextlib
 import functools
 import gzip
 import hashlib
@@ -24,30 +25,28 @@ import datasets
 
 from latentkit.sources.files import Files
 
-PACKED: dict[bytes, Callable[[IO[bytes]], Any]] = {
+DECOMPRESSORS: dict[bytes, Callable[[IO[bytes]], Any]] = {
     b"\x1f\x8b": lambda file: gzip.GzipFile(fileobj=file),
     b"BZh": bz2.BZ2File,
     b"\xfd7zXZ": lzma.LZMAFile,
 }
-"""First bytes of compressed files to what unpacks them; the file's name may hide it."""
+"""First bytes of compressed files to their decompressor. The file's name may be misleading."""
 
-OWN_FILES = re.compile(r"__[^/]*__([/.]|$)|(.*/)?(\.|PaxHeaders?)")
-"""Names that are no data: webdataset's own, and hidden ones such as macOS's "._a.jpg"."""
+IGNORED_NAMES = re.compile(r"__[^/]*__([/.]|$)|(.*/)?(\.|PaxHeaders?)")
+"""Names that aren't data: webdataset's own, and hidden ones such as macOS's "._a.jpg"."""
 
 BZ2_DAMAGE = "Invalid data stream"
-"""What `bz2` says of it, in an error that is no other than that of a disk."""
+"""Message of `bz2` on damaged data. Its error type is the same as for a disk error."""
 COPIED_BYTES = 1 << 16
-"""Little, since what is read together with damage is lost."""
+"""A small number, because everything read together with damage is lost."""
 MAX_GAPS = 1 << 16
-"""Bytes between the files of a sample that are read with them."""
-MAX_HEADER_BYTES = 1 << 20
-"""Of a name and its like, at most."""
+"""Most bytes between the files of a sample that are read in the same request."""
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A file in a tar: its name without a leading "./", where its bytes begin, how many they are,
-    and whether all are there.
+    """A file in a tar: its name without a leading "./", the offset of its bytes, their number, and
+    whether the tar contains all of them.
     """
 
     name: str
@@ -62,7 +61,7 @@ class Tar:
 
     Args:
         name: path relative to the files, with "/".
-        unpacked: a copy of it that isn't compressed; None where it is not.
+        unpacked: an uncompressed copy; None if the tar isn't compressed.
     """
 
     files: Files
@@ -70,15 +69,16 @@ class Tar:
     unpacked: Path | None = None
 
     def open(self) -> IO[bytes]:
-        """The uncompressed tar.
+        """Open the uncompressed tar.
 
         Raises:
-            OSError: it can't be reached.
+            OSError: the tar can't be reached.
         """
         return self.files.open(self.name) if self.unpacked is None else self.unpacked.open("rb")
 
     def open_part(self, members: Iterable[Member]) -> IO[bytes]:
-        """The uncompressed tar, to read these files of it; at a URL no others are asked for.
+        """Open the uncompressed tar to read only these files. At a URL no other bytes are
+        requested.
 
         Raises:
             OSError: it can't be reached.
@@ -90,7 +90,7 @@ class Tar:
 
 
 class _Part(io.RawIOBase):
-    """Files in a tar at a URL, by one request where they lie together, else by one each."""
+    """Files in a tar at a URL: one request if they are adjacent, else one each."""
 
     def __init__(self, read: Callable[[int, int], bytes], members: Sequence[Member]) -> None:
         self._read_range, self._place, self._start, self._held = read, 0, 0, b""
@@ -109,7 +109,7 @@ class _Part(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
         if whence != io.SEEK_SET:
-            raise io.UnsupportedOperation("only places from the start")
+            raise io.UnsupportedOperation("only offsets from the start")
         self._place = offset
         return offset
 
@@ -127,15 +127,17 @@ class _Part(io.RawIOBase):
 
 
 def open_tar(files: Files, name: str, stamp: str) -> Tar:
-    """The tar of a name; a compressed one is unpacked into the cache of the library `datasets`,
-    once for each stamp.
+    """Open a tar. A compressed one is unpacked into the cache of the library `datasets`, once for
+    each stamp.
 
     Raises:
-        OSError: it can't be reached, or there is no room to unpack it.
+        OSError: the tar can't be reached, or the disk has no space to unpack it.
     """
     with files.open(name) as file:
-        first = file.read(max(map(len, PACKED)))
-        unpack = next((unpack for mark, unpack in PACKED.items() if first.startswith(mark)), None)
+        first = file.read(max(map(len, DECOMPRESSORS)))
+        unpack = next(
+            (unpack for mark, unpack in DECOMPRESSORS.items() if first.startswith(mark)), None
+        )
         if unpack is None:
             return Tar(files, name)
         digest = hashlib.sha256(
@@ -150,14 +152,14 @@ def open_tar(files: Files, name: str, stamp: str) -> Tar:
 
 
 def _unpack(packed: IO[bytes], target: Path) -> None:
-    """Write what can be read of it; where it is cut off or damaged, the copy ends, and a note
-    beside it says why.
+    """Write everything that can be unpacked. If the tar is cut off or damaged, the copy ends there
+    and a note next to it says why.
     """
     handle, partial = tempfile.mkstemp(dir=target.parent, prefix=".unpacking-")
     try:
         with os.fdopen(handle, "wb") as copy:
             if damage := _copy(packed, copy):
-                _note_of(target).write_text(damage, encoding="utf-8")
+                _damage_note(target).write_text(damage, encoding="utf-8")
         os.replace(partial, target)
     except BaseException:
         os.unlink(partial)
@@ -165,7 +167,7 @@ def _unpack(packed: IO[bytes], target: Path) -> None:
 
 
 def _copy(packed: Any, copy: IO[bytes]) -> str:
-    """Copy as far as it goes; what ended it, or "" at the end."""
+    """Copy as much as possible, and return what ended the copy, or "" at the end."""
     try:
         while content := packed.read1(COPIED_BYTES):
             copy.write(content)
@@ -178,13 +180,15 @@ def _copy(packed: Any, copy: IO[bytes]) -> str:
     return ""
 
 
-def _note_of(unpacked: Path) -> Path:
-    """What says that a tar was damaged when it was unpacked, which the copy need not show."""
+def _damage_note(unpacked: Path) -> Path:
+    """Return the path of the note that a tar was damaged when it was unpacked, which the copy may
+    not show.
+    """
     return unpacked.with_suffix(".damage")
 
 
 def list_members(tar: Tar) -> tuple[list[Member], str]:
-    """The files in a tar in their order, and what is wrong with it, or "" where nothing is.
+    """Return the files in a tar in order, and what is wrong with it ("" if nothing is).
 
     Raises:
         OSError: it can't be reached.
@@ -196,123 +200,40 @@ def list_members(tar: Tar) -> tuple[list[Member], str]:
         members: list[Member] = []
         damage = ""
         try:
-            try:
-                _walk(file, num_bytes, members)
-            except _UnusualTarError:
-                members.clear()
-                _walk_slowly(file, num_bytes, members)
+            _walk_headers(file, num_bytes, members)
         except tarfile.TarError as err:
             damage = f"damaged: {err}" if members else f"not a tar: {err}"
-    if not damage and tar.unpacked is not None and _note_of(tar.unpacked).exists():
-        damage = f"damaged: {_note_of(tar.unpacked).read_text(encoding='utf-8')}"
-    return [member for member in members if not OWN_FILES.match(member.name)], damage
+    if not damage and tar.unpacked is not None and _damage_note(tar.unpacked).exists():
+        damage = f"damaged: {_damage_note(tar.unpacked).read_text(encoding='utf-8')}"
+    return [member for member in members if not IGNORED_NAMES.match(member.name)], damage
 
 
-class _UnusualTarError(Exception):
-    """Holds sparse files or the like, which `tarfile` reads."""
+def _walk_headers(file: IO[bytes], num_bytes: int, members: list[Member]) -> None:
+    """Append the files in a tar, reading only its headers. This is three times as fast as
+    `tarfile`.
 
-
-def _walk(file: IO[bytes], num_bytes: int, members: list[Member]) -> None:
-    """Append the files in a tar, from its headers alone, three times as fast as `tarfile` goes over
-    them.
-
-    The headers of ustar, with long names and sizes as pax and GNU write them; see
+    It reads ustar headers, with long names and sizes as pax and GNU write them; see
     https://pubs.opengroup.org/onlinepubs/9699919799/utilities/pax.html
 
     Raises:
-        tarfile.ReadError: something else than a header is in the place of one, or the tar is cut
+        tarfile.ReadError: a header is invalid, or the tar is cut
         off.
-        _UnusualTarError: it holds what this doesn't read.
+        _UnusualTarError: the tar contains something that isn't read here.
     """
-    offset = 0
-    said: dict[str, str] = {}
-    while True:
-        header = _read_block(file, offset)
-        if not any(header):
-            return
-        if _number(header[148:156]) != sum(header) - sum(header[148:156]) + 8 * ord(" "):
-            raise tarfile.ReadError("bad checksum")
-        kind, size, start = header[156:157], _number(header[124:136]), offset + tarfile.BLOCKSIZE
-        if kind in (tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME):
-            if size > MAX_HEADER_BYTES:
-                raise tarfile.ReadError("invalid header")
-            content = file.read(size)
-            said |= _pax_records(content) if kind == tarfile.XHDTYPE else {"path": _text(content)}
-        elif kind in (tarfile.GNUTYPE_SPARSE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE):
-            raise _UnusualTarError
-        else:
-            size = _decimal(said["size"]) if "size" in said else size
-            if kind in tarfile.REGULAR_TYPES:
-                names = [_text(header[345:500])] * any(header[345:500]) + [_text(header[:100])]
-                name = said.get("path", "/".join(names)).removeprefix("./")
-                is_folder = kind == tarfile.AREGTYPE and name.endswith("/")
-                members += (
-                    [] if is_folder else [Member(name, start, size, start + size <= num_bytes)]
-                )
-            elif kind in tarfile.SUPPORTED_TYPES and kind != tarfile.GNUTYPE_LONGLINK:
-                size = 0  # of links and folders, whatever their headers say
-            said = {}
-        offset = start + -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-
-
-def _walk_slowly(file: IO[bytes], num_bytes: int, members: list[Member]) -> None:
-    """The same by `tarfile`, of every kind of tar."""
     file.seek(0)
     opened: Any = tarfile.TarFile(fileobj=file)
-    while (entry := opened.next()) is not None:
-        if entry.isreg():
-            end = entry.offset_data + entry.size
-            members.append(
-                Member(
-                    entry.name.removeprefix("./"), entry.offset_data, entry.size, end <= num_bytes
-                )
-            )
-        opened.members = []  # which tarfile would keep all of
-    if any(_read_block(file, opened.offset)):
-        raise tarfile.ReadError("no header where one is expected")
-
-
-def _read_block(file: IO[bytes], offset: int) -> bytes:
-    file.seek(offset)
+    # tarfile takes what is no header for the end, and doesn't say that a tar is cut off
+    with contextlib.suppress(tarfile.ReadError):
+        while (entry := opened.next()) is not None:
+            if entry.isreg():
+                start, end = entry.offset_data, entry.offset_data + entry.size
+                name = entry.name.removeprefix("./")
+                members.append(Member(name, start, entry.size, end <= num_bytes))
+            opened.members = []  # tarfile would keep all of them
+    file.seek(opened.offset)
     block = file.read(tarfile.BLOCKSIZE)
     if len(block) < tarfile.BLOCKSIZE:
-        raise tarfile.ReadError("cut off: it lacks the zeros that end a tar")
-    return block
-
-
-def _pax_records(content: bytes) -> dict[str, str]:
-    """Path and size out of records such as b"18 path=folder/a\\n", which begin with their
-    length.
-    """
-    found = {}
-    while content:
-        digits, _, _ = content.partition(b" ")
-        if not digits.isdigit() or not len(digits) < int(digits[:9]) <= len(content):
-            raise tarfile.ReadError("invalid header")
-        name, _, value = content[len(digits) + 1 : int(digits) - 1].partition(b"=")
-        if name.startswith((b"GNU.sparse", b"hdrcharset")):
-            raise _UnusualTarError
-        if name in (b"path", b"size"):
-            found[name.decode()] = value.decode("utf-8", "surrogateescape")
-        content = content[int(digits) :]
-    return found
-
-
-def _text(field: bytes) -> str:
-    return field.partition(b"\0")[0].decode("utf-8", "surrogateescape")
-
-
-def _number(field: bytes) -> int:
-    """Octal digits, or for large numbers GNU's base 256."""
-    if field[:1] == b"\x80":
-        return int.from_bytes(field[1:], "big")
-    digits = field.strip(b"\0 ") or b"0"
-    if not re.fullmatch(rb"[0-7]+", digits):
-        raise tarfile.ReadError("invalid header")
-    return int(digits, 8)
-
-
-def _decimal(text: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,18}", text):
-        raise tarfile.ReadError("invalid header")
-    return int(text)
+        raise tarfile.ReadError("cut off: the zeros at the end of a tar are missing")
+    if any(block):
+        tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+        raise tarfile.ReadError("no header where one is expected")

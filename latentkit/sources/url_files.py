@@ -52,8 +52,7 @@ ETAGS = ("ETag", "etag", "Content-MD5", "md5Hash", "content_md5", "sha256", "sha
 
 
 class UrlFiles:
-    """`Files` at a URL; a stamp is the size with the etag, or with the time of change where there
-    is none.
+    """`Files` at a URL; a stamp is the size with the etag, else the time of change.
 
     Requests that fail in passing are sent again, as `store.outage` says.
 
@@ -75,6 +74,11 @@ class UrlFiles:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (self.url, self._states)
+
+    @property
+    def num_kept_bytes(self) -> int:
+        """Of small files that were fetched ahead and are kept."""
+        return self._ahead.num_bytes
 
     def list(self, recursive: bool) -> Listing:
         """See `Files`."""
@@ -106,7 +110,7 @@ class UrlFiles:
         self._ahead.start(sorted(listing.files))
         return listing
 
-    def look_at(self, paths: Sequence[str]) -> None:
+    def describe_files(self, paths: Sequence[str]) -> None:
         """Ask for these files alone, where not all are to be listed.
 
         Raises:
@@ -128,7 +132,7 @@ class UrlFiles:
         """
         if path not in self._states and not self._is_listed:
             if self.url.startswith("http"):  # which lists pages with links, if anything
-                self.look_at([path])
+                self.describe_files([path])
             else:
                 self._list_all()
         if path not in self._states:
@@ -187,9 +191,7 @@ class UrlFiles:
         return self._folder.read(path)
 
     def fetch_each(self, paths: Sequence[str]) -> dict[str, bytes]:
-        """The bytes of several files but those that are gone, by as many requests at once as the
-        driver bears.
-        """
+        """Return the bytes of the files that are there, by many requests at once."""
         with _as_source_error():
             found = zip(paths, self._folder.ask_each(self._fetch_if_there, paths), strict=True)
         return {path: content for path, content in found if content is not None}
@@ -245,9 +247,7 @@ def _state(described: Mapping[str, Any]) -> tuple[str, int]:
 
 
 class RemoteFile(os.PathLike[str]):
-    """A file at a URL as media: its bytes in one request, or as a path a local copy that goes when
-    nobody uses it any more.
-    """
+    """A file at a URL: its bytes in one request, or a local copy while this is in use."""
 
     def __init__(self, files: UrlFiles, path: str) -> None:
         self._files, self._path = files, path
@@ -291,9 +291,7 @@ def _rebuild_file(url: str, path: str, state: tuple[str, int] | None) -> RemoteF
 
 
 class LocalCopy:
-    """A file of this machine that is removed with the last reference to this object, or when the
-    process ends.
-    """
+    """A local file, removed with the last reference to this or when the process ends."""
 
     def __init__(self, path: Path, num_bytes: int) -> None:
         self.path, self.num_bytes = path, num_bytes
@@ -344,25 +342,24 @@ class _Copies:
 
 
 class _ReadAhead:
-    """Small files that are read in the order of their paths, fetched together with those of the
-    same ending that follow.
-    """
+    """Fetches small files with those of the same ending that follow, by path."""
 
     def __init__(self, files: UrlFiles) -> None:
         self._files = files
         self._lock = threading.Lock()
         self._kept: OrderedDict[str, bytes] = OrderedDict()
-        self._num_bytes = 0
+        self.num_bytes = 0
         self._order: defaultdict[str, list[str]] = defaultdict(list)
         self._places: dict[str, int] = {}
         self._frontiers: dict[str, int] = {}
 
     def start(self, paths: Sequence[str]) -> None:
-        """Take these files, in their order, for those that will be read; what was kept is dropped.
+        """Take these files, in their order, for those that will be read; what was kept
+        is dropped.
         """
         for kept in (self._kept, self._order, self._places, self._frontiers):
             kept.clear()
-        self._num_bytes = 0
+        self.num_bytes = 0
         for path in paths:
             if self._files.size(path) <= SMALL_BYTES:
                 row = self._order[_ending(path)]
@@ -389,9 +386,9 @@ class _ReadAhead:
     def _keep(self, contents: Mapping[str, bytes]) -> None:
         for path, content in contents.items():
             self._kept[path] = content
-            self._num_bytes += len(content)
-        while self._num_bytes > KEPT_BYTES:
-            self._num_bytes -= len(self._kept.popitem(last=False)[1])
+            self.num_bytes += len(content)
+        while self.num_bytes > KEPT_BYTES:
+            self.num_bytes -= len(self._kept.popitem(last=False)[1])
 
 
 @contextmanager

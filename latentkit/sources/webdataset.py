@@ -19,21 +19,23 @@ from latentkit.contracts import BuildContext, Entry, ModalitySpec, Remark, Sampl
 from latentkit.errors import SampleError, SourceError
 from latentkit.plugins import discover
 from latentkit.runtime.cores import num_cores
-from latentkit.runtime.file_endings import PICTURE_SUFFIXES, TAR_ENDINGS
+from latentkit.runtime.file_endings import IMAGE_SUFFIXES, TAR_ENDINGS
+from latentkit.runtime.source_remarks import sum_remarks
 from latentkit.sources.encodings import UTF8
 from latentkit.sources.files import Files
 from latentkit.sources.shards import (
     Group,
     MediaChoice,
     choose_attributes,
+    explain_no_media,
     group_members,
     kind_of,
-    no_media,
+    prefix_keys,
     read_attributes,
     read_media,
     unused_fields,
-    with_prefix,
 )
+from latentkit.sources.splits import names_in
 from latentkit.sources.tables import encoding_remark
 from latentkit.sources.tars import Member, Tar, list_members, open_tar
 
@@ -120,10 +122,7 @@ class SampleReader:
     def _describe(
         self, file: IO[bytes], group: Group, encodings: Counter[str] | None = None
     ) -> tuple[str, dict[str, Any]]:
-        """Key and attributes: those that the recipe names, else all but the key.
-
-        Raises as `read_attributes`.
-        """
+        """Return key and attributes: those that the recipe names, else all but the key."""
         values = read_attributes(file, group, encodings)
         value = None if self._key in (None, "__key__") else values.get(str(self._key))
         key = group.key if value is None else str(value)
@@ -133,9 +132,7 @@ class SampleReader:
 
 
 class TarSource:
-    """The samples in tars, by position; keys are their names in the tar, behind the tar's own where
-    an earlier tar uses one.
-    """
+    """Samples in tars by position; a key that an earlier tar has gets the tar's name."""
 
     def __init__(
         self, tars: Sequence[IndexedTar], reader: SampleReader, remarks: list[Remark]
@@ -206,7 +203,7 @@ class TarStream:
             reader,
             list(remarks),
         )
-        self._damaged: dict[str, str] = {}
+        self._remarks_of: dict[str, list[Remark]] = {}
 
     def shards(self) -> list[Shard]:
         """All tars, in order; a stamp is size and time of change in ns."""
@@ -222,13 +219,12 @@ class TarStream:
         if shard not in self._shards:
             raise ValueError(f"{shard} is not in list of shards")
         indexed = index_tar(self._files, shard)
-        if indexed.damage:
-            self._damaged[shard.name] = indexed.damage
+        self._remarks_of[shard.name] = _remarks_on([indexed], self._reader.choice)
         with_media = (
             group for group in indexed.groups if self._reader.choice.of(group) is not None
         )
         with indexed.tar.open() as file:
-            for place, group in enumerate(with_prefix(with_media, indexed.tar)):
+            for place, group in enumerate(prefix_keys(with_media, indexed.tar)):
                 stamp = f"{shard.stamp}-{place}"
                 try:
                     yield self._reader.sample(file, group, stamp)
@@ -237,7 +233,8 @@ class TarStream:
 
     def remarks(self) -> list[Remark]:
         """What lies beside the tars, and what is wrong with those that were read."""
-        return self._remarks + _damage_remarks(sorted(self._damaged.items()))
+        of_tars = [one for name in sorted(self._remarks_of) for one in self._remarks_of[name]]
+        return [*self._remarks, *sum_remarks(of_tars)]
 
 
 # ---------------------------------------------------------------- opening
@@ -282,9 +279,7 @@ def open_tars(
     endings = _endings(context.modality)
     choice = MediaChoice(config.media.lower() if config.media else None, endings)
     reader = SampleReader(choice, config.key, config.attributes)
-    wanted = list(
-        dict.fromkeys(re.sub(r"\[.*?\]", "", part).strip() for part in config.split.split("+"))
-    )
+    wanted = names_in(config.split)
     if missing := [name for name in wanted if name not in splits]:
         raise SourceError(
             f"source datasets: {root} has no split {missing[0]!r}; it has {', '.join(splits)}"
@@ -317,7 +312,7 @@ def _open_stream(
         looked_at.append(indexed)
         if any(reader.choice.of(group) is not None for group in indexed.groups):
             return TarStream(files, shards, reader, remarks)
-    raise SourceError(_why_nothing(looked_at, reader.choice, root))
+    raise SourceError(_no_samples_message(looked_at, reader.choice, root))
 
 
 def _open_source(
@@ -330,23 +325,14 @@ def _open_source(
     choice = reader.choice
     tars = [tar for each in indexed.values() for tar in each]
     groups = [group for tar in tars for group in tar.groups]
-    without = [group.key for group in groups if choice.of(group) is None]
-    if len(without) == len(groups):
-        raise SourceError(_why_nothing(tars, choice, root))
+    if all(choice.of(group) is None for group in groups):
+        raise SourceError(_no_samples_message(tars, choice, root))
     _check_attributes(groups, config, root)
-    remarks += [*_tar_remarks(tars), *unused_fields(groups, choice)]
-    if without:
-        remarks.append(
-            Remark(
-                "samples in tars that have no media of the kind that is read, left out",
-                len(without),
-                without[0],
-            )
-        )
+    remarks += _remarks_on(tars, choice)
     kept = {name: [_with_media(tar, choice) for tar in each] for name, each in indexed.items()}
     seen: set[str] = set()
     kept = {
-        name: [replace(tar, groups=list(with_unlike_keys(tar, seen))) for tar in each]
+        name: [replace(tar, groups=list(make_keys_unique(tar, seen))) for tar in each]
         for name, each in kept.items()
     }
     source = TarSource([tar for each in kept.values() for tar in each], reader, remarks)
@@ -359,9 +345,7 @@ def _open_source(
 
 
 def _positions(split: str, lengths: dict[str, int]) -> list[int]:
-    """Where the samples of a split such as "train[:100]+test" are, among those of all splits in
-    their order.
-    """
+    """Return the positions of a split such as "train[:100]+test" among all splits."""
     starts = {name: sum(list(lengths.values())[:number]) for number, name in enumerate(lengths)}
     try:
         parts = datasets.ReadInstruction.from_spec(split).to_absolute(lengths)
@@ -375,10 +359,8 @@ def _positions(split: str, lengths: dict[str, int]) -> list[int]:
     return positions
 
 
-def with_unlike_keys(tar: IndexedTar, seen: set[str]) -> Iterator[Group]:
-    """The samples of a tar, those whose keys are `seen` under ones that begin with the tar's name;
-    another tar after it renames none.
-    """
+def make_keys_unique(tar: IndexedTar, seen: set[str]) -> Iterator[Group]:
+    """Give a tar's samples, those of `seen` keys under ones that begin with its name."""
     for group in tar.groups:
         key = group.key
         while key in seen:
@@ -392,13 +374,15 @@ def _with_media(tar: IndexedTar, choice: MediaChoice) -> IndexedTar:
 
 
 def _check_attributes(groups: Iterable[Group], config: DatasetsConfig, root: str) -> None:
-    """Names of fields can be checked; those of what JSON objects hold can't, without reading all.
+    """Names of fields can be checked; those of what JSON objects hold can't, without
+    reading all.
     """
     fields = {field for group in groups for field in group.fields}
     for name in config.attributes or []:
         if name in fields and kind_of(name) == "bytes":
             raise SourceError(
-                f"source datasets: attributes: .{name} holds media or other bytes, not an attribute"
+                f"source datasets: attributes: .{name} contains media or other bytes, not an"
+                " attribute"
             )
         if name not in {*fields, "text"} and not any(kind_of(field) == "json" for field in fields):
             raise SourceError(
@@ -408,29 +392,47 @@ def _check_attributes(groups: Iterable[Group], config: DatasetsConfig, root: str
 
 
 def _endings(modality: str) -> tuple[str, ...]:
-    """Endings of the files that the recipe's modality reads; where that doesn't say, of pictures.
+    """Endings of the files that the recipe's modality reads; where that doesn't say, of
+    pictures.
     """
     found = [
         tuple(one.spec.suffixes)
         for one in discover().provided
         if isinstance(one.spec, ModalitySpec) and one.spec.name == modality
     ]
-    return found[0] if found and found[0] else PICTURE_SUFFIXES
+    return found[0] if found and found[0] else IMAGE_SUFFIXES
 
 
-def _why_nothing(tars: Sequence[IndexedTar], choice: MediaChoice, root: str) -> str:
+def _no_samples_message(tars: Sequence[IndexedTar], choice: MediaChoice, root: str) -> str:
     damaged = [f"{os.path.join(root, tar.tar.name)}: {tar.damage}" for tar in tars if tar.damage]
     if not any(tar.groups for tar in tars):
+        unnamed = [
+            f"{os.path.join(root, tar.tar.name)}: {len(tar.unnamed)} files without an ending, by"
+            f" which they would be known, such as {tar.unnamed[0]}"
+            for tar in tars
+            if tar.unnamed
+        ]
         what = (
-            "; ".join(damaged[:3])
+            "; ".join([*damaged, *unnamed][:3])
             or f"no files in {', '.join(os.path.join(root, tar.tar.name) for tar in tars[:3])}"
         )
         return f"source datasets: there is nothing to read: {what}"
     return (
         f"source datasets: {root}:"
-        f" {no_media((group for tar in tars for group in tar.groups), choice)}"
-        + "".join(f"; {one}" for one in damaged[:3])
-    )
+        f" {explain_no_media((group for tar in tars for group in tar.groups), choice)}"
+    ) + "".join(f"; {one}" for one in damaged[:3])
+
+
+def _remarks_on(tars: Sequence[IndexedTar], choice: MediaChoice) -> list[Remark]:
+    """Count what is wrong with tars, and what of them is not used."""
+    groups = [group for tar in tars for group in tar.groups]
+    without = [group.key for group in groups if choice.of(group) is None]
+    text = "samples in tars that have no media of the kind that is read, left out"
+    return [
+        *_tar_remarks(tars),
+        *unused_fields(groups, choice),
+        *(Remark(text, len(without), key) for key in without[:1]),
+    ]
 
 
 def _tar_remarks(tars: Sequence[IndexedTar]) -> list[Remark]:

@@ -1,8 +1,8 @@
-"""Who is working on what: claims/<name>.json, made by exclusive creation and kept alive by
-touching.
+"""Work claims: which process works on which unit. A claim is claims/<name>.json, created
+exclusively and kept alive by touching it.
 
-Claims only save work. Two processes working on one unit is waste, never damage: the first commit
-wins.
+Claims only save work. Two processes working on one unit is a waste but never damages anything: the
+first commit wins.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from latentkit.store.folder import ASIDE, Folder, host
 
 HEARTBEAT_SECONDS = 5.0
 DEAD_AFTER_SECONDS = 60.0
-"""A claim from another host that nobody touched for so long is dead; on this host the process
-itself is looked up.
+"""A claim from another host that wasn't touched for this long is dead. On this host the process
+itself is checked.
 """
 
 PART = re.compile(r"~(?P<host>[^~]*)~(?P<pid>\d{1,9})~[0-9a-f]+\.part")
-"""Name of a file in the making, as `Folder` gives it."""
+"""Name of an unfinished file, as `Folder` makes it."""
 
-_living_tokens: set[str] = set()
-"""Of the claims that this process holds: one of ours that isn't here was left behind, when a folder
-couldn't be reached.
+_own_tokens: set[str] = set()
+"""Tokens of the claims that this process holds. Another claim with this process's number was left
+behind when a folder couldn't be reached.
 """
 
 
 class Claims:
-    """This process's claims on one folder."""
+    """This process's claims in one folder."""
 
     def __init__(self, folder: Folder) -> None:
         self.folder = folder
@@ -45,31 +45,32 @@ class Claims:
         self._lock = threading.Lock()
 
     def take(self, name: str) -> bool:
-        """Whether the claim is ours now; a dead process's is taken over."""
+        """Try to take the claim; True on success. A dead process's claim is taken over."""
         file = _file(name)
         token = secrets.token_hex(8)
-        _living_tokens.add(token)  # before anybody can read it
+        _own_tokens.add(token)  # before anybody can read it
         ours = False
         try:
             ours = self._create(file, json.dumps({**_identity(os.getpid()), "token": token}))
         finally:
             if not ours:
-                _living_tokens.discard(token)
+                _own_tokens.discard(token)
         if ours:
             with self._lock:
                 self._held[name] = token
         return ours
 
     def _create(self, file: str, content: str) -> bool:
+        """Create the claim file, after removing a dead process's; True on success."""
         if self.folder.claim(file, content):
             return True
         if not self._is_dead(file):
             return False
-        self.folder.take_over(file)
+        self.folder.remove_dead_claim(file)
         return self.folder.claim(file, content)
 
     def drop(self, name: str) -> None:
-        """Give a claim up; nothing happens when it isn't held."""
+        """Give up a claim. Nothing happens if this process doesn't hold it."""
         with self._lock:
             token = self._held.pop(name, None)
         if token is None:
@@ -77,15 +78,17 @@ class Claims:
         try:
             self.folder.remove(_file(name))
         finally:
-            _living_tokens.discard(token)
+            _own_tokens.discard(token)
 
     @contextmanager
     def heartbeat(self) -> Iterator[None]:
-        """Keep the held claims alive in a thread; drop all of them on leaving, without waiting for
-        a folder when it is by an exception.
+        """Keep the held claims alive in a thread, and drop all of them on leaving. After an
+        exception, don't wait for a folder that can't be reached.
         """
         stop = threading.Event()
-        thread = threading.Thread(target=self._beat, args=(stop,), name="claims", daemon=True)
+        thread = threading.Thread(
+            target=self._touch_claims, args=(stop,), name="claims", daemon=True
+        )
         thread.start()
         try:
             yield
@@ -96,11 +99,11 @@ class Claims:
             stop.set()
             thread.join()
             for name in list(self._held):
-                with suppress(StoreError):  # what stays behind is recognized as dead
+                with suppress(StoreError):  # a claim that is left behind is recognized as dead
                     self.drop(name)
 
     def holders(self) -> list[str]:
-        """Host and process of every living claim that isn't ours, for messages."""
+        """Return host and process of every living claim of other processes, for messages."""
         holders = set()
         for name in self._names():
             if name not in self._held and not self._is_dead(_file(name)):
@@ -109,7 +112,7 @@ class Claims:
         return sorted(holders)
 
     def owner(self, name: str) -> str:
-        """Process, host and start of who holds a claim, for messages."""
+        """Return process, host and start time of the holder of a claim, for messages."""
         found = self._read(_file(name))
         if not isinstance(started := found.get("started"), float):
             return "another process"
@@ -117,13 +120,13 @@ class Claims:
         return f"process {found.get('pid')} on {found.get('host')}, begun at {since}"
 
     def is_free(self, name: str) -> bool:
-        """Whether nobody else is working on it."""
+        """Return whether no other process works on it."""
         file = _file(name)
         return name in self._held or not self.folder.exists(file) or self._is_dead(file)
 
     def find_free(self, names: Iterable[str]) -> set[str]:
-        """Those of `names` that nobody else is working on, by one look at the folder and one at
-        each claim there is.
+        """Return those of `names` that no other process works on, with one listing of the folder
+        and one check per claim.
         """
         taken = {
             name
@@ -133,27 +136,31 @@ class Claims:
         return set(names) - taken
 
     def sweep(self) -> None:
-        """Remove what dead processes left in the claims folder; of files in the making, those of
-        this host's processes.
-        """
-        import psutil  # here, so that reading does without it
+        """Remove dead processes' claims, and unfinished files of dead processes on this host."""
+        for file in self.left_over():
+            self.folder.remove(file)
 
-        for name in self._names():
-            if self._is_dead(_file(name)):
-                self.folder.remove(_file(name))
-        for name in self.folder.list(ASIDE):
+    def left_over(self) -> list[str]:
+        """Claims of dead processes, and files in the making of those of this host."""
+        import psutil  # imported here, so that reading doesn't need it
+
+        def is_dead(name: str) -> bool:
             match = PART.search(name)
-            if name.endswith(".stale") or (
-                match and match["host"] == host() and not psutil.pid_exists(int(match["pid"]))
-            ):
-                self.folder.remove(f"{ASIDE}/{name}")
+            if match:
+                return match["host"] == host() and not psutil.pid_exists(int(match["pid"]))
+            is_claim = name.endswith(".json")
+            return name.endswith(".stale") or (is_claim and self._is_dead(f"{ASIDE}/{name}"))
+
+        return [f"{ASIDE}/{name}" for name in self.folder.list(ASIDE) if is_dead(name)]
 
     def _names(self) -> list[str]:
+        """Return the names of all claims."""
         return [
             name.removesuffix(".json") for name in self.folder.list(ASIDE) if name.endswith(".json")
         ]
 
-    def _beat(self, stop: threading.Event) -> None:
+    def _touch_claims(self, stop: threading.Event) -> None:
+        """Touch the held claims until stopped."""
         while not stop.wait(HEARTBEAT_SECONDS):
             for name in list(self._held):
                 with self._lock:  # a claim that is being dropped isn't written again
@@ -161,18 +168,19 @@ class Claims:
                         self.folder.touch(_file(name))
 
     def _is_dead(self, file: str) -> bool:
+        """Return whether the process that made the claim no longer runs."""
         owner = self._read(file)
         if owner.get("host") == host():
             there = _identity(owner.get("pid"))
             is_there = bool(there) and there.items() <= owner.items()
             return not is_there or (
-                owner["pid"] == os.getpid() and owner.get("token") not in _living_tokens
+                owner["pid"] == os.getpid() and owner.get("token") not in _own_tokens
             )
         return self.folder.age_seconds(file) > DEAD_AFTER_SECONDS
 
     def _read(self, file: str) -> dict[str, Any]:
-        """What a claim says; nothing where it was just created and not yet written, is damaged, or
-        gone: then its age decides.
+        """Return the content of a claim; nothing if it isn't written yet, is damaged, or is gone.
+        Then its age decides.
         """
         try:
             content = json.loads(self.folder.read(file))
@@ -182,18 +190,19 @@ class Claims:
 
 
 @contextmanager
-def sole_writer(folder: Folder, name: str) -> Iterator[None]:
-    """Hold a claim that only one process may have; a dead one's is taken over.
+def hold_exclusive_claim(folder: Folder, name: str) -> Iterator[None]:
+    """Hold a claim that only one process may have. A dead process's claim is taken over.
 
     Raises:
-        StoreError: another process has it, says which; or the folder can't be written.
+        StoreError: another process has the claim (the message names it), or the folder can't be
+            written.
     """
     claims = Claims(folder)
     if not claims.take(name):
         who = claims.owner(name)
         raise StoreError(
             f"{folder}: another run writes here ({who}); "
-            "wait for it, stop it, or give another output.path"
+            "wait for it, stop it, or choose another output.path"
         )
     try:
         with claims.heartbeat():
@@ -203,15 +212,16 @@ def sole_writer(folder: Folder, name: str) -> Iterator[None]:
 
 
 def _file(name: str) -> str:
+    """Return the file name of a claim."""
     return f"{ASIDE}/{name}.json"
 
 
 def _identity(pid: object) -> dict[str, Any]:
-    """Host, process and its starting time; empty when there is none.
+    """Return host, process number and start time of a process; empty if it doesn't exist.
 
-    The time tells a process from a later one with its number. A process that has ended and that
-    nobody waited for (a zombie) is none. Some systems don't say when another user's process
-    started; it then counts as the one meant.
+    The start time distinguishes a process from a later one with the same number. A process that has
+    ended but wasn't waited for (a zombie) doesn't exist. Some systems don't tell when another
+    user's process started; that process is then considered the right one.
     """
     if not isinstance(pid, int) or not 0 < pid < 1 << 31:
         return {}

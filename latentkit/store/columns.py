@@ -1,5 +1,5 @@
-"""Arrow tables from bytes, and columns from Python values: attributes and geometry are mappings
-whose keys nobody declared.
+"""Reads Arrow tables from bytes, and makes columns from Python values. Attributes and geometry are
+mappings with undeclared keys.
 """
 
 from __future__ import annotations
@@ -11,19 +11,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 MAX_ROWS_PER_BYTE = 64
-"""Keys are distinct, so that no honest file comes near; a dishonest one must not make us ask for
-terabytes.
+"""Keys are distinct, so a valid file never comes near. A malicious one must not make the program
+allocate terabytes.
 """
 
 
 def read_parquet(content: bytes, columns: Sequence[str] | None = None) -> pa.Table:
-    """The table in a Parquet file's bytes.
+    """Return the table in a Parquet file's bytes.
 
-    Read in this thread alone: Arrow's own threads may still hold the bytes when the interpreter
-    ends, and letting go of them then aborts the process.
+    It is read in this thread only. Arrow's own threads may still hold the bytes when the
+    interpreter ends, and releasing them then aborts the process.
 
     Raises:
         pa.ArrowException, OSError: the file is damaged.
@@ -34,15 +35,22 @@ def read_parquet(content: bytes, columns: Sequence[str] | None = None) -> pa.Tab
     return file.read(columns=None if columns is None else list(columns), use_threads=False)
 
 
+def find_places(keys: pa.ChunkedArray, among: pa.ChunkedArray) -> npt.NDArray[np.int64]:
+    """Where each key stands in another column, -1 where it isn't there or null."""
+    places = pc.index_in(keys, value_set=among.combine_chunks(), skip_nulls=True)
+    found: npt.NDArray[np.int64] = pc.fill_null(places, -1).to_numpy().astype(np.int64)
+    return found
+
+
 class StructBuilder:
-    """Mappings, row by row, into one column of structs; only the values are kept, by field."""
+    """Collects mappings, row by row, into one column of structs."""
 
     def __init__(self) -> None:
         self._fields: dict[str, list[Any]] = {}
         self._missing: list[bool] = []
 
     def add(self, row: Mapping[str, Any] | None) -> None:
-        """One more row; None where there is none."""
+        """Add one row; None if it has no mapping."""
         count = len(self._missing)
         self._missing.append(row is None)
         for name, value in (row or {}).items():
@@ -51,10 +59,10 @@ class StructBuilder:
             values.append(value)
 
     def finish(self) -> pa.Array:
-        """One struct per row; fields are the union of all keys, sorted.
+        """Return one struct per row. Its fields are the union of all keys, sorted.
 
-        A field whose values have no common Arrow type is stored as text. All rows empty: a column
-        of nulls, since Parquet has no empty struct.
+        A field whose values have no common Arrow type is stored as text. If all rows are empty, the
+        result is a column of nulls, because Parquet has no empty struct.
         """
         count = len(self._missing)
         if not self._fields:
@@ -67,7 +75,7 @@ class StructBuilder:
 
 
 def struct_column(rows: Iterable[Mapping[str, Any] | None]) -> pa.Array:
-    """One struct per row; see `StructBuilder`."""
+    """Return one struct per row; see `StructBuilder`."""
     builder = StructBuilder()
     for row in rows:
         builder.add(row)
@@ -75,15 +83,15 @@ def struct_column(rows: Iterable[Mapping[str, Any] | None]) -> pa.Array:
 
 
 def structs_of_json(texts: pa.ChunkedArray) -> pa.Array:
-    """One struct per row of JSON texts or nulls; each distinct text is parsed once."""
+    """Return one struct per row of JSON texts or nulls. Each distinct text is parsed once."""
     encoded = texts.combine_chunks().dictionary_encode()
     structs = struct_column(json.loads(text) for text in encoded.dictionary.to_pylist())
     return structs.take(encoded.indices)
 
 
 def concat_structs(a: pa.Array, b: pa.Array) -> pa.Array:
-    """Two columns of structs one after the other, with the fields of both; a field without a common
-    type becomes text.
+    """Concatenate two columns of structs, with the fields of both. A field without a common type
+    becomes text.
     """
     tables = [pa.table({"": column}) for column in (a, b)]
     try:
@@ -94,6 +102,7 @@ def concat_structs(a: pa.Array, b: pa.Array) -> pa.Array:
 
 
 def _column(values: list[Any]) -> pa.Array:
+    """Return values as an array; as texts if they have no common type."""
     try:
         return pa.array(values)
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
@@ -103,8 +112,8 @@ def _column(values: list[Any]) -> pa.Array:
 
 
 def escape(text: str) -> str:
-    """Text that UTF-8 can hold: lone surrogates (undecodable bytes of file names) become backslash
-    escapes.
+    """Return text that UTF-8 can encode: lone surrogates (undecodable bytes of file names) become
+    backslash escapes.
     """
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 

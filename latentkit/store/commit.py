@@ -1,10 +1,10 @@
-"""How a finished file gets its name, which the first commit keeps, and how it is flushed to disk.
+"""Gives a finished file its final name, which the first commit keeps, and flushes it to disk.
 
-File systems differ in what they offer. ext4, NTFS, APFS and NFS have hard links. exFAT, FAT and SMB
-have none, but their drivers rename without replacing. Mounts through FUSE (rclone, gcsfuse ...) may
-have neither: there a file lock makes others wait between the check and the rename. The kernel drops
-the lock of a process that dies, so a kill leaves nothing behind. Such a lock may not reach other
-machines; claims keep those apart.
+File systems offer different operations. ext4, NTFS, APFS and NFS have hard links. exFAT, FAT and
+SMB have none, but their drivers rename without replacing. FUSE mounts (rclone, gcsfuse and others)
+may have neither; there a file lock makes other processes wait between the check and the rename. The
+kernel releases the lock of a dead process, so a kill leaves nothing behind. Such a lock may not
+reach other machines; claims keep those apart.
 """
 
 from __future__ import annotations
@@ -23,15 +23,17 @@ T = TypeVar("T")
 
 AT_FDCWD = -100
 RENAME_NOREPLACE = 1
-"""Linux: rename unless the new name is taken."""
+"""Linux: rename only if the new name is free."""
 
 RENAME_EXCL = 4
-"""macOS: the same."""
+"""macOS: rename only if the new name is free."""
 
 IN_USE = (5, 32, 33)
-"""Windows answers access denied, sharing violation or lock violation while a file is open."""
+"""Windows' errors "access denied", "sharing violation" and "lock violation" while a file is
+open.
+"""
 
-MOST_TRIES = 40
+MAX_TRIES = 40
 PAUSE_SECONDS = 0.05
 
 NO_FOLDER_SYNC = {
@@ -44,36 +46,37 @@ NO_FOLDER_SYNC = {
     errno.ENOTSUP,
     errno.EOPNOTSUPP,
 }
-"""Answers of Windows, and of file systems, that can't flush a folder."""
+"""Errors of Windows, and of file systems, that can't flush a folder."""
 
 
-def publish(part: Path, target: Path) -> None:
-    """Give the closed file `part` the name `target` in one step; the caller removes a `part` left.
+def give_final_name(part: Path, target: Path) -> None:
+    """Rename the closed file `part` to `target` in one step. The caller removes a `part` that is
+    left.
 
     Raises:
-        FileExistsError: something has that name already, and keeps it.
-        OSError: the file system refuses, or has none of the ways there are.
+        FileExistsError: the name exists already, and that file is kept.
+        OSError: the file system refuses, or supports none of the methods.
     """
-    for way in WAYS[:-1]:
-        # No answer tells "not on this disk" from a failure: for a hard link exFAT says EPERM, SMB
-        # ENOTSUP, rclone EIO. A real failure happens again in the last way.
+    for way in RENAME_METHODS[:-1]:
+        # No error code distinguishes "not supported" from a failure: for a hard link exFAT
+        # says EPERM, SMB ENOTSUP, rclone EIO. A real failure occurs again with the last method.
         try:
             return way(part, target)
         except FileExistsError:
             raise
         except OSError:
             continue
-    WAYS[-1](part, target)
+    RENAME_METHODS[-1](part, target)
 
 
-def rename_new(part: Path, target: Path) -> None:
-    """Rename a file, unless the new name is taken.
+def rename_without_replacing(part: Path, target: Path) -> None:
+    """Rename a file if the new name is free.
 
     Raises:
-        FileExistsError, OSError: as for `publish`.
+        FileExistsError, OSError: as for `give_final_name`.
     """
     if sys.platform == "win32":
-        patiently(os.rename, part, target)  # which replaces nothing there
+        retry_while_in_use(os.rename, part, target)  # on Windows this replaces nothing
         return
     c_library = ctypes.CDLL(None, use_errno=True)
     source, destination = os.fsencode(part), os.fsencode(target)
@@ -82,18 +85,19 @@ def rename_new(part: Path, target: Path) -> None:
             failed = c_library.renamex_np(source, destination, RENAME_EXCL)
         else:
             failed = c_library.renameat2(AT_FDCWD, source, AT_FDCWD, destination, RENAME_NOREPLACE)
-    except AttributeError as error:  # a C library without it
+    except AttributeError as error:  # the C library lacks the function
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), str(target)) from error
     if failed:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), str(part), None, str(target))
 
 
-def rename_locked(part: Path, target: Path) -> None:
-    """Rename a file, unless the new name is taken, while others who do this wait for the lock.
+def rename_under_lock(part: Path, target: Path) -> None:
+    """Rename a file if the new name is free, while other processes that do the same wait for the
+    lock.
 
     Raises:
-        FileExistsError, OSError: as for `publish`.
+        FileExistsError, OSError: as for `give_final_name`.
     """
     if sys.platform == "win32":
         raise OSError(errno.ENOSYS, "Windows renames without replacing")
@@ -115,17 +119,22 @@ def rename_locked(part: Path, target: Path) -> None:
         os.close(handle)
 
 
-WAYS = (rename_new,) if sys.platform == "win32" else (os.link, rename_new, rename_locked)
-"""From the best to the last."""
+RENAME_METHODS = (
+    (rename_without_replacing,)
+    if sys.platform == "win32"
+    else (os.link, rename_without_replacing, rename_under_lock)
+)
+"""Methods, best first."""
 
 
-def patiently(operation: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """What `operation` gives, retried while Windows refuses because the file is open elsewhere.
+def retry_while_in_use(operation: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Return what `operation` returns, retried while Windows refuses because the file is open
+    elsewhere.
 
     Raises:
-        OSError: it refuses for longer than two seconds, or for another reason.
+        OSError: it refuses for more than two seconds, or for another reason.
     """
-    for _ in range(MOST_TRIES - 1):
+    for _ in range(MAX_TRIES - 1):
         try:
             return operation(*args, **kwargs)
         except PermissionError as error:
@@ -136,10 +145,10 @@ def patiently(operation: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T
 
 
 def sync(path: Path) -> None:
-    """Wait until a file or folder is on disk; of a folder, where that can be waited for.
+    """Wait until a file, or a folder if the file system supports it, is on disk.
 
     Raises:
-        OSError: it isn't there, or the disk fails.
+        OSError: the file is missing or the disk fails.
     """
     mode = os.O_RDWR if sys.platform == "win32" else os.O_RDONLY  # which Windows doesn't flush
     try:

@@ -1,8 +1,8 @@
-"""Copying a latent dataset's rows, bit for bit, into fewer and larger units, without those that
-nothing names any more.
+"""Compaction: copies a latent dataset's rows, bit for bit, into fewer and larger units, without
+superseded rows.
 
-A stream's units are copied as they are: merged ones would be encoded again as a whole when one of
-their shards changes.
+A stream's units are copied unchanged. Merged ones would have to be encoded again as a whole when
+one of their shards changes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from latentkit.contracts import LatentLayout, Normalization, Unit
+from latentkit.contracts import Unit
 from latentkit.errors import DamagedError, StoreError
 from latentkit.runtime.masks import MASK
 from latentkit.runtime.paths import in_shell
@@ -26,42 +26,50 @@ from latentkit.store import int8, statistics, writer
 from latentkit.store.claims import Claims
 from latentkit.store.columns import Rows
 from latentkit.store.dataset_json import (
-    Description,
+    count_superseded,
+    describe_again,
     finalize,
     newest_number,
-    num_superseded,
     read_dataset,
     read_index,
     read_units,
     refuse_missing_units,
 )
 from latentkit.store.folder import Folder
-from latentkit.store.format import NUMPY_DTYPES, TensorToWrite, write_unit
-from latentkit.store.index import has_its_data, index_of_chain
+from latentkit.store.format import (
+    LATENTS,
+    LEDGER_COLUMNS,
+    NUMPY_DTYPES,
+    OFFSETS,
+    STREAM_COLUMNS,
+    TensorToWrite,
+    unit_name,
+    write_unit,
+)
+from latentkit.store.index import has_intact_data, index_of_chain
 from latentkit.store.live_statistics import measure_stored
 from latentkit.store.mapped_unit import Array, MappedUnit
 from latentkit.store.plan import (
     Plan,
     plan_name,
     plan_numbers,
+    plan_with_units,
     read_chain,
     read_plan,
-    with_units,
     write_plan,
 )
-from latentkit.store.ragged import OFFSETS, offsets_of
-from latentkit.store.writer import unit_name
+from latentkit.store.ragged import offsets_of
 
 UNIT_BYTES = 512 << 20
 COPIED_BYTES = 16 << 20
-"""Of a tensor's rows that are copied at once."""
+"""Bytes of a tensor's rows that are copied at once."""
 
 POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
 class Compacted:
-    """What a compaction did: rows left out, and the number of units before and after."""
+    """Result of a compaction: rows left out, and the number of units before and after."""
 
     num_dropped: int
     units_before: int
@@ -69,23 +77,23 @@ class Compacted:
 
 
 def compact(folder: Folder) -> Compacted:
-    """Drop superseded rows and merge small units; what was in the way of neither stays as it is.
+    """Drop superseded rows and merge small units. Units that need neither stay unchanged.
 
     Raises:
-        StoreError: the dataset is unfinished, damaged, or somebody is working on it.
+        StoreError: the dataset is unfinished, damaged, or in use by another process.
     """
-    read_dataset(folder)  # where there is none, no claim makes a folder
+    read_dataset(folder)  # so that a claim creates no folder
     claims = Claims(folder)
     with claims.heartbeat():
         if not claims.take("plan"):
             raise StoreError(
-                f"{folder}: {', '.join(claims.holders())} is working on it; compact it afterwards"
+                f"{folder}: {', '.join(claims.holders())} is working on it. Compact it afterwards"
             )
         return _compact(folder)
 
 
 def _compact(folder: Folder) -> Compacted:
-    """`compact`, while no other process makes a plan."""
+    """Compact while no other process makes a plan."""
     document, chain = read_dataset(folder), read_chain(folder)
     if (
         chain and chain[-1].settings.compacts and newest_number(document) < chain[-1].number
@@ -97,7 +105,7 @@ def _compact(folder: Folder) -> Compacted:
             f"{folder} is unfinished; run `latentkit run {in_shell(f'{folder}/recipe.yaml')}` first"
         )
     index = read_index(folder, document)
-    num_dropped, num_units = num_superseded(document, index.num_rows), len(document["units"])
+    num_dropped, num_units = count_superseded(document, index.num_rows), len(document["units"])
     plan = _plan_compaction(chain[-1], index, document)
     num_after = len(plan.units())
     if not num_dropped and 2 * num_after > num_units:
@@ -106,17 +114,17 @@ def _compact(folder: Folder) -> Compacted:
     refuse_missing_units(folder, document)
     write_plan(folder, plan)
     plan = read_plan(folder, plan.number)
-    if not plan.settings.compacts:  # our claim was taken for a dead process's
+    if not plan.settings.compacts:  # another process considered our claim dead
         raise StoreError(
-            f"{folder}: another process has begun to encode what changed; compact it afterwards"
+            f"{folder}: another process has started to encode changes. Compact it afterwards"
         )
     finish_compaction(folder, plan)
     return Compacted(num_dropped, num_units, num_after)
 
 
 def finish_compaction(folder: Folder, plan: Plan) -> None:
-    """Do what is left of a plan that compacts, or wait for the process that does; then remove what
-    it replaces.
+    """Finish a plan that compacts, or wait for the process that does. Then remove what it
+    replaces.
     """
     claims = Claims(folder)
     with claims.heartbeat():
@@ -125,13 +133,13 @@ def finish_compaction(folder: Folder, plan: Plan) -> None:
         document = read_dataset(folder)
         if (
             newest_number(document) < plan.number
-        ):  # others may have finished it meanwhile, and later plans too
+        ):  # other processes may have finished it, and later plans too
             _copy_all(folder, plan, document)
         remove_dead(folder, [plan])
 
 
 def remove_dead(folder: Folder, chain: Sequence[Plan]) -> None:
-    """Remove plans, units and indexes that a compaction replaced."""
+    """Remove plans, units and indexes that a compaction has replaced."""
     for number in plan_numbers(folder):
         if number >= chain[0].number:
             return
@@ -146,8 +154,8 @@ def remove_dead(folder: Folder, chain: Sequence[Plan]) -> None:
 
 
 def _plan_compaction(newest: Plan, index: pa.Table, document: Mapping[str, Any]) -> Plan:
-    """A plan of everything in the index, in units of about `UNIT_BYTES`; of a stream, in the units
-    that are still used.
+    """Return a plan of everything in the index, in units of about `UNIT_BYTES`; for a stream, in
+    the units still used.
     """
     if newest.settings.stream:
         units = newest.unit_names().dictionary_encode().indices.to_numpy()
@@ -167,10 +175,11 @@ def _plan_compaction(newest: Plan, index: pa.Table, document: Mapping[str, Any])
         _, units = np.unique(
             starts * bytes_per_row // UNIT_BYTES, return_inverse=True
         )  # numbers without gaps
-    settings, previous = replace(newest.settings, compacts=True), pa.nulls(
-        entries.num_rows, pa.string()
+    settings, previous = (
+        replace(newest.settings, compacts=True),
+        pa.nulls(entries.num_rows, pa.string()),
     )
-    return with_units(
+    return plan_with_units(
         newest.number + 1,
         entries.select(["key", "stamp", "attributes"]),
         settings,
@@ -183,23 +192,22 @@ def _plan_compaction(newest: Plan, index: pa.Table, document: Mapping[str, Any])
 
 
 def _copy_all(folder: Folder, plan: Plan, document: Mapping[str, Any]) -> None:
+    """Copy every unit of the plan that isn't committed."""
     chain = read_chain(folder, before=plan.number)
     units = read_units(folder, chain)
-    are_whole = folder.ask_each(functools.partial(has_its_data, folder), units.values())
+    are_whole = folder.ask_each(functools.partial(has_intact_data, folder), units.values())
     for name, is_whole in zip(units, are_whole, strict=True):
         if not is_whole:
             raise DamagedError(
-                f"{folder}/{unit_name(name)} is damaged; `latentkit verify {in_shell(folder)}"
+                f"{folder}/{unit_name(name)} is damaged. `latentkit verify {in_shell(folder)}"
                 " --repair` repairs it"
             )
     index = index_of_chain(chain, units)
     opened = folder.ask_each(lambda name: MappedUnit(folder, name, document["units"][name]), units)
     mapped = dict(zip(units, opened, strict=True))
     used = set(index["unit"].unique().to_pylist())
-    # What was given is gone, so a unit's error stays whole though some of its rows may go.
-    errors = int8.merge_errors(
-        unit.header.metadata for name, unit in units.items() if name in used
-    )
+    # The original values are gone, so a unit's error stays that of all its rows.
+    errors = int8.merge_errors(unit.header.metadata for name, unit in units.items() if name in used)
     unit_of_rows = _unit_of_rows(plan, chain[-1], index)
     for unit in plan.units():
         start, stop = np.searchsorted(unit_of_rows, [unit.number, unit.number + 1]).tolist()
@@ -212,24 +220,15 @@ def _copy_all(folder: Folder, plan: Plan, document: Mapping[str, Any]) -> None:
                 mapped,
                 errors if unit.number == 0 else {},
             )
-    described = Description(
-        LatentLayout(**document["layout"]),
-        Normalization(**document["normalization"]),
-        document["store"],
-        document["dtype"],
-        document["source"],
-        document["views"],
-        {name: value for name, value in document.get("quantisation", {}).items() if name != "rms"},
-    )
-    finalize(folder, [plan], described, lambda index: None)
+    finalize(folder, [plan], describe_again(document), lambda index: None)
 
 
 def _unit_of_rows(plan: Plan, old: Plan, index: pa.Table) -> Rows:
-    """Number of the plan's unit that each row of the index goes into, which never falls; `old` is
-    the plan that it compacts.
+    """Return the plan's unit number for each row of the index, in ascending order. `old` is the
+    plan that it compacts.
     """
     keys = index["key"]
-    if plan.settings.stream:  # any shard of the row's unit tells
+    if plan.settings.stream:  # any shard of the row's unit decides
         keys = old.table["key"].take(pc.index_in(index["unit"], value_set=old.unit_names()))
     units: Rows = (
         plan.table["unit"]
@@ -274,7 +273,7 @@ def _copy_unit(
     header = writer.unit_header(
         plan.settings.fingerprint, settings, statistics.merge(pieces), errors
     )
-    ledger = _ledger(plan, unit, rows, new_rows)
+    ledger = _ledger_rows(plan, unit, rows, new_rows)
     with folder.create(unit_name(unit.name)) as file:
         write_unit(
             file,
@@ -290,8 +289,8 @@ class _Copy:
     """A tensor's rows in their new order.
 
     Args:
-        name: of the tensor in every unit; a unit without a mask has rows of which all counts.
-        old: unit and row of each new row.
+        name: name of the tensor in every unit; in a unit without a mask every row counts fully.
+        old: unit and row number of each new row.
         mapped: all units by name.
     """
 
@@ -304,7 +303,7 @@ class _Copy:
         self.is_ragged = name + OFFSETS in self._first.header.tensors
 
     def tensors(self) -> Iterator[TensorToWrite]:
-        """What is written: the tensor and, of ragged rows, their offsets."""
+        """Yield what is written: the tensor and, for ragged rows, their offsets."""
         length = len(self._numbers)
         if self.is_ragged:
             offsets = offsets_of(
@@ -322,19 +321,20 @@ class _Copy:
 
     @property
     def rows_at_once(self) -> int:
-        """How many rows make about `COPIED_BYTES`."""
+        """Return how many rows have about `COPIED_BYTES`."""
         num_rows = (
             len(self._first.offsets(self.name)) - 1 if self.is_ragged else self._like.shape[0]
         )
         return rows_at_once(num_rows, self._like.num_bytes)
 
     def chunks(self, at_once: int) -> Iterator[tuple[Array, Rows | None]]:
-        """Up to so many rows at a time, all of one unit; of ragged ones, positions end to end and
-        the length of each row.
+        """Yield up to `at_once` rows of one unit at a time; for ragged rows, positions end to end
+        and the length of each row.
         """
         for unit, numbers in self._runs():
-            array, offsets = self._tensor(unit, numbers), (
-                unit.offsets(self.name) if self.is_ragged else None
+            array, offsets = (
+                self._tensor(unit, numbers),
+                (unit.offsets(self.name) if self.is_ragged else None),
             )
             for begin in range(0, len(numbers), at_once):
                 rows = numbers[begin : begin + at_once]
@@ -349,26 +349,27 @@ class _Copy:
                 yield np.concatenate(parts), stops - starts
 
     def _runs(self) -> Iterator[tuple[MappedUnit, Rows]]:
-        """Runs of rows of one unit: their numbers there."""
+        """Yield runs of rows in one unit: the unit, and their numbers there."""
         edges = [0, *(np.flatnonzero(np.diff(self._codes)) + 1).tolist(), len(self._codes)]
         for start, stop in itertools.pairwise(edges):
             yield self._units[int(self._codes[start])], self._numbers[start:stop]
 
     def _tensor(self, unit: MappedUnit, numbers: Rows) -> Array:
+        """Return a unit's tensor; a missing mask counts every position."""
         if self.name.endswith(f"/{MASK}") and self.name not in unit.header.tensors:
             return np.broadcast_to(np.uint8(1), (int(numbers.max()) + 1, *self._like.shape[1:]))
         return unit.tensor(self.name, tuple(NUMPY_DTYPES))[0]
 
 
 def rows_at_once(num_rows: int, num_bytes: int) -> int:
-    """How many of a tensor's rows make about `COPIED_BYTES`, at least one."""
+    """Return how many of a tensor's rows have about `COPIED_BYTES`, at least one."""
     return max(1, COPIED_BYTES * num_rows // max(1, num_bytes))
 
 
 def _measure(bucket: str, copies: Mapping[str, _Copy]) -> list[statistics.ChannelStatistics]:
-    """Statistics of the rows that are copied, as far as they count."""
+    """Return statistics of the counted values of the copied rows."""
     pieces = []
-    for name in writer.LATENTS:
+    for name in LATENTS:
         latents, scales, masks = (
             copies.get(f"{bucket}/{part}") for part in (name, name + int8.SCALE, MASK)
         )
@@ -386,8 +387,8 @@ def _measure(bucket: str, copies: Mapping[str, _Copy]) -> list[statistics.Channe
     return pieces
 
 
-def _ledger(plan: Plan, unit: Unit, rows: pa.Table, new_rows: Rows) -> memoryview:
-    """The ledger rows of the new unit, as the writer stores them."""
+def _ledger_rows(plan: Plan, unit: Unit, rows: pa.Table, new_rows: Rows) -> memoryview:
+    """Return the ledger rows of the new unit, as the writer stores them."""
     count, ok = rows.num_rows, pc.equal(rows["status"], "ok").to_numpy()
     if plan.settings.stream:
         position = np.arange(count)
@@ -403,9 +404,9 @@ def _ledger(plan: Plan, unit: Unit, rows: pa.Table, new_rows: Rows) -> memoryvie
         "row": pa.array(new_rows, pa.int64(), mask=~ok),
     }
     columns["geometry"] = _json_texts(rows["geometry"])
-    names = dict(writer.COLUMNS)
+    names = dict(LEDGER_COLUMNS)
     if plan.settings.stream:
-        names |= writer.STREAM_COLUMNS
+        names |= STREAM_COLUMNS
         columns |= {
             "key": rows["key"].combine_chunks(),
             "attributes": _json_texts(rows["attributes"]),
@@ -415,7 +416,9 @@ def _ledger(plan: Plan, unit: Unit, rows: pa.Table, new_rows: Rows) -> memoryvie
 
 
 def _json_texts(column: pa.ChunkedArray) -> pa.Array:
-    """Structs as the ledger has them; nulls are fields that other rows have."""
+    """Return structs as JSON texts, as the ledger stores them. Nulls are fields that only other
+    rows have.
+    """
     rows = (
         (
             {name: value for name, value in row.items() if value is not None}

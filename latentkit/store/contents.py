@@ -1,4 +1,6 @@
-"""What a latent dataset says of its rows: remarks, skipped samples, and how full columns are."""
+"""What a latent dataset records about its rows: remarks, skipped samples, and how many rows each
+column has.
+"""
 
 from __future__ import annotations
 
@@ -13,19 +15,18 @@ import pyarrow.compute as pc
 
 from latentkit.contracts import Remark
 from latentkit.store.folder import Folder
-from latentkit.store.index import committed, read_unit
+from latentkit.store.index import committed_units, read_unit
 from latentkit.store.plan import Plan
 
 
 def source_remarks(document: Mapping[str, Any]) -> list[Remark]:
-    """What the source remarked when dataset.json was written."""
+    """Return the source's remarks from when dataset.json was written."""
     return [Remark(**remark) for remark in document["source"].get("remarks", ())]
 
 
 def row_remarks(index: pa.Table) -> list[Remark]:
-    """What the modality remarked: how many samples each text is of, and the first of them.
-
-    The most frequent text comes first.
+    """Return the modality's remarks: each text with its number of samples and the first of them,
+    most frequent text first.
     """
     lists = _field(index, "geometry", "remarks")
     if lists is None or not pa.types.is_list(lists.type):
@@ -47,7 +48,7 @@ def row_remarks(index: pa.Table) -> list[Remark]:
 
 
 def skipped_samples(index: pa.Table) -> dict[str, str]:
-    """Key to reason of every sample with a view that can't be had, in the order of the source."""
+    """Return the reason for every skipped sample, by key, in the order of the source."""
     skipped = index.filter(pc.equal(index["status"], "skipped")).select(["key", "reason"])
     pairs = zip(*(column.to_pylist() for column in skipped.columns), strict=True)
     found: dict[str, str] = {}
@@ -57,16 +58,17 @@ def skipped_samples(index: pa.Table) -> dict[str, str]:
 
 
 def skipped_so_far(folder: Folder, plan: Plan) -> dict[str, str]:
-    """Key to reason of every sample that a run under way has skipped, in the order of the plan.
+    """Return the reason for every sample that an unfinished run has skipped, by key, in the order
+    of the plan.
 
     Raises:
         StoreError: a unit is damaged.
     """
-    done, found = committed(folder), dict[str, str]()
+    done, found = committed_units(folder), dict[str, str]()
     units = [unit for unit in plan.units() if unit.name in done]
     for unit in folder.ask_each(functools.partial(read_unit, folder), units):
         skipped = unit.rows.filter(pc.equal(unit.rows["status"], "skipped"))
-        is_named = plan.settings.stream  # else by its place in the plan
+        is_named = plan.settings.stream  # otherwise by its position in the plan
         keys = skipped["key"] if is_named else plan.work["key"].take(skipped["position"])
         found |= zip(keys.to_pylist(), skipped["reason"].to_pylist(), strict=True)
     return found
@@ -74,12 +76,12 @@ def skipped_so_far(folder: Folder, plan: Plan) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Filling:
-    """How full a column is.
+    """How many rows have a value in a column.
 
     Args:
-        kind: of its values, such as "text" or "list of number".
-        rows: good rows that have a value; the others have None.
-        empty: of these, rows whose text or list is empty.
+        kind: type of its values, such as "text" or "list of number".
+        rows: good rows with a value; the others have None.
+        empty: how many of these have an empty text or list.
     """
 
     kind: str
@@ -88,7 +90,7 @@ class Filling:
 
 
 def column_filling(attributes: pa.ChunkedArray) -> dict[str, Filling]:
-    """Every field of some rows' attributes, and how many of the rows have it."""
+    """Return, for every field of some rows' attributes, how many rows have it."""
     if not pa.types.is_struct(attributes.type):
         return {}
     return {
@@ -96,28 +98,29 @@ def column_filling(attributes: pa.ChunkedArray) -> dict[str, Filling]:
     }
 
 
-def describe_filling(columns: Mapping[str, Filling], total: int, thing: str) -> list[str]:
-    """A line for each column: how many of `total` rows (or what `thing` is) have it."""
+def describe_fillings(columns: Mapping[str, Filling], total: int, thing: str) -> list[str]:
+    """Return one line per column: how many of `total` rows (or other things) have it."""
     lines = []
     for name, filling in columns.items():
         is_full = filling.rows == total > 1
         full = f"all {total} {thing}s" if is_full else f"{filling.rows} of {counted(total, thing)}"
         empty = f", {filling.empty} of them empty" if filling.empty else ""
-        lines.append(f"{on_one_line(name)} ({filling.kind}): {full}{empty}")
+        lines.append(f"{escape_line_breaks(name)} ({filling.kind}): {full}{empty}")
     return lines
 
 
 def counted(count: int, thing: str) -> str:
-    """A number and what it counts, such as "1 row" or "2 rows"."""
+    """Return a number and what it counts, such as "1 row" or "2 rows"."""
     return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
 
 
-def on_one_line(text: str) -> str:
-    """Text whose line breaks are escaped; a key may hold any."""
+def escape_line_breaks(text: str) -> str:
+    """Return text with escaped line breaks, because a key may contain any."""
     return text.replace("\r", "\\r").replace("\n", "\\n")
 
 
 def _filling(values: pa.ChunkedArray) -> Filling:
+    """Return how many values of a column are set and how many of them are empty."""
     kind, num_empty = values.type, 0
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         num_empty = pc.sum(pc.equal(pc.binary_length(values), 0)).as_py() or 0
@@ -127,7 +130,7 @@ def _filling(values: pa.ChunkedArray) -> Filling:
 
 
 def _kind(kind: pa.DataType) -> str:
-    """A type of Arrow's in plain words."""
+    """Return an Arrow type in plain words."""
     if pa.types.is_list(kind):
         return f"list of {_kind(kind.value_type)}"
     names = {
@@ -142,7 +145,7 @@ def _kind(kind: pa.DataType) -> str:
 
 
 def _field(index: pa.Table, column: str, name: str) -> pa.Array | None:
-    """A field of a column of structs; None where there is none of that name."""
+    """Return a field of a column of structs; None if there is none of that name."""
     if column not in index.column_names or not pa.types.is_struct(index[column].type):
         return None
     if index[column].type.get_field_index(name) < 0:

@@ -1,5 +1,5 @@
-"""dataset.json, which alone says that a latent dataset is finished: written after the index, a
-function of plans and units.
+"""dataset.json, which alone states that a latent dataset is finished. It is written after the
+index, and depends only on plans and units.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from latentkit.runtime.paths import in_shell
 from latentkit.store.claims import Claims
 from latentkit.store.columns import read_parquet
 from latentkit.store.folder import Folder, canonical_json
+from latentkit.store.format import unit_name
 from latentkit.store.index import COLUMNS, ReadUnit, index_bytes, index_of_chain, read_unit
 from latentkit.store.int8 import summarize_error
 from latentkit.store.live_statistics import measure_live, whole_statistics
 from latentkit.store.plan import Plan, number_of, plan_name
-from latentkit.store.writer import unit_name
 
 DATASET = "dataset.json"
 RECIPE = "recipe.yaml"
@@ -36,8 +36,8 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Description:
-    """What dataset.json says of a dataset besides its plans and units; `decoded` is added to the
-    error of int8 latents.
+    """Content of dataset.json other than its plans and units. `decoded` is added to the error of
+    int8 latents.
     """
 
     layout: LatentLayout
@@ -49,6 +49,20 @@ class Description:
     decoded: Mapping[str, Any] = field(default_factory=dict)
 
 
+def describe_again(document: Mapping[str, Any]) -> Description:
+    """What dataset.json says besides what follows from plans and units."""
+    error = document.get("quantisation") or {}
+    return Description(
+        LatentLayout(**document["layout"]),
+        Normalization(**document["normalization"]),
+        document["store"],
+        document["dtype"],
+        document["source"],
+        document["views"],
+        {name: value for name, value in error.items() if name != "rms"},
+    )
+
+
 def finalize(
     folder: Folder,
     plans: Sequence[Plan],
@@ -58,11 +72,11 @@ def finalize(
     """Write the index and dataset.json of plans whose units are all committed.
 
     Args:
-        plans: the newest and all that it builds on, from the oldest.
-        check: is given the index before anything is written, and may refuse.
+        plans: the newest plan and all that it builds on, oldest first.
+        check: called with the index before anything is written; may raise an error.
 
     Raises:
-        StoreError: a unit is damaged, belongs to another dataset, or the rows are not the plans'.
+        StoreError: a unit is damaged or belongs to another dataset, or its rows aren't the plans'.
     """
     units = read_units(folder, plans)
     index = index_of_chain(plans, units)
@@ -74,14 +88,13 @@ def finalize(
         file.write(content)
     if folder.read(name) != content:
         raise StoreError(
-            f"{folder}/{name} is there already and differs from what the units say; delete it and"
-            " run again"
+            f"{folder}/{name} exists already and contradicts the units. Delete it and run again"
         )
     folder.replace(DATASET, dataset_json(folder, plans, units, description, index, name, content))
 
 
 def read_units(folder: Folder, plans: Sequence[Plan]) -> dict[str, ReadUnit]:
-    """Every unit of the plans by name, without latents.
+    """Read every unit of the plans, by name, without latents.
 
     Raises:
         StoreError: a unit is missing, damaged, or belongs to another dataset.
@@ -94,29 +107,29 @@ def read_units(folder: Folder, plans: Sequence[Plan]) -> dict[str, ReadUnit]:
     for name, unit in units.items():
         if unit.header.metadata.get("fingerprint") != plans[-1].settings.fingerprint:
             raise StoreError(
-                f"{folder}/{unit_name(name)}: the unit belongs to another dataset, by its"
-                " fingerprint"
+                f"{folder}/{unit_name(name)}: the unit belongs to another dataset: its fingerprint"
+                " differs"
             )
     return units
 
 
 def check_complete(folder: Folder, plan: Plan, index: pa.Table, views: Sequence[str]) -> None:
-    """Hold an index to its plan: every sample once per view.
+    """Check that an index has every sample of its plan once per view.
 
     Raises:
-        SourceError: a key more than once.
+        SourceError: a key occurs more than once.
         DamagedError: rows are missing.
     """
     pairs = index.select(["key", "view"]).group_by(["key", "view"]).aggregate([([], "count_all")])
     if pairs.num_rows != index.num_rows:
         twice = pairs.filter(pc.greater(pairs["count_all"], 1))["key"][0].as_py()
-        advice = "every sample needs a key of its own (source datasets: option key)"
+        advice = "every sample needs a unique key (source datasets: option key)"
         raise SourceError(f"{folder}: the source gives the key {twice!r} more than once; {advice}")
     expected = plan.table.num_rows * len(views)
     if not plan.settings.stream and index.num_rows != expected:
         raise DamagedError(
-            f"{folder}: the units hold {index.num_rows} rows, the plan has {expected} (samples x"
-            " views)"
+            f"{folder}: the units contain {index.num_rows} rows, but the plan has {expected}"
+            " (samples x views)"
         )
 
 
@@ -129,7 +142,7 @@ def dataset_json(
     name: str,
     content: bytes,
 ) -> bytes:
-    """The document for an index that is written as `content` under `name`."""
+    """Return dataset.json for an index that is written as `content` under `name`."""
     used = _used(units, index)
     merged = measure_live(folder, {unit.unit.name: unit for unit in used}, index)
     settings = plans[-1].settings
@@ -162,74 +175,75 @@ def dataset_json(
     masked = {axes for unit in used for axes in _masked_axes(unit, description.layout)}
     if len(masked) > 1:
         raise PluginError(
-            f"rows have masks along {' and along '.join(sorted(masked))}; those of a dataset must"
-            " cover the same axes"
+            f"rows have masks along {' and along '.join(sorted(masked))}; all masks of a dataset"
+            " must cover the same axes"
         )
     if masked:
         document["masked"] = masked.pop()
     error = summarize_error(unit.header.metadata for unit in used)
     if error is not None:
         document["quantisation"] = {**error, **description.decoded}
-    return _sealed(document)
+    return _with_own_hash(document)
 
 
-def restate(
+def update_description(
     folder: Folder, normalization: Normalization, remarks: Sequence[Mapping[str, Any]] | None
 ) -> None:
-    """Let dataset.json say how its latents are normalized and what its source remarks now, though
-    no sample has changed.
+    """Update the normalization and the source's remarks in dataset.json, although no sample has
+    changed.
 
     Args:
-        normalization: the encoder's, which reading applies; stored latents are without it.
-        remarks: None leaves those that are there.
+        normalization: the encoder's normalization, which reading applies; stored latents don't
+            include it.
+        remarks: None keeps the existing ones.
 
     Raises:
         StoreError: there is no finished dataset.
     """
     claims = Claims(folder)
     document = read_dataset(folder)
-    if document == _restated(document, normalization, remarks):
+    if document == _with_new_description(document, normalization, remarks):
         return
     with claims.heartbeat():
         if not claims.take("finalize"):
-            return  # another process closes a later plan, and says it then
-        document = _restated(read_dataset(folder), normalization, remarks)
-        folder.replace(DATASET, _sealed(document))
+            return  # another process finishes a later plan, and updates it then
+        document = _with_new_description(read_dataset(folder), normalization, remarks)
+        folder.replace(DATASET, _with_own_hash(document))
 
 
-def _restated(
+def _with_new_description(
     document: dict[str, Any],
     normalization: Normalization,
     remarks: Sequence[Mapping[str, Any]] | None,
 ) -> dict[str, Any]:
+    """Return the document with this normalization and these remarks."""
     source = dict(document["source"])
     if remarks is not None:
         source.pop("remarks", None)
         source |= {"remarks": [*remarks]} if remarks else {}
-    plain = json.loads(json.dumps(asdict(normalization)))  # as it is read back
+    plain = json.loads(json.dumps(asdict(normalization)))  # as JSON returns it
     return {**document, "normalization": plain, "source": source}
 
 
 def compare_normalizations(before: bytes, now: bytes) -> str:
-    """What one dataset.json says of the normalization and the next says otherwise, in one line; ""
-    where they say the same.
-    """
-    there, here = (_stated_normalization(content) for content in (before, now))
+    """Return in one line how the normalizations in two dataset.json differ; "" if they don't."""
+    there, here = (_read_normalization(content) for content in (before, now))
     if there is None or there == here:
         return ""
     was, now_is = (_describe_normalization(value) for value in (there, here))
-    return f"latents are read with {now_is} now, as the encoder's config says; it was {was}"
+    return f"latents are now read with {now_is}, as the encoder's config says; before it was {was}"
 
 
-def _stated_normalization(content: bytes) -> Any:
+def _read_normalization(content: bytes) -> Any:
+    """Return the normalization in a dataset.json; None if it is damaged."""
     try:
         return json.loads(content)["normalization"]
     except (ValueError, KeyError, TypeError, RecursionError):
-        return None  # damaged, and written again by now
+        return None  # damaged, and already written again
 
 
 def _describe_normalization(value: Any) -> str:
-    """Such as "shift 0.0, scale 0.18215"; of numbers per channel the first."""
+    """Return a text such as "shift 0.0, scale 0.18215"; of numbers per channel only the first."""
     texts = []
     for name, part in dict(value).items():
         text = json.dumps(part)
@@ -237,14 +251,14 @@ def _describe_normalization(value: Any) -> str:
     return ", ".join(texts)
 
 
-def _sealed(document: dict[str, Any]) -> bytes:
-    """A document with its own sha256, as dataset.json holds it."""
+def _with_own_hash(document: dict[str, Any]) -> bytes:
+    """Return a document with its own sha256, as dataset.json stores it."""
     sealed = {**document, "sha256": hashlib.sha256(canonical_json(document).encode()).hexdigest()}
     return (json.dumps(sealed, indent=1, ensure_ascii=False) + "\n").encode()
 
 
 def _used(units: Mapping[str, ReadUnit], index: pa.Table) -> list[ReadUnit]:
-    """Units that hold rows of the index."""
+    """Return the units that contain rows of the index."""
     names = set(index["unit"].unique().to_pylist())
     return [unit for name, unit in units.items() if name in names]
 
@@ -252,24 +266,25 @@ def _used(units: Mapping[str, ReadUnit], index: pa.Table) -> list[ReadUnit]:
 def accepts_statistics(
     document: Mapping[str, Any], units: Mapping[str, ReadUnit], index: pa.Table
 ) -> bool:
-    """Whether a document states its units' statistics as a whole, as earlier versions wrote them.
+    """Return whether a document has the statistics of whole units, as earlier versions wrote
+    them.
     """
     whole = whole_statistics(_used(units, index))
     return bool(document["statistics"] == (whole.summary() if whole else None))
 
 
 def _masked_axes(unit: ReadUnit, layout: LatentLayout) -> Iterator[str]:
-    """Letters of the axes that the masks of a unit's rows cover."""
+    """Yield the letters of the axes that the masks of a unit's rows cover."""
     for name, tensor in unit.header.tensors.items():
         if name.endswith(f"/{MASK}"):
             yield masked_axes(layout, len(tensor.shape) - 1)
 
 
 def refuse_missing_units(folder: Folder, document: Mapping[str, Any]) -> None:
-    """Nothing, if every unit that dataset.json describes is there.
+    """Check that every unit in dataset.json exists.
 
     Raises:
-        StoreError: one is missing; says how to get it back.
+        StoreError: a unit is missing; the message says how to get it back.
     """
     there = set(folder.list("units"))
     missing = sorted(
@@ -279,18 +294,18 @@ def refuse_missing_units(folder: Folder, document: Mapping[str, Any]) -> None:
     )
     if missing:
         raise StoreError(
-            f"{folder}/{missing[0]} is missing; `latentkit verify {in_shell(folder)} --repair`"
-            " makes it again"
+            f"{folder}/{missing[0]} is missing. `latentkit verify {in_shell(folder)} --repair`"
+            " encodes it again"
         )
 
 
-def num_superseded(document: Mapping[str, Any], num_index_rows: int) -> int:
-    """Rows in the units that the index no longer names."""
+def count_superseded(document: Mapping[str, Any], num_index_rows: int) -> int:
+    """Return the number of rows in the units that are no longer in the index."""
     return sum(int(unit["rows"]) for unit in document["units"].values()) - num_index_rows
 
 
 def newest_number(document: Mapping[str, Any]) -> int:
-    """Number of the plan that dataset.json was written for."""
+    """Return the number of the plan that dataset.json was written for."""
     return max(map(number_of, document["plans"]))
 
 
@@ -320,7 +335,7 @@ class _Source(BaseModel, extra="allow"):
 
 
 class _Document(BaseModel):
-    """What dataset.json may say; names in it become files' names."""
+    """Allowed content of dataset.json. Names in it become file names, so they are checked."""
 
     fingerprint: Sha256
     parts: dict[str, str]
@@ -342,19 +357,19 @@ class _Document(BaseModel):
 
 
 def read_dataset(folder: Folder) -> dict[str, Any]:
-    """dataset.json, its own hash checked.
+    """Read dataset.json and check its own hash.
 
     Raises:
         DamagedError: it is not what was written.
-        StoreError: missing, unfinished, or of a version that this program doesn't read.
+        StoreError: it is missing, unfinished, or of an unknown version.
     """
     where, run = f"{folder}/{DATASET}", f"`latentkit run {in_shell(f'{folder}/recipe.yaml')}`"
     if not folder.exists(DATASET):
         if folder.list("plans"):
             raise StoreError(
-                f"{folder}: the run that makes this dataset is unfinished; run {run} to go on"
+                f"{folder}: the run that makes this dataset is unfinished. Run {run} to continue"
             )
-        raise StoreError(f"{folder} is not a latent dataset: there is no {DATASET}")
+        raise StoreError(f"{folder} is not a latent dataset: it contains no {DATASET}")
     try:
         document = json.loads(folder.read(DATASET))
         stated = document.pop("sha256")
@@ -367,8 +382,8 @@ def read_dataset(folder: Folder) -> dict[str, Any]:
         raise DamagedError(f"{where} is not a latent dataset's")
     if document.get("version") != VERSION:
         raise StoreError(
-            f"{where} has format version {document.get('version')}; this program reads {VERSION};"
-            " update latentkit"
+            f"{where} has format version {document.get('version')}, but this program reads"
+            f" {VERSION}. Update latentkit"
         )
     if stated != actual:
         raise DamagedError(f"{where} is damaged: its content doesn't match its own sha256")
@@ -394,7 +409,7 @@ def read_dataset(folder: Folder) -> dict[str, Any]:
 def read_index(
     folder: Folder, document: Mapping[str, Any], columns: Sequence[str] | None = None
 ) -> pa.Table:
-    """The index that dataset.json names, its hash checked.
+    """Read the index that dataset.json names, and check its hash.
 
     Raises:
         DamagedError: it is not what was written.

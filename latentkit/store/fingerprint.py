@@ -1,4 +1,4 @@
-"""The fingerprint: a hash of everything that decides a latent's value."""
+"""The fingerprint: a hash of everything that affects the value of a latent."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ RECORDED_ONLY = ("encoder.decoder", "encoder.hub_commit")
 
 
 def fingerprint_of(parts: Mapping[str, str]) -> str:
-    """sha256 of name-value pairs; an encoder's "decoder..." and "hub_commit" are recorded but don't
-    count.
+    """Return the sha256 of name-value pairs. An encoder's "decoder..." and "hub_commit" are
+    recorded but not included.
     """
     return hashlib.sha256(canonical_json(fingerprinted_parts(parts)).encode()).hexdigest()
 
 
 def fingerprinted_parts(parts: Mapping[str, str]) -> dict[str, str]:
-    """The parts that decide a latent's value."""
+    """Return the parts that affect the value of a latent."""
     return {name: value for name, value in parts.items() if not name.startswith(RECORDED_ONLY)}
 
 
 def different_parts(one: Mapping[str, str], other: Mapping[str, str], start: str = "") -> list[str]:
-    """Sorted names of the parts that decide a latent's value and differ.
+    """Return the sorted names of parts that affect the value of a latent and differ.
 
     Args:
         one, other: fingerprint parts, by name.
@@ -38,22 +38,23 @@ def different_parts(one: Mapping[str, str], other: Mapping[str, str], start: str
 def check_parts(
     folder: Folder, there: Mapping[str, str], wanted: Mapping[str, str], defaults: Mapping[str, str]
 ) -> None:
-    """Hold what decides a latent's value to what the folder's latents were made with.
+    """Check that the parts are those that the folder's latents were made with.
 
     Raises:
-        FingerprintError: names every field that differs; an option in neither has its default.
+        FingerprintError: parts differ; the message lists them. A missing option has its default.
     """
     lines = [
         f"  {name}: {_value(there, name, defaults)} there, {_value(wanted, name, defaults)} now"
         for name in different_parts(there, wanted)
     ]
     if lines:
-        begin = f"{folder} holds latents that were made otherwise:"
-        advice = "Write to another output, or set these back"
+        begin = f"{folder} contains latents that were made with other settings:"
+        advice = "Choose another output.path, or restore these"
         raise FingerprintError("\n".join([begin, *lines, advice]))
 
 
 def _value(parts: Mapping[str, str], name: str, defaults: Mapping[str, str]) -> str:
+    """Return the value of a part for a message."""
     value = parts.get(name)
     if value is None:
         return f"{defaults[name]} (the default)" if name in defaults else "not set"

@@ -1,9 +1,8 @@
-"""The few file operations that the promises of a latent dataset rest on: `Folder`, and
-`LocalFolder` for a path.
+"""`Folder`: the few file operations that the guarantees of a latent dataset are based on.
 
-One file is committed by writing it aside, fsync, and a step that fails when the name exists
-(`commit.publish`): the first commit wins. Only dataset.json is ever replaced. `UrlFolder` keeps the
-same promises on object stores.
+A file is committed by writing it under another name, fsync, and a step that fails if the name
+exists (`commit.give_final_name`): the first commit wins. Only dataset.json is ever replaced.
+`LocalFolder` works on file systems, `UrlFolder` gives the same guarantees on object stores.
 """
 
 from __future__ import annotations
@@ -21,34 +20,36 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 ASIDE = "claims"
-"""Files in the making lie here, so that a killed process leaves nothing among the units."""
+"""Unfinished files are here, so a killed process leaves nothing among the units."""
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 class Folder(ABC):
-    """A latent dataset's folder, by names relative to it such as "units/000-000000.safetensors";
-    `str` gives its path or URL.
+    """A latent dataset's folder. Files are named relative to it, such as
+    "units/000-000000.safetensors"; `str` returns its path or URL.
 
-    Every method raises `StoreError` when the folder can't be reached or written.
+    Every method raises `StoreError` if the folder can't be reached or written.
     """
 
     @abstractmethod
     def exists(self, name: str) -> bool:
-        """Whether the file is there."""
+        """Return whether the file exists."""
 
     @abstractmethod
     def top_names(self) -> set[str]:
-        """Names of the files and folders at the top; empty when the folder itself isn't there."""
+        """Return the names of the files and folders at the top; empty if the folder doesn't
+        exist.
+        """
 
     @abstractmethod
     def list(self, folder: str) -> list[str]:
-        """Names of the files of one sub-folder, sorted; empty when there is none."""
+        """Return the sorted names of the files in a sub-folder; empty if it doesn't exist."""
 
     @abstractmethod
     def size(self, name: str) -> int:
-        """Bytes of a file.
+        """Return a file's size in bytes.
 
         Raises:
             StoreError: it isn't there.
@@ -56,7 +57,7 @@ class Folder(ABC):
 
     @abstractmethod
     def read(self, name: str) -> bytes:
-        """A small file's bytes.
+        """Return a small file's bytes.
 
         Raises:
             StoreError: it can't be read.
@@ -64,7 +65,7 @@ class Folder(ABC):
 
     @abstractmethod
     def open_file(self, name: str) -> BinaryIO:
-        """A file to read from and seek in; the caller closes it.
+        """Open a file for reading and seeking. The caller closes it.
 
         Raises:
             StoreError: it can't be read.
@@ -72,7 +73,7 @@ class Folder(ABC):
 
     @abstractmethod
     def local_copy(self, name: str) -> Path:
-        """A file of this machine with the content of a committed file, to be memory-mapped.
+        """Return a file on this machine with the content of a committed file, to map into memory.
 
         Raises:
             StoreError: it can't be read.
@@ -80,8 +81,8 @@ class Folder(ABC):
 
     @abstractmethod
     def create(self, name: str) -> AbstractContextManager[BinaryIO]:
-        """A file to write; committed under `name` on leaving, unless somebody else's is there
-        already, or an exception passes.
+        """Open a file for writing. It is committed as `name` on leaving, unless that exists already
+        or an exception is raised.
 
         Raises:
             StoreError: the disk is full, or the folder can't be written.
@@ -89,7 +90,7 @@ class Folder(ABC):
 
     @abstractmethod
     def replace(self, name: str, content: bytes) -> None:
-        """Put `content` in the place of whatever has that name, in one step.
+        """Replace whatever has that name by `content`, in one step.
 
         Raises:
             StoreError: the disk is full, or the folder can't be written.
@@ -97,20 +98,21 @@ class Folder(ABC):
 
     @abstractmethod
     def remove(self, name: str) -> None:
-        """Remove a file; nothing happens when it isn't there."""
+        """Remove a file if it exists."""
 
     @abstractmethod
     def discard_if_empty(self) -> None:
-        """Remove the folder when nothing has been written to it."""
+        """Remove the folder if nothing has been written to it."""
 
     @abstractmethod
     def stop_waiting(self) -> None:
-        """Wait no longer when the folder can't be reached: the work is ending."""
+        """Don't wait any more for a folder that can't be reached, because the work is ending."""
 
     def ask_each(self, ask: Callable[[T], R], items: Iterable[T]) -> Sequence[R]:
-        """What `ask` gives for each item, in their order; where requests take time, many at once.
+        """Return what `ask` returns for each item, in order. If requests take time, many run at
+        once.
 
-        Raises what `ask` raises for the first item for which it does.
+        Raises what `ask` raises for the first item that fails.
         """
         return [ask(item) for item in items]
 
@@ -119,33 +121,31 @@ class Folder(ABC):
 
     @abstractmethod
     def claim(self, name: str, content: str) -> bool:
-        """Whether the file was not there and now is, with `content`."""
+        """Create the file with `content`; True if it didn't exist before."""
 
     @abstractmethod
-    def take_over(self, name: str) -> None:
-        """Put a dead process's claim out of the way; of several that try, one succeeds or the file
-        is gone.
-        """
+    def remove_dead_claim(self, name: str) -> None:
+        """Remove a dead process's claim. If several processes try, one succeeds."""
 
     @abstractmethod
     def touch(self, name: str) -> None:
-        """Make a claim young again."""
+        """Update the time of a claim."""
 
     @abstractmethod
     def age_seconds(self, name: str) -> float:
-        """Seconds since a claim was written or touched; 0 when it is gone."""
+        """Return the seconds since a claim was written or touched; 0 if it is gone."""
 
 
 def part_name(name: str) -> str:
-    """Where this process writes a file aside; the name tells whose it is, so that a dead process's
-    can be swept.
+    """Return the name under which this process writes an unfinished file. It identifies the
+    process, so that a dead process's files can be removed.
     """
     return f"{ASIDE}/{name.replace('/', '-')}~{host()}~{os.getpid()}~{secrets.token_hex(4)}.part"
 
 
 @functools.cache
 def host() -> str:
-    """Where a process number means something: the host, and the PID namespace where there are
+    """Return what a process number is unique in: the host, and the PID namespace if there are
     several (containers share host names).
     """
     try:
@@ -157,7 +157,7 @@ def host() -> str:
 
 
 def canonical_json(value: object) -> str:
-    """One text per value: sorted keys, no spaces, no NaN."""
+    """Return one text per value: sorted keys, no spaces, no NaN."""
     return json.dumps(
         value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     )

@@ -1,8 +1,8 @@
-"""A unit's file: safetensors whose tensors start on 4,096-byte boundaries, so that a row touches as
-few pages as it can.
+"""The format of a unit's file: safetensors with tensors that start on 4,096-byte boundaries, so
+that a row touches as few pages as possible.
 
 Any safetensors reader opens it. The gaps between tensors are themselves tensors named "_pad/<n>",
-because the format allows no holes; the header is padded with spaces. Format:
+because the format allows no holes. The header is padded with spaces. Format:
 https://github.com/huggingface/safetensors#format.
 """
 
@@ -16,13 +16,14 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import numpy as np
+import pyarrow as pa
 
 from latentkit.errors import StoreError
 
 ALIGNMENT = 4096
 FORMAT_VERSION = 1
 MAX_HEADER_BYTES = 100_000_000
-"""The limit of the safetensors library itself."""
+"""The limit of the safetensors library."""
 
 NUMPY_DTYPES: dict[str, type[np.generic]] = {
     "F32": np.float32,
@@ -47,10 +48,37 @@ ITEM_BYTES = {
     "BOOL": 1,
 }
 
+OFFSETS = ".offsets"
+"""What the name of the tensor with the offsets has more than that of the tensor it belongs to:
+(rows + 1,) int64, in positions.
+"""
+
+LATENTS = ("moments", "latent")
+"""Tensors that are measured and can be quantized; indices are neither."""
+
+LEDGER_COLUMNS = {
+    "position": pa.int64(),
+    "view": pa.string(),
+    "content": pa.string(),
+    "status": pa.string(),
+    "reason": pa.string(),
+    "bucket": pa.string(),
+    "row": pa.int64(),
+    "geometry": pa.string(),
+    "stamp": pa.string(),
+}
+STREAM_COLUMNS = {"key": pa.string(), "attributes": pa.string()}
+"""Of samples that the plan knows nothing about."""
+
+
+def unit_name(name: str) -> str:
+    """Where a unit lies."""
+    return f"units/{name}.safetensors"
+
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor lies in a file: `start` in bytes from the file's beginning."""
+    """A tensor's position in a file: `start` is in bytes from the beginning of the file."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -63,7 +91,7 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class UnitHeader:
-    """The parsed header of a unit: tensors by name, metadata, and the sha256 of the header's own
+    """The parsed header of a unit: tensors by name, metadata, and the sha256 of the header's
     bytes.
     """
 
@@ -74,13 +102,15 @@ class UnitHeader:
 
     @property
     def file_bytes(self) -> int:
-        """Size of the unit's file; `read_header` holds the file to it."""
+        """Return the size of the unit's file. `read_header` checks it."""
         return self.data_start + sum(tensor.num_bytes for tensor in self.tensors.values())
 
 
 @dataclass(frozen=True)
 class TensorToWrite:
-    """A tensor whose bytes come in pieces; `chunks` together hold exactly dtype x shape bytes."""
+    """A tensor whose bytes come in pieces. The pieces together have exactly the bytes of dtype and
+    shape.
+    """
 
     name: str
     dtype: str
@@ -95,7 +125,8 @@ class TensorToWrite:
 def write_unit(
     file: BinaryIO, tensors: Sequence[TensorToWrite], metadata: Mapping[str, str]
 ) -> None:
-    """Write one unit into an empty seekable file; its "sha256" of the data goes into the metadata.
+    """Write one unit into an empty seekable file. The sha256 of the data is added to the
+    metadata.
     """
     entries, data_bytes = _lay_out(tensors)
     header = _header_bytes(entries, {**metadata, "sha256": "0" * 64})
@@ -109,7 +140,7 @@ def write_unit(
         end = start + tensor.num_bytes
         if file.tell() - len(header) != end:
             raise ValueError(
-                f"tensor {tensor.name} brought {file.tell() - len(header) - start} bytes, not"
+                f"tensor {tensor.name} gave {file.tell() - len(header) - start} bytes, expected"
                 f" {tensor.num_bytes}"
             )
         padding = b"\0" * (_aligned(end) - end)
@@ -122,7 +153,7 @@ def write_unit(
 
 
 def _lay_out(tensors: Sequence[TensorToWrite]) -> tuple[dict[str, object], int]:
-    """Header entries by name, pads included, and the number of data bytes."""
+    """Return header entries by name, including padding, and the number of data bytes."""
     entries: dict[str, object] = {}
     offset = 0
     for number, tensor in enumerate(tensors):
@@ -143,6 +174,7 @@ def _lay_out(tensors: Sequence[TensorToWrite]) -> tuple[dict[str, object], int]:
 
 
 def _header_bytes(entries: Mapping[str, object], metadata: Mapping[str, str]) -> bytes:
+    """Return the header, padded to the alignment."""
     text = json.dumps(
         {"__metadata__": dict(metadata), **entries}, separators=(",", ":"), ensure_ascii=True
     ).encode()
@@ -151,14 +183,15 @@ def _header_bytes(entries: Mapping[str, object], metadata: Mapping[str, str]) ->
 
 
 def _aligned(offset: int) -> int:
+    """Return the next aligned offset."""
     return -(-offset // ALIGNMENT) * ALIGNMENT
 
 
 def read_header(file: BinaryIO, size: int, name: str) -> UnitHeader:
-    """The header of a unit of `size` bytes; `name` is for messages.
+    """Read the header of a unit of `size` bytes; `name` is for messages.
 
     Raises:
-        StoreError: it is not a unit of a version that this program reads, or damaged.
+        StoreError: it isn't a unit, is of an unknown version, or is damaged.
     """
     prefix = file.read(8)
     length = int.from_bytes(prefix, "little")
@@ -181,6 +214,7 @@ def read_header(file: BinaryIO, size: int, name: str) -> UnitHeader:
 
 
 def _stored(entry: Mapping[str, Any], data_start: int) -> StoredTensor:
+    """Return a tensor's position from its header entry."""
     shape: list[int] = entry["shape"]
     start, end = entry["data_offsets"]
     if not all(type(number) is int and number >= 0 for number in (start, end, *shape)):
@@ -192,6 +226,7 @@ def _stored(entry: Mapping[str, Any], data_start: int) -> StoredTensor:
 
 
 def _check_metadata(metadata: object, name: str) -> None:
+    """Check that the metadata is a unit's, of a known version."""
     if not isinstance(metadata, dict) or not all(
         isinstance(value, str) for value in metadata.values()
     ):
@@ -201,14 +236,15 @@ def _check_metadata(metadata: object, name: str) -> None:
         raise StoreError(f"{name}: a safetensors file, but not a unit of a latent dataset")
     if version != str(FORMAT_VERSION):
         raise StoreError(
-            f"{name}: unit of format version {version}; this program reads version"
-            f" {FORMAT_VERSION}; update latentkit"
+            f"{name}: unit of format version {version}, but this program reads version"
+            f" {FORMAT_VERSION}. Update latentkit"
         )
 
 
 def _check_extent(
     tensors: Mapping[str, StoredTensor], data_start: int, size: int, name: str
 ) -> None:
+    """Check that the tensors fill the file exactly."""
     place = data_start
     for key, tensor in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].num_bytes)):
         if tensor.start != place:

@@ -1,5 +1,5 @@
-"""The index: a row per (sample, view), a function of plans and units alone. index/<number>.parquet
-is what `open` reads.
+"""The index: one row per (sample, view). It depends only on plans and units. `open` reads
+index/<number>.parquet.
 """
 
 from __future__ import annotations
@@ -20,10 +20,8 @@ from latentkit.contracts import Unit
 from latentkit.errors import DamagedError
 from latentkit.store.columns import concat_structs, structs_of_json
 from latentkit.store.folder import Folder
-from latentkit.store.format import UnitHeader, read_header
+from latentkit.store.format import LEDGER_COLUMNS, UnitHeader, read_header, unit_name
 from latentkit.store.plan import Plan
-from latentkit.store.writer import COLUMNS as LEDGER
-from latentkit.store.writer import unit_name
 
 COLUMNS = (
     "key",
@@ -39,10 +37,10 @@ COLUMNS = (
     "attributes",
 )
 HASHED_BYTES = 4 << 20
-"""Read at once while a unit is hashed."""
+"""Bytes that are read at once while a unit is hashed."""
 
 SAMPLE = "sample"
-"""While an index is built: the row of the plan that each of its rows belongs to."""
+"""Column while an index is built: the plan's row that each index row belongs to."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ class ReadUnit:
 
 
 def read_unit(folder: Folder, unit: Unit) -> ReadUnit:
-    """Header and ledger rows of a committed unit.
+    """Read the header and the ledger rows of a committed unit.
 
     Raises:
         DamagedError: it is not what was written.
@@ -76,7 +74,7 @@ def read_unit(folder: Folder, unit: Unit) -> ReadUnit:
 
 
 def parse_rows(buffer: bytes, where: str) -> pa.Table:
-    """The ledger in the bytes of a unit's tensor "rows".
+    """Return the ledger from the bytes of a unit's tensor "rows".
 
     Raises:
         DamagedError: it is not what was written.
@@ -89,15 +87,15 @@ def parse_rows(buffer: bytes, where: str) -> pa.Table:
             f"{where}: the unit's rows are damaged ({type(error).__name__})"
         ) from error
     there = dict(zip(rows.column_names, rows.schema.types, strict=True))
-    if not LEDGER.items() <= there.items() or any(
+    if not LEDGER_COLUMNS.items() <= there.items() or any(
         rows[name].null_count for name in ("position", "view", "status")
     ):
-        raise DamagedError(f"{where}: the unit's rows are not those of a ledger")
+        raise DamagedError(f"{where}: the unit's rows are not a ledger")
     return rows
 
 
-def committed(folder: Folder) -> set[str]:
-    """Names of all committed units."""
+def committed_units(folder: Folder) -> set[str]:
+    """Return the names of all committed units."""
     return {
         name.removesuffix(".safetensors")
         for name in folder.list("units")
@@ -106,10 +104,11 @@ def committed(folder: Folder) -> set[str]:
 
 
 def index_of_chain(plans: Sequence[Plan], units: Mapping[str, ReadUnit]) -> pa.Table:
-    """The index after the last of `plans`, each of which builds on the one before; `units` by name.
+    """Return the index after the last of `plans`, each of which builds on the one before. `units`
+    are by name.
 
     Raises:
-        DamagedError: the units' rows are not the plans'.
+        DamagedError: the units' rows aren't the plans'.
     """
     index: pa.Table | None = None
     try:
@@ -117,7 +116,7 @@ def index_of_chain(plans: Sequence[Plan], units: Mapping[str, ReadUnit]) -> pa.T
             index = build_index(plan, [units[unit.name] for unit in plan.units()], index)
     except (ValueError, KeyError, TypeError, RecursionError, pa.ArrowException) as error:
         raise DamagedError(
-            f"the units' rows don't make an index ({type(error).__name__})"
+            f"the units' rows don't form an index ({type(error).__name__})"
         ) from error
     if index is None:
         raise ValueError("no plan")
@@ -125,22 +124,22 @@ def index_of_chain(plans: Sequence[Plan], units: Mapping[str, ReadUnit]) -> pa.T
 
 
 def build_index(plan: Plan, units: Sequence[ReadUnit], before: pa.Table | None) -> pa.Table:
-    """A row per (sample, view), in the plan's order: those of its own units, and those of the index
-    `before` that it keeps.
+    """Return one row per (sample, view) in the plan's order: those of its own units, and those that
+    it keeps of the index `before`.
     """
-    index = _encoded(plan, units) if units else None
+    index = _encoded_rows(plan, units) if units else None
     if before is not None:
-        kept = _kept(plan, before)
+        kept = _kept_rows(plan, before)
         index = kept if index is None else _concat(index, kept)
     if index is None:
         raise DamagedError("the plan has neither units nor an index to build on")
-    # Stable: the views of a sample, and the samples of a stream's unit, stay in their order.
+    # A stable sort keeps the order of a sample's views, and of the samples in a stream's unit.
     order = np.argsort(index[SAMPLE].to_numpy(), kind="stable")
     return index.take(pa.array(order)).select(list(COLUMNS)).combine_chunks()
 
 
-def _encoded(plan: Plan, units: Sequence[ReadUnit]) -> pa.Table:
-    """Rows of the plan's own units."""
+def _encoded_rows(plan: Plan, units: Sequence[ReadUnit]) -> pa.Table:
+    """Return the rows of the plan's own units."""
     rows = pa.concat_tables([unit.rows for unit in units])
     names = pa.array([unit.unit.name for unit in units], pa.string())
     counts = [unit.rows.num_rows for unit in units]
@@ -160,7 +159,7 @@ def _encoded(plan: Plan, units: Sequence[ReadUnit]) -> pa.Table:
         position = _positions(plan, units, rows)
         sample = plan_rows(plan)[position]
         taken = plan.work.select(["key", "stamp", "attributes"]).take(pa.array(position))
-        # What was encoded may be newer than what was planned.
+        # The encoded media may be newer than the planned.
         columns |= {
             "key": taken["key"],
             "stamp": pc.coalesce(rows["stamp"], taken["stamp"]),
@@ -170,18 +169,22 @@ def _encoded(plan: Plan, units: Sequence[ReadUnit]) -> pa.Table:
 
 
 def _positions(plan: Plan, units: Sequence[ReadUnit], rows: pa.Table) -> npt.NDArray[np.int64]:
-    """Row of `plan.work` of each ledger row, held to its unit's."""
+    """Return the row of `plan.work` for each ledger row, after checking that it belongs to the
+    unit.
+    """
     position: npt.NDArray[np.int64] = rows["position"].to_numpy()
     counts = [unit.rows.num_rows for unit in units]
     start = np.repeat([unit.unit.start for unit in units], counts)
     stop = np.repeat([unit.unit.stop for unit in units], counts)
     if ((position < start) | (position >= stop)).any():
-        raise DamagedError("a unit holds rows of samples that the plan has in another unit")
+        raise DamagedError("a unit contains rows of samples that the plan has in another unit")
     return position
 
 
-def _kept(plan: Plan, before: pa.Table) -> pa.Table:
-    """Rows of the index `before` that the plan keeps, under its keys, stamps and attributes."""
+def _kept_rows(plan: Plan, before: pa.Table) -> pa.Table:
+    """Return the rows of the index `before` that the plan keeps, with the plan's keys, stamps and
+    attributes.
+    """
     by = "unit" if plan.settings.stream else "key"
     keeper = pc.index_in(
         before[by], value_set=plan.table["previous"].combine_chunks(), skip_nulls=True
@@ -197,16 +200,16 @@ def _kept(plan: Plan, before: pa.Table) -> pa.Table:
 
 
 def superseded_rows(plans: Sequence[Plan], units: Mapping[str, ReadUnit]) -> pa.Table:
-    """Key, view, status, reason and unit of the units' rows that the last of `plans` no longer has,
-    under the keys they had then.
+    """Return key, view, status, reason and unit of the units' rows that the last of `plans` no
+    longer has, with the keys they had then.
     """
     found = []
     for place, plan in enumerate(plans):
         if not plan.units():
             continue
-        ledger = _encoded(plan, [units[unit.name] for unit in plan.units()])
+        ledger = _encoded_rows(plan, [units[unit.name] for unit in plan.units()])
         by, called = ("unit", "previous") if plan.settings.stream else ("key", "key")
-        now = ledger[by]  # what each later plan has the row by; null once it is superseded
+        now = ledger[by]  # the key in each later plan; null if superseded
         for later in plans[place + 1 :]:
             now = later.table[called].take(
                 pc.index_in(
@@ -220,6 +223,7 @@ def superseded_rows(plans: Sequence[Plan], units: Mapping[str, ReadUnit]) -> pa.
 
 
 def _concat(a: pa.Table, b: pa.Table) -> pa.Table:
+    """Concatenate two indexes with the columns of both."""
     columns: dict[str, Any] = {}
     for name in (*COLUMNS, SAMPLE):
         if name in ("geometry", "attributes"):
@@ -230,24 +234,26 @@ def _concat(a: pa.Table, b: pa.Table) -> pa.Table:
 
 
 def plan_rows(plan: Plan) -> npt.NDArray[np.int64]:
-    """Row of `plan.table` of each row of `plan.work`."""
+    """Return the row of `plan.table` for each row of `plan.work`."""
     return np.flatnonzero(pc.is_valid(plan.table["unit"]).to_numpy())
 
 
 def reason_by_key(index: pa.Table) -> dict[str, str]:
-    """Why samples can't be used; one with a bad view is a bad sample."""
+    """Return the reason for each sample that can't be used. A sample with a bad view is a bad
+    sample.
+    """
     skipped = index.filter(pc.equal(index["status"], "skipped"))
     return dict(zip(skipped["key"].to_pylist(), skipped["reason"].to_pylist(), strict=True))
 
 
 def first_rows(index: pa.Table) -> pa.Table:
-    """The first row of each sample."""
+    """Return the first row of each sample."""
     codes = index["key"].combine_chunks().dictionary_encode().indices.to_numpy()
     return index.take(pa.array(np.flatnonzero(np.diff(codes, prepend=-1))))
 
 
 def index_bytes(index: pa.Table) -> bytes:
-    """The index as a Parquet file, the same for the same rows."""
+    """Return the index as a Parquet file, which is the same for the same rows."""
     sink = io.BytesIO()
     pq.write_table(
         index,
@@ -258,10 +264,8 @@ def index_bytes(index: pa.Table) -> bytes:
     return sink.getvalue()
 
 
-def has_its_data(folder: Folder, unit: ReadUnit) -> bool:
-    """Whether the unit's data are those that were written, by the hash in its header; reads all of
-    it.
-    """
+def has_intact_data(folder: Folder, unit: ReadUnit) -> bool:
+    """Return whether the unit's data has the hash in its header. Reads the whole file."""
     digest = hashlib.sha256()
     with folder.open_file(unit_name(unit.unit.name)) as file:
         file.seek(unit.header.data_start)

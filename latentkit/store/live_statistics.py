@@ -1,4 +1,4 @@
-"""Statistics of the rows that a dataset still names, where units hold superseded ones too."""
+"""Statistics of the rows in the index, also if units contain superseded rows."""
 
 from __future__ import annotations
 
@@ -18,28 +18,26 @@ from latentkit.runtime.masks import MASK, counted_positions
 from latentkit.store import int8, statistics
 from latentkit.store.columns import Rows
 from latentkit.store.folder import Folder
-from latentkit.store.format import NUMPY_DTYPES, StoredTensor
+from latentkit.store.format import LATENTS, NUMPY_DTYPES, OFFSETS, StoredTensor, unit_name
 from latentkit.store.index import ReadUnit
-from latentkit.store.ragged import OFFSETS
 from latentkit.store.statistics import ChannelStatistics
-from latentkit.store.writer import LATENTS, unit_name
 
 Array = npt.NDArray[Any]
 
 READ_BYTES = 16 << 20
-"""Of a tensor's rows that are measured at once."""
+"""Bytes of a tensor's rows that are measured at once."""
 
 
 def measure_live(
     folder: Folder, units: Mapping[str, ReadUnit], index: pa.Table
 ) -> ChannelStatistics | None:
-    """Statistics of the rows that `index` names, of units that hold one or more of them.
+    """Return statistics of the rows in `index`, for units that contain at least one of them.
 
-    A unit all of whose rows are live says them in its header. Of another, the superseded rows or
-    the live ones are read, whichever are fewer.
+    A unit without superseded rows has its statistics in its header. In other units either the
+    superseded rows or the live ones are read, whichever are fewer.
 
     Raises:
-        StoreError: a unit can't be read, or is damaged.
+        StoreError: a unit can't be read or is damaged.
     """
     live = index.filter(pc.equal(index["status"], "ok")).select(["unit", "bucket", "row"])
     counts = {pair["values"]: pair["counts"] for pair in pc.value_counts(live["unit"]).to_pylist()}
@@ -54,16 +52,16 @@ def measure_live(
 
 
 def whole_statistics(units: Sequence[ReadUnit]) -> ChannelStatistics | None:
-    """Statistics of all rows that units hold, superseded or not."""
-    pieces = (of_header(unit) for unit in units)
+    """Return statistics of all rows in the units, superseded or not."""
+    pieces = (read_statistics(unit) for unit in units)
     return statistics.merge(piece for piece in pieces if piece is not None)
 
 
-def of_header(unit: ReadUnit) -> ChannelStatistics | None:
-    """Statistics of all of a unit's rows; None where it holds no latents.
+def read_statistics(unit: ReadUnit) -> ChannelStatistics | None:
+    """Return statistics of all of a unit's rows; None if it contains no latents.
 
     Raises:
-        DamagedError: they are not what was written.
+        DamagedError: the statistics aren't what was written.
     """
     try:
         piece = json.loads(unit.header.metadata["statistics"])
@@ -76,14 +74,14 @@ def of_header(unit: ReadUnit) -> ChannelStatistics | None:
 def measure_stored(
     name: str, values: Array, scales: Array | None, mask: Array | None, lengths: Rows | None
 ) -> ChannelStatistics:
-    """Statistics of stored rows as a reader sees them, as far as they count.
+    """Return statistics of stored rows as a reader sees them, of the positions that count.
 
     Args:
         name: "moments" or "latent".
-        values: (N, C, ...) as stored; of ragged rows, all their positions.
-        scales: (rows, C) float32 of int8; None for other dtypes.
+        values: (N, C, ...) as stored; for ragged rows, all their positions.
+        scales: (rows, C) float32 for int8; None for other dtypes.
         mask: which positions count; None: all.
-        lengths: of ragged rows, in positions; else None.
+        lengths: lengths of ragged rows, in positions; None for other rows.
     """
     if scales is not None:
         scales = scales if lengths is None else np.repeat(scales, lengths, axis=0)
@@ -99,7 +97,9 @@ def measure_stored(
 
 
 def _as_float32(values: Array) -> npt.NDArray[np.float32]:
-    """Stored latents as numbers; bfloat16 comes as its bits, the upper half of a float32's."""
+    """Return stored latents as float32. bfloat16 is stored as its bits, the upper half of a
+    float32's.
+    """
     if values.dtype == np.uint16:
         return (values.astype(np.uint32) << 16).view(np.float32)
     return values.astype(np.float32)
@@ -109,12 +109,12 @@ def _as_float32(values: Array) -> npt.NDArray[np.float32]:
 
 
 def _stored_rows(unit: ReadUnit) -> pa.Table:
-    """Bucket and row of all latents that a unit holds."""
+    """Return bucket and row of all latents in a unit."""
     return unit.rows.filter(pc.equal(unit.rows["status"], "ok")).select(["bucket", "row"])
 
 
 def _by_unit(rows: pa.Table) -> dict[str, pa.Table]:
-    """Bucket and row of some rows of the index, by their unit."""
+    """Return bucket and row of some index rows, by their unit."""
     if not rows.num_rows:
         return {}
     units = rows["unit"].combine_chunks().dictionary_encode()
@@ -134,8 +134,10 @@ def _measure_unit(
     named: Mapping[str, pa.Table],
     name: str,
 ) -> ChannelStatistics | None:
-    """Statistics of a unit's live rows; `named` are those of units that hold others too."""
-    whole = of_header(units[name])
+    """Return statistics of a unit's live rows. `named` are those of units that also contain other
+    rows.
+    """
+    whole = read_statistics(units[name])
     if name not in named or whole is None:
         return whole
     live, there = named[name], stored[name]
@@ -147,7 +149,7 @@ def _measure_unit(
 
 
 def _names(rows: pa.Table) -> pa.Array:
-    """Bucket and row of each row as one text."""
+    """Return bucket and row of each row as one text."""
     numbers = pc.cast(rows["row"], pa.string())
     return pc.binary_join_element_wise(rows["bucket"], numbers, "\0").combine_chunks()
 
@@ -156,6 +158,7 @@ def _names(rows: pa.Table) -> pa.Array:
 
 
 def _measure_rows(folder: Folder, unit: ReadUnit, rows: pa.Table) -> ChannelStatistics | None:
+    """Return statistics of some rows of a unit, read from its file."""
     pieces: list[ChannelStatistics] = []
     with folder.open_file(unit_name(unit.unit.name)) as file:
         for bucket in sorted(rows["bucket"].unique().to_pylist()):
@@ -167,6 +170,7 @@ def _measure_rows(folder: Folder, unit: ReadUnit, rows: pa.Table) -> ChannelStat
 def _measure_bucket(
     file: BinaryIO, tensors: Mapping[str, StoredTensor], bucket: str, rows: Rows
 ) -> Iterator[ChannelStatistics]:
+    """Yield statistics of some rows of one bucket."""
     for name in LATENTS:
         place = f"{bucket}/{name}"
         if place not in tensors:
@@ -183,7 +187,7 @@ def _measure_bucket(
 
 
 class _Reader:
-    """Rows of a unit's tensor, read from its file."""
+    """Reads rows of a unit's tensor from its file."""
 
     def __init__(self, file: BinaryIO, tensors: Mapping[str, StoredTensor], name: str) -> None:
         self._file, self._stored = file, tensors[name]
@@ -195,11 +199,13 @@ class _Reader:
 
     @classmethod
     def of(cls, file: BinaryIO, tensors: Mapping[str, StoredTensor], name: str) -> _Reader | None:
-        """A reader of the tensor; None where the unit has none of that name."""
+        """Return a reader of the tensor; None if the unit has no tensor of that name."""
         return cls(file, tensors, name) if name in tensors else None
 
     def read(self, rows: Rows) -> tuple[Array, Rows | None]:
-        """Some rows, (N, ...); of ragged ones, their positions end to end and each one's length."""
+        """Return some rows, (N, ...); for ragged ones, their positions end to end and each one's
+        length.
+        """
         if self._offsets is None:
             starts, stops = rows, rows + 1
         else:
@@ -211,7 +217,7 @@ class _Reader:
         return values, None if self._offsets is None else stops - starts
 
     def _span(self, first: int, last: int | None) -> Array:
-        """Entries of the first axis."""
+        """Return entries of the first axis."""
         shape = self._stored.shape
         last = shape[0] if last is None else last
         entry_bytes = self._stored.num_bytes // max(1, shape[0])

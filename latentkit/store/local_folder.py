@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 from latentkit.errors import StoreError
-from latentkit.store.commit import patiently, publish, sync
+from latentkit.store.commit import give_final_name, retry_while_in_use, sync
 from latentkit.store.folder import ASIDE, Folder, part_name
 
 MAX_OPEN_TRIES = 10
@@ -51,17 +51,18 @@ class LocalFolder(Folder):
 
     def read(self, name: str) -> bytes:
         with self._reading(name):
-            return patiently((self.path / name).read_bytes)
+            return retry_while_in_use((self.path / name).read_bytes)
 
     def open_file(self, name: str) -> BinaryIO:
         with self._reading(name):
-            return patiently(open, self.path / name, "rb")
+            return retry_while_in_use(open, self.path / name, "rb")
 
     def local_copy(self, name: str) -> Path:
         return self.path / name
 
     @contextmanager
     def _reading(self, name: str) -> Iterator[None]:
+        """Turn an error while reading `name` into a `StoreError`."""
         try:
             yield
         except OSError as error:
@@ -73,7 +74,7 @@ class LocalFolder(Folder):
             self.path.rmdir()
 
     def stop_waiting(self) -> None:
-        """Nothing: a local folder is never waited for."""
+        """Do nothing: a local folder is never waited for."""
 
     @contextmanager
     def create(self, name: str) -> Iterator[BinaryIO]:
@@ -81,7 +82,7 @@ class LocalFolder(Folder):
             yield file
             _close_on_disk(file)
             try:
-                publish(Path(file.name), self.path / name)
+                give_final_name(Path(file.name), self.path / name)
             except FileExistsError:
                 return
             sync((self.path / name).parent)
@@ -90,15 +91,15 @@ class LocalFolder(Folder):
         with self._part(name) as file:
             file.write(content)
             _close_on_disk(file)
-            patiently(os.replace, file.name, self.path / name)
+            retry_while_in_use(os.replace, file.name, self.path / name)
             sync((self.path / name).parent)
 
     def remove(self, name: str) -> None:
-        with self._explained(name):
-            patiently((self.path / name).unlink, missing_ok=True)
+        with self._as_store_error(name):
+            retry_while_in_use((self.path / name).unlink, missing_ok=True)
 
     def claim(self, name: str, content: str) -> bool:
-        with self._explained(name):
+        with self._as_store_error(name):
             try:
                 with _open_in_new_folder(self.path / name, "xb") as file:
                     file.write(content.encode())
@@ -106,13 +107,13 @@ class LocalFolder(Folder):
                 return False
             return True
 
-    def take_over(self, name: str) -> None:
+    def remove_dead_claim(self, name: str) -> None:
         # Of several finders one renames; one that comes late may rename the new owner's, and then
         # both work.
         stale = (self.path / name).with_suffix(f".{os.getpid()}.stale")
-        with self._explained(name), suppress(FileNotFoundError):
-            patiently(os.replace, self.path / name, stale)
-            patiently(stale.unlink)
+        with self._as_store_error(name), suppress(FileNotFoundError):
+            retry_while_in_use(os.replace, self.path / name, stale)
+            retry_while_in_use(stale.unlink)
 
     def touch(self, name: str) -> None:
         with suppress(OSError):
@@ -126,10 +127,10 @@ class LocalFolder(Folder):
 
     @contextmanager
     def _part(self, name: str) -> Iterator[BinaryIO]:
-        """A file in the making, which is gone on leaving."""
+        """Open an unfinished file, which is removed on leaving."""
         part = self.path / part_name(name)
         try:
-            with self._explained(name), _open_in_new_folder(part, "w+b") as file:
+            with self._as_store_error(name), _open_in_new_folder(part, "w+b") as file:
                 (self.path / name).parent.mkdir(parents=True, exist_ok=True)
                 yield file
         finally:
@@ -137,8 +138,8 @@ class LocalFolder(Folder):
                 part.unlink()
 
     @contextmanager
-    def _explained(self, name: str) -> Iterator[None]:
-        """Turns what goes wrong while writing `name` into a `StoreError`."""
+    def _as_store_error(self, name: str) -> Iterator[None]:
+        """Turn an error while writing `name` into a `StoreError`."""
         try:
             yield
         except OSError as error:
@@ -148,14 +149,14 @@ class LocalFolder(Folder):
 
 
 def _open_in_new_folder(path: Path, mode: Literal["xb", "w+b"]) -> BinaryIO:
-    """A file to write; its folder is made, and made again where other processes just then discard
-    it as empty.
+    """Open a file for writing. Its folder is created, again if other processes just removed it as
+    empty.
     """
     for tries_left in reversed(range(MAX_OPEN_TRIES)):
         with suppress(FileNotFoundError, FileExistsError):
             path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            return patiently(open, path, mode)
+            return retry_while_in_use(open, path, mode)
         except FileNotFoundError:
             if not tries_left:
                 raise
@@ -163,7 +164,7 @@ def _open_in_new_folder(path: Path, mode: Literal["xb", "w+b"]) -> BinaryIO:
 
 
 def _close_on_disk(file: BinaryIO) -> None:
-    """Close a file whose content is then on disk; Windows renames none that is open."""
+    """Flush a file to disk and close it, because Windows doesn't rename open files."""
     file.flush()
     os.fsync(file.fileno())
     file.close()

@@ -14,9 +14,15 @@ from latentkit.errors import DamagedError, StoreError
 from latentkit.runtime.paths import in_shell
 from latentkit.store.columns import Rows
 from latentkit.store.folder import Folder
-from latentkit.store.format import NUMPY_DTYPES, StoredTensor, UnitHeader, read_header
-from latentkit.store.ragged import OFFSETS, are_offsets
-from latentkit.store.writer import unit_name
+from latentkit.store.format import (
+    NUMPY_DTYPES,
+    OFFSETS,
+    StoredTensor,
+    UnitHeader,
+    read_header,
+    unit_name,
+)
+from latentkit.store.ragged import are_offsets
 
 Array = npt.NDArray[Any]
 
@@ -25,7 +31,7 @@ class MappedUnit:
     """One unit's tensors as memory maps.
 
     Raises:
-        StoreError: missing, damaged, or not the file that dataset.json describes.
+        StoreError: the file is missing, damaged, or not the one that dataset.json describes.
     """
 
     def __init__(self, folder: Folder, name: str, expected: Mapping[str, Any]) -> None:
@@ -35,13 +41,13 @@ class MappedUnit:
             with open(self.path, "rb") as file:
                 size = os.fstat(file.fileno()).st_size
                 self.header: UnitHeader = read_header(file, size, self.where)
-            # Unlike Python's own maps, torch's keep no file open: there may be more units than
+            # Unlike Python's own maps, torch's keep no file open. There may be more units than
             # files that a process may open.
             self._bytes: Array = torch.from_file(
                 str(self.path), shared=False, size=size, dtype=torch.uint8
             ).numpy()
         except (OSError, RuntimeError, UnicodeEncodeError) as error:
-            advice = f"`latentkit verify {in_shell(folder)} --repair` makes what is lost again"
+            advice = f"`latentkit verify {in_shell(folder)} --repair` encodes lost units again"
             raise StoreError(
                 f"{self.where} can't be mapped into memory: {error}; {advice}"
             ) from error
@@ -52,14 +58,14 @@ class MappedUnit:
             )
 
     def tensor(self, name: str, codes: Sequence[str]) -> tuple[Array, StoredTensor]:
-        """A tensor of the unit, (rows, ...), without copying, and where it lies in the file.
+        """Return a tensor of the unit, (rows, ...), without copying, and its position in the file.
 
         Raises:
-            DamagedError: the unit has no such tensor, or not in one of these dtypes.
+            DamagedError: the unit has no such tensor, or in another dtype.
         """
         stored = self.header.tensors.get(name)
         if stored is None:
-            raise DamagedError(f"{self.where}: there is no tensor {name!r}")
+            raise DamagedError(f"{self.where}: no tensor {name!r}")
         if stored.dtype not in codes or not stored.shape:
             raise DamagedError(
                 f"{self.where}: tensor {name!r} is {stored.dtype} {list(stored.shape)}, expected"
@@ -76,10 +82,11 @@ class MappedUnit:
         return values.reshape(stored.shape), stored
 
     def offsets(self, name: str) -> Rows:
-        """Where each row of a ragged tensor begins and the last one ends, (rows + 1,) in positions.
+        """Return where each row of a ragged tensor begins and the last one ends, (rows + 1,) in
+        positions.
 
         Raises:
-            DamagedError: there are none, or they say what can't be.
+            DamagedError: the offsets are missing or invalid.
         """
         offsets, _ = self.tensor(name + OFFSETS, ("I64",))
         num_positions = len(self.tensor(name, tuple(NUMPY_DTYPES))[0])

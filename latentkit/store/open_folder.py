@@ -1,4 +1,4 @@
-"""From a path or URL to its folder."""
+"""Opens the folder at a path or URL."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from latentkit.store.unit_cache import Cache, open_cache
 
 
 def open_folder(output: str, cache: Cache = None) -> Folder:
-    """The folder of an `output.path`: a path, or a URL of any protocol that fsspec has a driver
-    for.
+    """Return the folder of an `output.path`: a path, or a URL of any protocol that fsspec has a
+    driver for.
 
     Args:
         output: a path, file:// URL or other URL such as s3://bucket/latents.
-        cache: where units read from a URL are kept, and how many bytes of them: see `open_cache`.
+        cache: where units read from a URL are kept, and at most how many bytes; see `open_cache`.
 
     Raises:
-        StoreError: something that isn't a folder, or a URL whose driver is missing or can't be set
-            up.
-        TypeError, ValueError: a cache that is none.
+        StoreError: the path isn't a folder, or the URL's driver is missing or can't be set up.
+        TypeError, ValueError: the cache is invalid.
     """
     protocol, _, rest = output.partition("://") if is_url(output) else ("", "", output)
     if protocol and not rest.strip("/"):
         raise StoreError(
-            f"{output} names no place; expected something like {protocol}://bucket/latents"
+            f"{output} contains no bucket or folder; expected something like"
+            f" {protocol}://bucket/latents"
         )
     if protocol and protocol not in ("file", "local"):
         from latentkit.store.url_folder import UrlFolder
@@ -39,5 +39,5 @@ def open_folder(output: str, cache: Cache = None) -> Folder:
         rest = rest[1:]  # file:///C:/latents
     path = Path(rest).expanduser().absolute()
     if path.exists() and not path.is_dir():
-        raise StoreError(f"{path} is a file; the output needs a folder of its own")
+        raise StoreError(f"{path} is a file; expected a folder for the output")
     return LocalFolder(path)

@@ -1,4 +1,4 @@
-"""Waiting for a store that can't be reached: requests are sent again with growing pauses, until an
+"""Waits for a store that can't be reached: requests are sent again with growing pauses, until an
 outage has lasted too long.
 """
 
@@ -19,18 +19,18 @@ T = TypeVar("T")
 
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 15.0
-"""A pause is twice the last one, up to this."""
+"""Each pause is twice the last one, up to this."""
 
 GIVE_UP_AFTER_SECONDS = 120.0
-"""Counted from the first request that failed, whoever sent it; a new one that fails so long after
-the last counts again.
+"""Counted from the first failed request of any thread. A new request that fails so long after the
+last starts the count again.
 """
 
 SAY_AFTER_SECONDS = 2.0
-"""Shorter outages, such as being told to slow down, aren't worth a line."""
+"""Shorter outages, such as a request to slow down, aren't reported."""
 
-ANSWERS = (FileNotFoundError, FileExistsError, NotImplementedError, StoreError)
-"""What a store that was reached may say to a request; for the one who asked."""
+DEFINITE_ERRORS = (FileNotFoundError, FileExistsError, NotImplementedError, StoreError)
+"""Errors from a store that was reached. They are passed to the caller."""
 
 PASSING_NAME = re.compile("Timeout|Connect|HTTPClientError|Incomplete|Payload|ResponseParser")
 PASSING_ERRNO = {errno.EIO, errno.EBUSY, errno.EAGAIN, errno.EPIPE}
@@ -40,7 +40,7 @@ if sys.platform == "linux":
 
 
 class Outage:
-    """What a folder's threads know together of the times in which it can't be reached."""
+    """What a folder's threads know together about times when it can't be reached."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -48,48 +48,48 @@ class Outage:
         self._began: float | None = None
         self._last = 0.0
         self._has_said = False
-        self._hurry = threading.Event()
+        self._must_not_wait = threading.Event()
 
     def stop_waiting(self) -> None:
-        """From now on a request that fails is not sent again."""
-        self._hurry.set()
+        """From now on, don't send failed requests again."""
+        self._must_not_wait.set()
 
     def wait_for(self, where: str, request: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """What `request` gives, sent again while the store can't be reached.
+        """Return what `request` returns. It is sent again while the store can't be reached.
 
         Args:
-            where: for messages.
+            where: name of the file or folder, for messages.
 
         Raises:
-            FileNotFoundError, FileExistsError, NotImplementedError: as the driver answers.
-            StoreError: it failed for good.
+            FileNotFoundError, FileExistsError, NotImplementedError: the driver's answer.
+            StoreError: the request failed for good.
         """
         pause, is_first = FIRST_PAUSE_SECONDS, True
         while True:
             try:
                 result = request(*args, **kwargs)
-            except ANSWERS:
+            except DEFINITE_ERRORS:
                 self._end()
                 raise
-            except Exception as error:  # a driver raises what it likes
-                if not _is_passing(error):
-                    raise explained(error, where) from error
+            except Exception as error:  # a driver may raise anything
+                if not _is_temporary(error):
+                    raise explain_store_error(error, where) from error
                 if self._has_lasted(is_first):
                     problem = (
-                        f"{where} can't be reached ({_words(error)}); run again when it can,"
-                        " nothing is lost"
+                        f"{where} can't be reached ({_describe_error(error)}). Run again when it"
+                        " can; nothing is lost"
                     )
                     raise StoreError(problem) from error
             else:
                 self._end()
                 return result
-            self._hurry.wait(pause)
+            self._must_not_wait.wait(pause)
             pause, is_first = min(2 * pause, LONGEST_PAUSE_SECONDS), False
 
     def _has_lasted(self, is_first: bool) -> bool:
-        """Whether the outage, of which this is one more sign, has lasted too long.
+        """Record a failed request, and return whether the outage has lasted too long.
 
-        `is_first`: the request was sent for the first time.
+        `is_first`: whether the request was sent for the first time.
         """
         now = time.monotonic()
         with self._lock:
@@ -100,34 +100,36 @@ class Outage:
             if lasted >= SAY_AFTER_SECONDS and not self._has_said:
                 self._has_said = True
                 print(f"{self._url} can't be reached; waiting", file=sys.stderr, flush=True)
-        return lasted > GIVE_UP_AFTER_SECONDS or self._hurry.is_set()
+        return lasted > GIVE_UP_AFTER_SECONDS or self._must_not_wait.is_set()
 
     def _end(self) -> None:
+        """Record that the store was reached."""
         with self._lock:
             if self._has_said:
-                print(f"{self._url} is there again", file=sys.stderr, flush=True)
+                print(f"{self._url} can be reached again", file=sys.stderr, flush=True)
             self._began, self._has_said = None, False
 
 
-def explained(error: Exception, where: str) -> StoreError:
-    """What went wrong, for people."""
+def explain_store_error(error: Exception, where: str) -> StoreError:
+    """Return an error that says what went wrong and what to do."""
     if "Credential" in type(error).__name__:
         advice = (
-            "log in, as by AWS_PROFILE or AWS_ACCESS_KEY_ID; for a public bucket set"
+            "log in, for example with AWS_PROFILE or AWS_ACCESS_KEY_ID; for a public bucket set"
             " FSSPEC_S3_ANON=true"
         )
-        return StoreError(f"{where}: no credentials that can be used ({_words(error)}); {advice}")
+        return StoreError(f"{where}: no usable credentials ({_describe_error(error)}); {advice}")
     if isinstance(error, PermissionError):
         return StoreError(
-            f"{where}: no permission ({_words(error)}); check the credentials, and what they allow"
+            f"{where}: no permission ({_describe_error(error)}); check the credentials and their"
+            " permissions"
         )
-    return StoreError(f"{where}: {_words(error)}")
+    return StoreError(f"{where}: {_describe_error(error)}")
 
 
-def _is_passing(error: Exception) -> bool:
-    """Whether it may be otherwise in a moment.
+def _is_temporary(error: Exception) -> bool:
+    """Return whether the request may succeed later.
 
-    Drivers share no classes for this, but the words in their names, and error numbers.
+    Drivers share no error classes for this, only words in class names, and error numbers.
     """
     if isinstance(error, PermissionError):
         return False
@@ -137,5 +139,6 @@ def _is_passing(error: Exception) -> bool:
     )
 
 
-def _words(error: Exception) -> str:
+def _describe_error(error: Exception) -> str:
+    """Return an error's class and text."""
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

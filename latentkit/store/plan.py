@@ -1,9 +1,9 @@
-"""What a run set out to do, written once before any work: plans/<number>.parquet.
+"""The plan of a run: what it will encode, written once before any work to plans/<number>.parquet.
 
-A row per sample (for a stream: per shard): key, stamp, attributes, unit. The file's metadata holds
-every setting that could change a bit. A later plan, of a source that changed, has all of its
-samples again: those whose latents are there already have no unit, but `previous`, the key under
-which the plan before knew them (streams: the unit that holds the shard).
+It has one row per sample (for a stream: per shard) with key, stamp, attributes and unit. The file's
+metadata contains every setting that could change a bit. If the source changes, a later plan has all
+of its samples again. Those whose latents exist already have no unit, but `previous`: their key in
+the plan before (for a stream: the unit that contains the shard).
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ class PlanSettings:
     """Settings that every process of a run shares.
 
     Args:
-        parts: name to value of all that decides a latent's value; their hash is the fingerprint.
+        parts: name to value of everything that affects the value of a latent; their hash is the
+            fingerprint.
         batch_size: rows per batch of one bucket.
         unit_size: samples per unit (streams: shards).
         threads: torch threads of the encoder.
         compile: whether the encoder is compiled.
-        versions: name to version of the libraries that the plan was made with; recorded, never
-            compared.
-        stream: rows are shards.
-        compacts: made by copying; no row of it depends on an earlier plan.
+        versions: versions of the libraries that the plan was made with; recorded, never compared.
+        stream: whether rows are shards.
+        compacts: whether units are made by copying; then no row depends on an earlier plan.
     """
 
     parts: Mapping[str, str]
@@ -62,13 +62,13 @@ class PlanSettings:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 of the parts, 64 hexadecimal digits."""
+        """Return the sha256 of the parts, 64 hexadecimal digits."""
         return fingerprint_of(self.parts)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A plan as read back: `table` has the columns key, stamp, attributes, unit, previous."""
+    """A plan as it is read; `table` has the columns key, stamp, attributes, unit, previous."""
 
     number: int
     settings: PlanSettings
@@ -76,7 +76,9 @@ class Plan:
 
     @functools.cached_property
     def work(self) -> pa.Table:
-        """The rows that have a unit: what is encoded. `Unit.start` and `Unit.stop` count in it."""
+        """Return the rows that have a unit and so are encoded. `Unit.start` and `Unit.stop` count
+        in them.
+        """
         return (
             self.table.filter(pc.is_valid(self.table["unit"]))
             if self.table["unit"].null_count
@@ -85,15 +87,15 @@ class Plan:
 
     @property
     def num_samples(self) -> int:
-        """Rows of `work`."""
+        """Return the number of rows in `work`."""
         return int(self.work.num_rows)
 
     def keys(self, start: int, stop: int) -> list[str]:
-        """Keys of rows `start` to `stop` of `work`."""
+        """Return the keys of rows `start` to `stop` of `work`."""
         return self.work["key"].slice(start, stop - start).to_pylist()  # type: ignore[no-any-return]
 
     def units(self) -> list[Unit]:
-        """Every unit, in order; a unit is a run of rows of `work`."""
+        """Return every unit, in order. A unit is a run of rows in `work`."""
         numbers = self.work["unit"].to_numpy()
         starts = np.flatnonzero(np.diff(numbers, prepend=-1))
         stops = [*starts[1:].tolist(), len(numbers)][: len(starts)]
@@ -103,8 +105,8 @@ class Plan:
         ]
 
     def unit_names(self) -> pa.Array:
-        """Of each row of `table`, the unit that holds it: this plan's, or for a stream `previous`;
-        null for a sample of an earlier plan.
+        """Return, for each row of `table`, the unit that contains it: this plan's, or for a stream
+        `previous`; null for a sample of an earlier plan.
         """
         own = pc.binary_join_element_wise(
             f"{self.number:03d}",
@@ -119,10 +121,10 @@ class Plan:
 
 
 def list_entries(entries: Iterable[Entry]) -> pa.Table:
-    """What a source has, in its order: a table of key, stamp, attributes.
+    """Return a table of what a source has, in order: key, stamp, attributes.
 
     Raises:
-        SourceError: no entry, or one key twice.
+        SourceError: there is no entry, or a key occurs twice.
     """
     keys, stamps, attributes = [], [], StructBuilder()
     for entry in entries:
@@ -144,47 +146,48 @@ def list_entries(entries: Iterable[Entry]) -> pa.Table:
 def plan_of(
     number: int, entries: pa.Table, settings: PlanSettings, previous: pa.Array | None = None
 ) -> Plan:
-    """Return a plan of the entries of `list_entries`; units go to those without `previous`."""
+    """Return a plan of the entries from `list_entries`. Those without `previous` get units."""
     if previous is None:
         previous = pa.nulls(entries.num_rows, pa.string())
     to_encode = previous.is_null().to_numpy(zero_copy_only=False)
     units = (np.cumsum(to_encode) - 1) // settings.unit_size
-    return with_units(
+    return plan_with_units(
         number, entries, settings, pa.array(units.astype(np.int32), mask=~to_encode), previous
     )
 
 
-def with_units(
+def plan_with_units(
     number: int, entries: pa.Table, settings: PlanSettings, units: pa.Array, previous: pa.Array
 ) -> Plan:
-    """A plan whose units are given, row by row."""
+    """Return a plan with given units, row by row."""
     return Plan(
         number, settings, entries.append_column("unit", units).append_column("previous", previous)
     )
 
 
 def _check_unique(keys: Sequence[str]) -> None:
+    """Check that all keys differ."""
     if len(set(keys)) == len(keys):
         return
     ordered = sorted(keys)
     twice = next(a for a, b in itertools.pairwise(ordered) if a == b)
     raise SourceError(
-        f"the source gives the key {twice!r} more than once; every sample needs a key of its own"
+        f"the source gives the key {twice!r} more than once; every sample needs a unique key"
     )
 
 
 def plan_name(number: int) -> str:
-    """Where a plan lies."""
+    """Return a plan's file name."""
     return f"plans/{number:03d}.parquet"
 
 
 def number_of(name: str) -> int:
-    """The inverse of `plan_name`."""
+    """Return the plan's number from its file name."""
     return int(name.removeprefix("plans/").removesuffix(".parquet"))
 
 
 def write_plan(folder: Folder, plan: Plan) -> None:
-    """Commit the plan, unless another process was first; read it back to know."""
+    """Commit the plan, unless another process was first. Read it back to find out."""
     metadata = {
         METADATA_KEY: canonical_json(
             {**asdict(plan.settings), "fingerprint": plan.settings.fingerprint}
@@ -195,7 +198,7 @@ def write_plan(folder: Folder, plan: Plan) -> None:
 
 
 def read_plan(folder: Folder, number: int) -> Plan:
-    """The committed plan.
+    """Read a committed plan.
 
     Raises:
         DamagedError: it is not what was written.
@@ -225,27 +228,20 @@ def read_plan(folder: Folder, number: int) -> Plan:
     ) as error:
         repair = f"`latentkit verify {in_shell(folder)} --repair`"
         advice = (
-            f"{repair} makes it again where the dataset was finished; delete it only if no unit is"
-            " there"
+            f"{repair} restores it if the dataset was finished. Delete it only if there is no unit"
         )
         raise DamagedError(
             f"{folder}/{name}: the plan is damaged ({type(error).__name__}); {advice}"
         ) from error
     if fingerprint != stated:
         raise DamagedError(
-            f"{folder}/{name}: the plan's fingerprint doesn't belong to its parts; the file was"
-            " changed"
+            f"{folder}/{name}: the plan's fingerprint doesn't match its parts; the file was changed"
         )
     return plan
 
 
 def _check_table(table: pa.Table) -> None:
-    """Hold what was read to what is written.
-
-    Raises:
-        ValueError: a column of another type, a sample without a key, or units that aren't runs of
-            rows.
-    """
+    """Check that the table has the form of a written plan."""
     table.validate(full=True)
     units = table["unit"].drop_null().to_numpy()
     if (
@@ -259,21 +255,21 @@ def _check_table(table: pa.Table) -> None:
 
 
 def plan_numbers(folder: Folder) -> list[int]:
-    """Numbers of all committed plans, from the oldest."""
+    """Return the numbers of all committed plans, oldest first."""
     return sorted(
         int(match[1]) for name in folder.list("plans") if (match := FILE_NAME.fullmatch(name))
     )
 
 
 def newest_plan(folder: Folder) -> Plan | None:
-    """The plan with the highest number; None when there is none."""
+    """Return the plan with the highest number, or None."""
     numbers = plan_numbers(folder)
     return read_plan(folder, numbers[-1]) if numbers else None
 
 
 def read_chain(folder: Folder, before: int | None = None) -> list[Plan]:
-    """The plans that the newest one (of those with a number below `before`) builds on, from the
-    oldest, and itself: since the last compaction, or from the first.
+    """Return the newest plan (with a number below `before`) and all plans that it builds on, oldest
+    first, back to the last compaction or the first plan.
     """
     chain: list[Plan] = []
     for number in reversed(plan_numbers(folder)):
@@ -287,7 +283,7 @@ def read_chain(folder: Folder, before: int | None = None) -> list[Plan]:
     ):
         if plan.number != number:
             raise DamagedError(
-                f"{folder}/{plan_name(number)} is missing; copy it back, or encode into another"
-                " folder"
+                f"{folder}/{plan_name(number)} is missing. Copy it back, or choose another"
+                " output.path"
             )
     return chain

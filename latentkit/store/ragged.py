@@ -1,5 +1,5 @@
-"""Rows of different length: their positions stored end to end, with offsets that say where rows
-begin; padded when they are read.
+"""Rows of different length: their positions are stored end to end, with offsets to where each row
+begins, and padded when they are read.
 """
 
 from __future__ import annotations
@@ -21,26 +21,21 @@ from latentkit.store.columns import Rows
 Array = npt.NDArray[Any]
 Bools = npt.NDArray[np.bool_]
 
-OFFSETS = ".offsets"
-"""What the name of the tensor with the offsets has more than that of the tensor it belongs to:
-(rows + 1,) int64, in positions.
-"""
-
 
 @dataclass(frozen=True)
 class RowBatch:
-    """Tensors by name as they are stored: the first axis counts rows or, where there are `lengths`,
+    """Tensors by name as they are stored. The first axis counts rows or, if there are `lengths`,
     the positions of rows end to end.
 
     Args:
-        lengths: (rows,) positions of each row; None where all rows have one shape.
+        lengths: (rows,) number of positions in each row; None if all rows have the same shape.
     """
 
     tensors: Mapping[str, Tensor]
     lengths: Rows | None = None
 
     def are_filled(self) -> Bools:
-        """(rows,) whether any position of each counts."""
+        """Return for each row, (rows,), whether any of its positions counts."""
         if self.lengths is not None:
             return self.lengths > 0
         if MASK in self.tensors:
@@ -49,12 +44,10 @@ class RowBatch:
         return np.ones(len(next(iter(self.tensors.values()))), np.bool_)
 
     def are_finite(self) -> Bools:
-        """(rows,) whether every value of each is finite."""
+        """Return for each row, (rows,), whether all its values are finite."""
         finite = np.ones(len(next(iter(self.tensors.values()))), np.bool_)
         for tensor in self.tensors.values():
-            if (
-                tensor.is_floating_point()
-            ):  # numpy's isfinite, which takes a tenth of the time of torch's
+            if tensor.is_floating_point():  # numpy's isfinite is ten times as fast as torch's
                 finite &= np.isfinite(tensor.float().numpy()).reshape(len(finite), -1).all(axis=1)
         return (
             finite
@@ -63,19 +56,19 @@ class RowBatch:
         )
 
     def select(self, rows: Bools) -> RowBatch:
-        """Some of the rows."""
+        """Return some of the rows."""
         chosen = torch.from_numpy(rows if self.lengths is None else np.repeat(rows, self.lengths))
         lengths = None if self.lengths is None else self.lengths[rows]
         return RowBatch({name: tensor[chosen] for name, tensor in self.tensors.items()}, lengths)
 
 
 def pack(tensors: Mapping[str, Tensor], ragged_axis: int | None) -> RowBatch:
-    """A batch as it is stored.
+    """Return a batch as it is stored.
 
     Args:
-        tensors: (N, ...) each; with a ragged axis "mask" is among them, (N, length), and what it
-            leaves out is dropped.
-        ragged_axis: which axis that is, N counted; None for rows of one shape.
+        tensors: (N, ...) each; with a ragged axis they include "mask", (N, length), and masked
+            positions are dropped.
+        ragged_axis: index of the ragged axis, counting N; None for rows of the same shape.
     """
     if ragged_axis is None:
         return RowBatch(tensors)
@@ -89,12 +82,12 @@ def pack(tensors: Mapping[str, Tensor], ragged_axis: int | None) -> RowBatch:
 
 
 def pad(positions: Array, lengths: Rows, pool: BufferPool) -> tuple[Array, Bools]:
-    """Rows (N, longest, ...) with zeros at their ends, and (N, longest) which positions are not
-    those zeros.
+    """Return rows (N, longest, ...) padded with zeros at their ends, and a mask (N, longest) of the
+    positions that aren't padding.
 
     Args:
         positions: (positions, ...) of all rows, end to end.
-        lengths: (N,) positions of each.
+        lengths: (N,) number of positions in each row.
     """
     longest = int(lengths.max())
     out = pool.get((len(lengths), longest, *positions.shape[1:]), positions.dtype)
@@ -105,18 +98,18 @@ def pad(positions: Array, lengths: Rows, pool: BufferPool) -> tuple[Array, Bools
 
 
 def starts_of(lengths: Rows) -> Rows:
-    """Where each row begins, in positions."""
+    """Return where each row begins, in positions."""
     starts: Rows = np.cumsum(lengths) - lengths
     return starts
 
 
 def offsets_of(lengths: Rows) -> Rows:
-    """Where each row begins, and where the last one ends."""
+    """Return where each row begins, and where the last one ends."""
     return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
 
 
 def are_offsets(offsets: Rows, num_positions: int) -> bool:
-    """Whether offsets begin at 0, ascend, and end with the positions."""
+    """Return whether offsets begin at 0, ascend, and end at the number of positions."""
     return bool(
         len(offsets)
         and offsets[0] == 0
@@ -128,10 +121,11 @@ def are_offsets(offsets: Rows, num_positions: int) -> bool:
 def per_position_layout(
     layout: LatentLayout, normalization: Normalization
 ) -> tuple[LatentLayout, Normalization]:
-    """Layout and normalization of the single positions of ragged rows; of others, as they are.
+    """Return layout and normalization of single positions of ragged rows; those of other rows
+    unchanged.
 
     Raises:
-        ValueError: the normalization tells positions apart by where they lie in their row.
+        ValueError: the normalization differs between positions of a row.
     """
     if layout.ragged_axis is None:
         return layout, normalization

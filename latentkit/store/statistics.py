@@ -1,5 +1,5 @@
-"""Mean and variance per latent channel, in float64, in pieces that add up the same whatever the
-number of processes.
+"""Mean and variance per latent channel, in float64, in pieces that add up to the same result for
+any number of processes.
 
 Pieces are merged by the parallel formula of Chan, Golub and LeVeque, "Updating Formulae and a
 Pairwise Algorithm for Computing Sample Variances" (1979), eq. 2.1.
@@ -9,22 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class ChannelStatistics:
-    """Of `count` values per channel: their mean, the sum of squared distances from it, and the sum
-    of posterior variances.
+    """Statistics of `count` values per channel: their mean, the sum of squared differences from it,
+    and the sum of posterior variances.
 
-    All arrays are (C,) float64; `variance_sum` is zero where there is no posterior.
+    All arrays are (C,) float64; `variance_sum` is zero if there is no posterior.
     """
 
     count: int
@@ -33,7 +34,7 @@ class ChannelStatistics:
     variance_sum: Floats
 
     def as_json(self) -> dict[str, Any]:
-        """For a unit's header; floats survive exactly."""
+        """Return the statistics for a unit's header. Floats are exact."""
         return {
             "count": self.count,
             "mean": self.mean.tolist(),
@@ -43,16 +44,16 @@ class ChannelStatistics:
 
     @classmethod
     def from_json(cls, piece: Mapping[str, Any]) -> ChannelStatistics:
-        """The inverse of `as_json`."""
+        """Return statistics from a unit's header; the inverse of `as_json`."""
         return cls(
             int(piece["count"]),
             *(np.array(piece[name], np.float64) for name in ("mean", "squares", "variance_sum")),
         )
 
     def without(self, part: ChannelStatistics) -> ChannelStatistics:
-        """What is left when some of the values are taken away; the inverse of `merge`.
+        """Return statistics of the rest if some of the values are removed; the inverse of `merge`.
 
-        Where hardly anything of a sum is left, its last digits are lost; it never falls below zero.
+        If little remains of a sum, its last digits are lost; it never falls below zero.
         """
         count = self.count - part.count
         if count <= 0:
@@ -65,10 +66,10 @@ class ChannelStatistics:
         return ChannelStatistics(count, mean, squares, variances)
 
     def summary(self) -> dict[str, Any]:
-        """For dataset.json, in raw latent space, per channel.
+        """Return the statistics for dataset.json, in raw latent space, per channel.
 
-        "mean" and "mean_std" are of the posterior means (or latents); "std" is of a draw: Var[z] =
-        Var[mean] + E[variance].
+        "mean" and "mean_std" are of the posterior means (or latents); "std" is of a posterior draw:
+        Var[z] = Var[mean] + E[variance].
         """
         count = max(self.count, 1)
         spread = self.squares / count
@@ -81,7 +82,7 @@ class ChannelStatistics:
 
 
 def measure(mean: npt.NDArray[Any], logvar: npt.NDArray[Any] | None) -> ChannelStatistics:
-    """Statistics of one batch of latents (N, C, ...), with the logvar of each value where there is
+    """Return statistics of one batch of latents (N, C, ...), with each value's logvar if there is
     one.
     """
     values = _per_channel(mean)
@@ -97,19 +98,21 @@ def measure(mean: npt.NDArray[Any], logvar: npt.NDArray[Any] | None) -> ChannelS
 
 
 def measure_on_device(stored: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    """Return what a writer would else find out on the CPU, where one thread can't keep up with a
+    """Return what a writer would otherwise compute on the CPU, where one thread is slower than a
     GPU.
 
     Args:
-        stored: rows of one shape (N, ...) by name, all of their positions counting, on a device
-            with float64.
-        name: "moments" or "latent", which are measured.
+        stored: rows of the same shape (N, ...) by name, without padding, on a device that supports
+            float64.
+        name: "moments" or "latent", the tensor to measure.
 
     Returns:
         "finite": (N,) bool, whether every value of the row is; "statistics": (3, C) float64, mean,
             squares and variance sum
         of `ChannelStatistics`.
     """
+    import torch
+
     floating = [tensor for tensor in stored.values() if tensor.is_floating_point()]
     finite = torch.stack([tensor.isfinite().flatten(1).all(1) for tensor in floating]).all(0)
     values = stored[name].transpose(0, 1).flatten(1).double()
@@ -122,7 +125,7 @@ def measure_on_device(stored: Mapping[str, Tensor], name: str) -> dict[str, Tens
 
 
 def merge(pieces: Iterable[ChannelStatistics]) -> ChannelStatistics | None:
-    """All pieces as one, added in their order; None when there is none."""
+    """Return all pieces as one, added in their order; None if there is none."""
     total: ChannelStatistics | None = None
     for piece in pieces:
         total = piece if total is None else _merge_two(total, piece)
@@ -141,5 +144,5 @@ def _merge_two(a: ChannelStatistics, b: ChannelStatistics) -> ChannelStatistics:
 
 
 def _per_channel(values: npt.NDArray[Any]) -> Floats:
-    """(N, C, ...) to (C, values) float64."""
+    """Reshape (N, C, ...) to (C, values) float64."""
     return np.moveaxis(values, 1, 0).reshape(values.shape[1], -1).astype(np.float64)

@@ -1,5 +1,5 @@
-"""Whole units of datasets at URLs, in a local folder of bounded size that processes and datasets
-may share.
+"""A local cache of whole units from datasets at URLs, with limited size. Processes and datasets may
+share it.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from filelock import FileLock
 from latentkit.errors import StoreError
 
 Cache = int | str | os.PathLike[str] | tuple[str | os.PathLike[str], int] | None
-"""What `latentkit.open(cache=...)` takes; see `open_cache`."""
+"""Values that `latentkit.open(cache=...)` accepts; see `open_cache`."""
 
 DEFAULT_LIMIT_BYTES = 64 << 30
 PART_DEAD_AFTER_SECONDS = 3600.0
-"""A download that nothing was added to for so long is a dead process's."""
+"""A download to which nothing was added for this long belongs to a dead process."""
 
-OWN = re.compile(r"[0-9a-f]{64}\.(unit|[0-9a-f]{8}\.part)")
-"""Names of the cache's files: whatever else lies in its folder is never touched."""
+CACHE_FILE_NAME = re.compile(r"[0-9a-f]{64}\.(unit|[0-9a-f]{8}\.part)")
+"""Names of the cache's files. Other files in its folder are never touched."""
 
 
 @dataclass(frozen=True)
 class UnitCache:
-    """A folder of downloaded files, of which those used last are kept, `limit_bytes` of them; a
+    """A folder of downloaded files. The most recently used ones are kept, up to `limit_bytes`; a
     larger file is kept alone.
     """
 
@@ -38,30 +38,30 @@ class UnitCache:
     limit_bytes: int
 
     def fetch(self, digest: str, size: int, download: Callable[[Path], None]) -> Path:
-        """The file of a content, downloaded when it isn't there; of several processes that want it,
-        one downloads.
+        """Return the file with a content, downloaded if it is missing. If several processes need
+        it, one downloads it.
 
         Args:
-            digest: 64 hexadecimal digits that stand for this content and no other.
-            size: in bytes.
+            digest: 64 hexadecimal digits that identify the content.
+            size: size in bytes.
             download: writes the content to a path.
 
         Raises:
-            StoreError: the cache can't be written, and whatever `download` raises.
+            StoreError: the cache can't be written; also what `download` raises.
         """
         path = self.folder / f"{digest}.unit"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{path}.lock"):
                 if not path.exists():
-                    self._make_room(size)
+                    self._free_space(size)
                     self._download(path, download)
-                with suppress(FileNotFoundError):  # another process made room just now
+                with suppress(FileNotFoundError):  # another process just removed it
                     os.utime(path)
         except OSError as error:
             raise StoreError(
-                f"{self.folder}: units can't be kept there: {error.strerror or error}; give `cache`"
-                " another folder"
+                f"{self.folder}: units can't be stored there: {error.strerror or error}. Give"
+                " `cache` another folder"
             ) from error
         return path
 
@@ -73,11 +73,11 @@ class UnitCache:
         finally:
             part.unlink(missing_ok=True)
 
-    def _make_room(self, size: int) -> None:
-        """Remove what was used longest ago until `size` bytes fit.
+    def _free_space(self, size: int) -> None:
+        """Remove the least recently used files until `size` bytes fit.
 
-        A unit that somebody has mapped stays readable when its name is gone, as POSIX promises; its
-        space is free when the map is.
+        A unit that some process has mapped stays readable after its name is removed, as POSIX
+        guarantees. Its disk space is freed when it is unmapped.
         """
         files = sorted(self._files(), key=lambda file: file[1].st_mtime)
         excess = sum(stat.st_size for _, stat in files) + size - self.limit_bytes
@@ -86,31 +86,34 @@ class UnitCache:
                 return
             if path.suffix == ".part" and time.time() - stat.st_mtime < PART_DEAD_AFTER_SECONDS:
                 continue
-            with suppress(PermissionError):  # Windows keeps a file that somebody has mapped
+            with suppress(PermissionError):  # Windows keeps a file that a process has mapped
                 path.unlink(missing_ok=True)
                 Path(f"{path}.lock").unlink(missing_ok=True)
                 excess -= stat.st_size
 
     def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
+        """Yield the cache's files with their state."""
         for entry in os.scandir(self.folder):
-            if OWN.fullmatch(entry.name):
-                with suppress(FileNotFoundError):  # another process made room
+            if CACHE_FILE_NAME.fullmatch(entry.name):
+                with suppress(FileNotFoundError):  # another process removed it
                     yield Path(entry.path), entry.stat()
 
 
 def open_cache(cache: Cache) -> UnitCache:
-    """The cache that `cache` describes: its limit in bytes, its folder, or (folder, bytes).
+    """Return the cache that `cache` describes: its limit in bytes, its folder, or (folder, bytes).
 
-    None is the user's own cache folder (below XDG_CACHE_HOME, or ~/.cache) and 64 GiB, and so is
-    what isn't given.
+    None, and any part that isn't given, means the user's cache folder (below XDG_CACHE_HOME, or
+    ~/.cache) and 64 GiB.
 
     Raises:
-        TypeError, ValueError: it is none of these.
+        TypeError, ValueError: `cache` is something else.
     """
     folder, limit = (
         cache
         if isinstance(cache, tuple)
-        else (None, cache) if isinstance(cache, int) else (cache, None)
+        else (None, cache)
+        if isinstance(cache, int)
+        else (cache, None)
     )
     if (
         isinstance(limit, bool)
@@ -127,4 +130,5 @@ def open_cache(cache: Cache) -> UnitCache:
 
 
 def _own_folder() -> Path:
+    """Return the user's cache folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "latentkit" / "units"

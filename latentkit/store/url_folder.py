@@ -1,14 +1,14 @@
-"""`UrlFolder`: a latent dataset's folder on an object store, or whatever else fsspec has a driver
-for.
+"""`UrlFolder`: a latent dataset's folder on an object store, or anything else that fsspec has a
+driver for.
 
-The first commit wins by one conditional request (on S3 a PUT with `If-None-Match: *`, of a large
-file the last of its several). S3, Google Cloud Storage and what is compatible with them have it,
-and then a file is there whole or not at all. With a driver that has no such request a file is
-written aside, looked for, and moved: two processes that commit one name in the same moment may both
-believe they were first.
+The first commit wins through a conditional request (on S3 a PUT with `If-None-Match: *`; for a
+large file the last of its requests). S3, Google Cloud Storage and compatible stores support it, and
+there a file exists completely or not at all. With a driver without such a request, a file is
+written under another name, the final name is checked, and the file is moved. Two processes that
+commit the same name at the same moment may then both believe that they were first.
 
-How a driver logs in is its own affair: environment, configuration files (AWS_ENDPOINT_URL,
-AWS_PROFILE, ...) or fsspec's own.
+Drivers find credentials themselves: in the environment, configuration files (AWS_ENDPOINT_URL,
+AWS_PROFILE and others) or fsspec's configuration.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ Send = Callable[..., object]
 """Takes a driver, the driver's path and its `mode`, and writes a file."""
 
 BLOCK_BYTES = 4 << 20
-"""What one request reads of an open file at least."""
+"""Fewest bytes that one request reads of an open file."""
 
-MOST_ASKED = 32
-"""Files looked at at once, each of which takes a few requests one after the other."""
+MAX_REQUESTS = 32
+"""Files that are checked at once, each with a few requests one after the other."""
 
 CLOCK_SKEW_SECONDS = 900.0
 """What this machine's clock and the store's may differ by; S3 refuses requests from a clock that is
@@ -83,7 +83,7 @@ class UrlFolder(Folder):
 
     @property
     def fs(self) -> Any:
-        """The fsspec driver; a forked process gets one of its own, since a driver keeps connections
+        """Return the fsspec driver. A forked process gets its own, because a driver has connections
         and a thread.
         """
         if self._pid != os.getpid():
@@ -112,11 +112,11 @@ class UrlFolder(Folder):
         yield from (name.name for name in names if name != PurePosixPath(path))
 
     def find(self, recursive: bool) -> dict[str, dict[str, Any]]:
-        """What the store says of each file below the folder, or directly in it, by its name from
-        here; "" is the folder, if it is a file.
+        """Return the store's metadata of each file below the folder, or only directly in it, by
+        relative name. "" is the folder itself, if it is a file.
 
         Raises:
-            StoreError: there is no such bucket, or it can't be looked into.
+            StoreError: the bucket doesn't exist or can't be listed.
         """
         try:
             listed = self._ask(
@@ -147,7 +147,7 @@ class UrlFolder(Folder):
         return io.BufferedReader(_RemoteFile(self, name, self.size(name)), BLOCK_BYTES)
 
     def read_range(self, name: str, start: int, stop: int) -> bytes:
-        """Bytes `start` to `stop` of a file.
+        """Return bytes `start` to `stop` of a file.
 
         Raises:
             StoreError: it can't be read.
@@ -156,7 +156,7 @@ class UrlFolder(Folder):
             return bytes(self._ask(name, self.fs.cat_file, self._path(name), start=start, end=stop))
 
     def ask_each(self, ask: Callable[[T], R], items: Iterable[T]) -> Sequence[R]:
-        with ThreadPoolExecutor(MOST_ASKED, "requests") as pool:
+        with ThreadPoolExecutor(MAX_REQUESTS, "requests") as pool:
             answers = [pool.submit(ask, item) for item in items]
             try:
                 return [answer.result() for answer in answers]
@@ -174,10 +174,10 @@ class UrlFolder(Folder):
         )
 
     def download(self, name: str, path: Path) -> None:
-        """Fetch a file to a path of this machine.
+        """Download a file to a local path.
 
         Raises:
-            StoreError: it can't be read, or changes meanwhile.
+            StoreError: the file can't be read, or changes during the download.
         """
         self._download(name, self.describe(name), path)
 
@@ -186,26 +186,26 @@ class UrlFolder(Folder):
         with self._missing(name):
             self._ask(name, self._get, name, path, int(before["size"]))
         if self._info(name) != before:
-            raise StoreError(f"{self.url}/{name} changed while it was read; open the dataset again")
+            raise StoreError(f"{self.url}/{name} changed while it was read. Open the dataset again")
 
     def _get(self, name: str, path: Path, size: int) -> None:
         self.fs.get_file(self._path(name), str(path))
         if path.stat().st_size != size:
-            raise ConnectionError(f"{path.stat().st_size} of {size} bytes came")
+            raise ConnectionError(f"{path.stat().st_size} of {size} bytes arrived")
 
     # ------------------------------------------------------------ writing
 
     @contextmanager
     def create(self, name: str) -> Iterator[BinaryIO]:
         try:
-            with _waiting_file() as (file, path):
+            with _temporary_file() as (file, path):
                 yield file
                 file.flush()
                 self._put_new(name, functools.partial(_put_file, path))
         except OSError as error:
             reason = (
-                f"{error.strerror or error} in {tempfile.gettempdir()}, where files wait for their"
-                " upload (TMPDIR chooses another)"
+                f"{error.strerror or error} in {tempfile.gettempdir()}, where files are stored"
+                " before their upload (TMPDIR sets another folder)"
             )
             raise StoreError(
                 f"{self.url}/{name} can't be written: {reason}; nothing that was there before is"
@@ -222,27 +222,27 @@ class UrlFolder(Folder):
             self._ask(name, self.fs.rm_file, self._path(name))
 
     def discard_if_empty(self) -> None:
-        """Nothing: object stores have no folders."""
+        """Do nothing: object stores have no folders."""
 
     def stop_waiting(self) -> None:
         self._outage.stop_waiting()
 
     def _put_new(self, name: str, send: Send) -> bool:
-        """Whether the file wasn't there and now is."""
+        """Write a file if it doesn't exist; True on success."""
         try:
             with self._missing(name):
                 self._ask(name, self._put, name, send, True)
         except FileExistsError:
             return False
         except StoreError:
-            if not self.exists(name):  # some servers don't say which condition it was that failed
+            if not self.exists(name):  # some servers don't say which condition failed
                 raise
             return False
         return True
 
     def _put(self, name: str, send: Send, new: bool) -> None:
-        """Put a file in place, with `new` only where there is none; in one request where the driver
-        can.
+        """Write a file; with `new`, only if it doesn't exist. This is one request if the driver
+        supports it.
         """
         path = self._path(name)
         if self._has_create:
@@ -275,19 +275,19 @@ class UrlFolder(Folder):
         except StoreError:
             return None
 
-    def take_over(self, name: str) -> None:
+    def remove_dead_claim(self, name: str) -> None:
         # One that comes late may remove the new owner's, and then both work.
         self.remove(name)
 
     def touch(self, name: str) -> None:
         content = self._claims.get(name)
         if content is not None:
-            with suppress(Exception):  # the next beat is soon
+            with suppress(Exception):  # it is touched again soon
                 self._put(name, functools.partial(_put_bytes, content.encode()), False)
 
     def age_seconds(self, name: str) -> float:
-        """How long this process has seen it unchanged; by the clocks only what is beyond all doubt
-        of them.
+        """Return for how long this process has seen the file unchanged; the clocks count only if
+        they prove more.
         """
         info = self._info(name)
         if info is None:
@@ -311,14 +311,14 @@ class UrlFolder(Folder):
         return self._outage.wait_for(f"{self.url}/{name}", function, *args, **kwargs)
 
     def _info(self, name: str) -> dict[str, Any] | None:
-        """What the store says of a file, such as "size"; None when it isn't there."""
+        """Return the store's metadata of a file, such as "size"; None if it doesn't exist."""
         try:
             return dict(self._ask(name, self.fs.info, self._path(name)))
         except FileNotFoundError:
             return None
 
     def describe(self, name: str) -> dict[str, Any]:
-        """What the store says of a file, such as "size".
+        """Return the store's metadata of a file, such as "size".
 
         Raises:
             StoreError: it isn't there, or can't be asked for.
@@ -331,21 +331,15 @@ class UrlFolder(Folder):
 
     @contextmanager
     def _missing(self, name: str) -> Iterator[None]:
-        """Turns the answer that there is no such file, or nothing to put it into, into a
-        `StoreError`.
-        """
+        """Turn the error that a file or its parent doesn't exist into a `StoreError`."""
         try:
             yield
         except FileNotFoundError as error:
             self._check_bucket()
-            raise StoreError(f"{self.url}/{name}: there is no such file") from error
+            raise StoreError(f"{self.url}/{name}: no such file") from error
 
     def _check_bucket(self) -> None:
-        """On a store with buckets, that this one is there.
-
-        Raises:
-            StoreError: it isn't.
-        """
+        """Check that the bucket exists, if the store has buckets."""
         bucket = self._root.partition("/")[0]
         if self._found_bucket or self.fs.root_marker or "://" in self._root:
             return
@@ -354,18 +348,18 @@ class UrlFolder(Folder):
         except FileNotFoundError as error:
             if self._ask(
                 "", self.fs.exists, bucket
-            ):  # s3fs 2025.3 to 2025.9 have no info on one that is empty
+            ):  # s3fs 2025.3 to 2025.9 have no info on an empty bucket
                 return
             raise StoreError(
-                f"{self.url}: there is no bucket {bucket!r}; make it first, or fix the URL"
+                f"{self.url}: no bucket {bucket!r}. Create it first, or fix the URL"
             ) from error
         except StoreError:
-            return  # who may use a part of a bucket need not be allowed to look at all of it
+            return  # permissions may cover only a part of a bucket
         self._found_bucket = True
 
 
 class _RemoteFile(io.RawIOBase):
-    """A file at a URL to read from, each read a request of its own."""
+    """A file at a URL opened for reading; each read is one request."""
 
     def __init__(self, folder: UrlFolder, name: str, size: int) -> None:
         self._folder, self._name, self._size, self._place = folder, name, size, 0
@@ -393,8 +387,8 @@ class _RemoteFile(io.RawIOBase):
 
 
 @contextmanager
-def _waiting_file() -> Iterator[tuple[BinaryIO, str]]:
-    """A file to write before it is uploaded, and a path by which a driver reads it."""
+def _temporary_file() -> Iterator[tuple[BinaryIO, str]]:
+    """Open a file to write before it is uploaded, and return its path for the driver."""
     if sys.platform == "linux":  # without a name that a killed process could leave behind
         with tempfile.TemporaryFile(prefix="latentkit-") as file:
             yield file, f"/proc/self/fd/{file.fileno()}"

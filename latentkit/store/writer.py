@@ -1,4 +1,4 @@
-"""One unit, from batches of latents to a committed file."""
+"""Writes one unit: from batches of latents to a committed file."""
 
 from __future__ import annotations
 
@@ -23,12 +23,21 @@ from latentkit.runtime.masks import MASK, counted_positions
 from latentkit.store import int8, statistics
 from latentkit.store.columns import Rows, escape
 from latentkit.store.folder import Folder, canonical_json
-from latentkit.store.format import FORMAT_VERSION, TensorToWrite, write_unit
+from latentkit.store.format import (
+    FORMAT_VERSION,
+    LATENTS,
+    LEDGER_COLUMNS,
+    OFFSETS,
+    STREAM_COLUMNS,
+    TensorToWrite,
+    unit_name,
+    write_unit,
+)
 from latentkit.store.int8 import RoundingError
-from latentkit.store.ragged import OFFSETS, RowBatch, offsets_of, pack
+from latentkit.store.ragged import RowBatch, offsets_of, pack
 
 SPILL_BYTES = 256 << 20
-"""What a unit holds beyond this waits on disk, so that memory stays flat however long the unit."""
+"""Tensors beyond this size wait on disk, so that memory use doesn't grow with the unit."""
 
 COPY_BYTES = 1 << 20
 
@@ -42,23 +51,6 @@ DTYPE_CODES = {
     torch.uint8: "U8",
 }
 
-LATENTS = ("moments", "latent")
-"""Tensors that are measured and can be quantized; indices are neither."""
-
-COLUMNS = {
-    "position": pa.int64(),
-    "view": pa.string(),
-    "content": pa.string(),
-    "status": pa.string(),
-    "reason": pa.string(),
-    "bucket": pa.string(),
-    "row": pa.int64(),
-    "geometry": pa.string(),
-    "stamp": pa.string(),
-}
-STREAM_COLUMNS = {"key": pa.string(), "attributes": pa.string()}
-"""Of samples that the plan knows nothing about."""
-
 encode_json = json.JSONEncoder(sort_keys=True, default=str).encode
 
 NOTHING_COUNTS = "no latent of it counts: its mask is empty"
@@ -66,8 +58,8 @@ NOTHING_COUNTS = "no latent of it counts: its mask is empty"
 
 @dataclass(frozen=True)
 class RowLabel:
-    """What a row says besides its tensors: position of its sample in the plan (streams: in its
-    shard), view, media and how it was cut.
+    """Everything about a row except its tensors: position of its sample in the plan (for streams:
+    in its shard), view, media and geometry.
     """
 
     position: int
@@ -82,8 +74,8 @@ class RowLabel:
 
 @dataclass
 class _Spool:
-    """One tensor in the making: what was spilled to disk, then pieces in memory, as they came;
-    `length` is its first axis'.
+    """A tensor being collected: what was spilled to disk, then pieces in memory, in order. `length`
+    is the size of its first axis.
     """
 
     dtype: str
@@ -93,8 +85,8 @@ class _Spool:
     pieces: list[Tensor] = field(default_factory=list)
 
     def spill(self) -> None:
-        """Put the pieces on disk."""
-        with _explained():
+        """Write the pieces to disk."""
+        with _as_store_error():
             if self.file is None:
                 self.file = tempfile.TemporaryFile()  # noqa: SIM115 (closed by `close`)
             for piece in self.pieces:
@@ -102,9 +94,9 @@ class _Spool:
         self.pieces = []
 
     def chunks(self) -> Iterator[bytes | memoryview]:
-        """All bytes, in order."""
+        """Yield all bytes, in order."""
         if self.file is not None:
-            with _explained():  # what the file still buffered is written now
+            with _as_store_error():  # writes what the file has buffered
                 self.file.seek(0)
             while chunk := self.file.read(COPY_BYTES):
                 yield chunk
@@ -113,8 +105,8 @@ class _Spool:
 
 @dataclass
 class _Bucket:
-    """What there is of a bucket: the names of its tensors, its rows and, of ragged ones, how long
-    they are.
+    """Collected data of a bucket: the names of its tensors, its number of rows, and the lengths of
+    ragged rows.
     """
 
     names: Sequence[str]
@@ -128,12 +120,13 @@ class _Bucket:
 
 
 class UnitWriter:
-    """Collects one unit's rows; nothing is visible before `commit`.
+    """Collects one unit's rows. Nothing is visible before `commit`.
 
     Args:
-        unit: whose file it becomes.
-        is_stream: whether samples are labeled here, because the plan knows only shards.
-        quantize: whether latents come in float32 and are stored as int8 with their scales.
+        unit: the unit to write.
+        is_stream: whether rows must contain keys and attributes, because the plan knows only
+            shards.
+        quantize: whether latents arrive as float32 and are stored as int8 with scales.
     """
 
     def __init__(self, unit: Unit, is_stream: bool = False, quantize: bool = False) -> None:
@@ -156,7 +149,7 @@ class UnitWriter:
         return self._ledger.num_skipped
 
     def skip(self, label: RowLabel, reason: str) -> None:
-        """Record a view that can't be had."""
+        """Record a view that is skipped."""
         self._ledger.add_skipped(label, escape(reason))
 
     def add(
@@ -168,43 +161,43 @@ class UnitWriter:
         measured: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Store a batch of one bucket: `tensors` by name ("moments", "latent", "indices"), on the
-        CPU, in their stored dtype.
+        CPU, in the dtype in which they are stored.
 
-        To be quantized, moments and latents are float32. Rows that are not finite, or of which
-        nothing counts, are skipped with a reason instead.
+        Moments and latents to be quantized are float32. Rows that aren't finite, or that are fully
+        masked, are skipped with a reason.
 
         Args:
             tensors: (N, ...) each; "mask", uint8, covers the first axes after the channels.
-            ragged_axis: the axis, N counted, along which rows are stored only as far as their mask
-                counts them; None for none.
-            measured: what `measure_on_device` returned of these tensors, now on the CPU; None to
+            ragged_axis: the axis, counting N, along which masked positions aren't stored; None for
+                none.
+            measured: result of `measure_on_device` for these tensors, now on the CPU; None to
                 measure here.
 
         Raises:
-            PluginError: rows of the bucket had another shape before, or a mask where now there is
-                none, or one over other axes.
-            StoreError: there is no room for them to wait on disk.
+            PluginError: earlier rows of the bucket had another shape, or differ in having a mask or
+                in its axes.
+            StoreError: the disk for temporary files is full.
         """
         rows = pack(tensors, ragged_axis)
         if measured is not None and not measured["finite"].all():
-            measured = None  # statistics are of the rows that stay
+            measured = None  # the given statistics include the skipped rows
         if measured is None:
             rows, labels = self._skip_bad(rows, labels)
         if not labels:
             return
-        stored = _quantized(rows) if self._quantize else rows
+        stored = _quantize_rows(rows) if self._quantize else rows
         filling = self._buckets.setdefault(bucket, _Bucket(sorted(stored.tensors)))
         if filling.names != sorted(stored.tensors):
             raise PluginError(
-                f"rows of the bucket {bucket!r} came with a mask and without one; a bucket's rows"
-                " must be alike"
+                f"rows of the bucket {bucket!r} came with a mask and without one; either all or"
+                " none of a bucket's rows must have one"
             )
         mask_axes = stored.tensors[MASK].ndim if MASK in stored.tensors else None
         self._mask_axes = self._mask_axes or mask_axes
         if mask_axes not in (None, self._mask_axes):
             raise PluginError(
-                f"masks of the bucket {bucket!r} cover another number of axes than those of others;"
-                " they must be alike"
+                f"masks of the bucket {bucket!r} cover another number of axes than those of other"
+                " buckets; all masks must cover the same axes"
             )
         for name, tensor in stored.tensors.items():
             self._append(f"{bucket}/{name}", tensor)
@@ -217,7 +210,7 @@ class UnitWriter:
         """Write the unit's file and make it visible, unless another process was first.
 
         Raises:
-            StoreError: the folder can't be written, or what waited on disk can't be read.
+            StoreError: the folder can't be written, or temporary data can't be read.
         """
         header = unit_header(
             fingerprint, settings, statistics.merge(self._statistics), self._errors
@@ -227,7 +220,7 @@ class UnitWriter:
         self.close()
 
     def close(self) -> None:
-        """Let go of spilled tensors."""
+        """Release spilled tensors."""
         for spool in self._spools.values():
             if spool.file is not None:
                 spool.file.close()
@@ -236,7 +229,9 @@ class UnitWriter:
     def _skip_bad(
         self, rows: RowBatch, labels: Sequence[RowLabel]
     ) -> tuple[RowBatch, Sequence[RowLabel]]:
-        """Return the rows that can be stored, with their labels; the others are recorded."""
+        """Return the rows that can be stored, with their labels, and record the others as
+        skipped.
+        """
         for reason, find in (
             (NOTHING_COUNTS, RowBatch.are_filled),
             (NOT_FINITE, RowBatch.are_finite),
@@ -244,24 +239,26 @@ class UnitWriter:
             if labels and not (good := find(rows)).all():
                 for place in np.flatnonzero(~good).tolist():
                     self.skip(labels[place], reason)
-                rows, labels = rows.select(good), [
-                    labels[place] for place in np.flatnonzero(good).tolist()
-                ]
+                rows, labels = (
+                    rows.select(good),
+                    [labels[place] for place in np.flatnonzero(good).tolist()],
+                )
         return rows, labels
 
     def _append(self, name: str, tensor: Tensor) -> None:
+        """Append rows to the tensor `name`, and spill to disk if too much is in memory."""
         tensor = tensor.contiguous()
         spool = self._spools.get(name)
         if spool is None:
             spool = self._spools[name] = _Spool(DTYPE_CODES[tensor.dtype], tuple(tensor.shape[1:]))
         if spool.row_shape != (shape := tuple(tensor.shape[1:])):
             raise PluginError(
-                f"{name}: rows of one bucket have the shapes {spool.row_shape} and {shape}; a"
-                " bucket is a shape"
+                f"{name}: rows of one bucket have the shapes {spool.row_shape} and {shape}; all"
+                " rows of a bucket must have the same shape"
             )
         spool.pieces.append(tensor)
         spool.length += len(tensor)
-        self._held_bytes += tensor.untyped_storage().nbytes()  # a view keeps all of it
+        self._held_bytes += tensor.untyped_storage().nbytes()  # a view keeps the whole storage
         if self._held_bytes > SPILL_BYTES:
             for each in self._spools.values():
                 each.spill()
@@ -270,8 +267,8 @@ class UnitWriter:
     def _measure(
         self, stored: RowBatch, given: RowBatch, measured: Mapping[str, Tensor] | None
     ) -> None:
-        """Statistics of the values that a reader will see and that count, and how far they are from
-        those given where quantized.
+        """Add the statistics of the counted values as a reader sees them, and their quantization
+        error.
         """
         if measured is not None:
             shape = next(iter(given.tensors.values())).shape
@@ -281,15 +278,18 @@ class UnitWriter:
             )
             return
         for name in (name for name in LATENTS if name in stored.tensors):
-            values = _as_read(stored, name)
+            values = _as_reader_sees(stored, name)
             if self._quantize:
-                error = int8.measure_error(values, _counted(given, given.tensors[name].numpy()))
+                error = int8.measure_error(
+                    values, _select_counted(given, given.tensors[name].numpy())
+                )
                 self._errors[name] = self._errors[name] + error if name in self._errors else error
             channels = values.shape[1] // 2 if name == "moments" else values.shape[1]
             logvar = values[:, channels:] if name == "moments" else None
             self._statistics.append(statistics.measure(values[:, :channels], logvar))
 
     def _tensors(self) -> list[TensorToWrite]:
+        """Return the tensors to write, including the ledger."""
         tensors = [
             TensorToWrite(name, spool.dtype, (spool.length, *spool.row_shape), spool.chunks())
             for name, spool in self._spools.items()
@@ -315,7 +315,7 @@ class _Ledger:
 
     def __init__(self, is_stream: bool) -> None:
         self._is_stream = is_stream
-        names = COLUMNS | STREAM_COLUMNS if is_stream else COLUMNS
+        names = LEDGER_COLUMNS | STREAM_COLUMNS if is_stream else LEDGER_COLUMNS
         self._columns: dict[str, list[Any]] = {name: [] for name in names}
         self._view_numbers: list[int] = []
         self.num_ok = 0
@@ -343,19 +343,14 @@ class _Ledger:
             self._columns[name].append(value)
 
     def as_arrow(self) -> memoryview:
-        """An Arrow stream of the rows in order of sample and then view."""
+        """Return an Arrow stream of the rows, sorted by sample and view."""
         order = np.lexsort((self._view_numbers, self._columns["position"])).tolist()
-        types = COLUMNS | STREAM_COLUMNS
+        types = LEDGER_COLUMNS | STREAM_COLUMNS
         columns = {
             name: pa.array([column[row] for row in order], types[name])
             for name, column in self._columns.items()
         }
         return ledger_bytes(pa.table(columns))
-
-
-def unit_name(name: str) -> str:
-    """Where a unit lies."""
-    return f"units/{name}.safetensors"
 
 
 def unit_header(
@@ -364,13 +359,13 @@ def unit_header(
     measured: statistics.ChannelStatistics | None,
     errors: Mapping[str, RoundingError],
 ) -> dict[str, str]:
-    """The metadata of a unit's file.
+    """Return the metadata of a unit's file.
 
     Args:
-        fingerprint: of the dataset that it belongs to.
-        settings: that it was encoded with.
-        measured: statistics of its latents; None where it has none.
-        errors: of latents stored as int8, by name.
+        fingerprint: fingerprint of the dataset.
+        settings: settings that the unit was encoded with.
+        measured: statistics of its latents; None if it has none.
+        errors: quantization errors of int8 latents, by name.
     """
     header = {
         "format": "latentkit-unit",
@@ -387,17 +382,15 @@ def unit_header(
 
 
 def ledger_bytes(table: pa.Table) -> memoryview:
-    """An Arrow stream of a unit's ledger, as its tensor "rows" holds it."""
+    """Return an Arrow stream of a unit's ledger, as its tensor "rows" stores it."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as stream:
         stream.write_table(table)
     return memoryview(sink.getvalue())
 
 
-def _quantized(rows: RowBatch) -> RowBatch:
-    """Moments and latents as int8, each with its scales beside it, a row's at a time; other tensors
-    as they are.
-    """
+def _quantize_rows(rows: RowBatch) -> RowBatch:
+    """Return moments and latents as int8, each with its scales per row; other tensors unchanged."""
     stored = dict(rows.tensors)
     for name in (name for name in LATENTS if name in rows.tensors):
         values, scale = int8.quantize(rows.tensors[name].numpy(), rows.lengths)
@@ -405,18 +398,19 @@ def _quantized(rows: RowBatch) -> RowBatch:
     return RowBatch(stored, rows.lengths)
 
 
-def _as_read(rows: RowBatch, name: str) -> npt.NDArray[np.float32]:
-    """Stored moments or latents that count, (N, C, ...), as numbers."""
+def _as_reader_sees(rows: RowBatch, name: str) -> npt.NDArray[np.float32]:
+    """Return the stored moments or latents that count, (N, C, ...), as float32."""
     stored, scale = rows.tensors[name], rows.tensors.get(name + int8.SCALE)
     if scale is None:
-        return _counted(rows, stored.float().numpy())
+        return _select_counted(rows, stored.float().numpy())
     scales = (
         scale.numpy() if rows.lengths is None else np.repeat(scale.numpy(), rows.lengths, axis=0)
     )
-    return _counted(rows, int8.dequantize(stored.numpy(), scales))
+    return _select_counted(rows, int8.dequantize(stored.numpy(), scales))
 
 
-def _counted(rows: RowBatch, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def _select_counted(rows: RowBatch, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return the values at positions that count."""
     return (
         counted_positions(values, rows.tensors[MASK].numpy().astype(np.bool_))
         if MASK in rows.tensors
@@ -429,14 +423,14 @@ def _bytes_of(tensor: Tensor) -> memoryview:
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
-    """Turns what goes wrong with a tensor that waits on disk into a `StoreError`."""
+def _as_store_error() -> Iterator[None]:
+    """Turn an error with a tensor on disk into a `StoreError`."""
     try:
         yield
     except OSError as error:
         where = tempfile.tempdir or "any folder for temporary files"
         raise StoreError(
-            f"latents that wait for the rest of their unit can't be written to {where}:"
-            f" {error.strerror or error}; make room there, or set TMPDIR to a folder that has more,"
-            " and run again: what is committed is kept"
+            f"latents of an unfinished unit can't be written to {where}:"
+            f" {error.strerror or error}. Free space there, or set TMPDIR to a folder with more"
+            " space, and run again; committed units are kept"
         ) from error

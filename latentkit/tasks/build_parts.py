@@ -1,7 +1,4 @@
-"""From a checked recipe to the objects it names.
-
-Loads what the plugins load, and nothing before.
-"""
+"""Builds the objects that a checked recipe names. It loads only what the plugins load."""
 
 from __future__ import annotations
 
@@ -15,14 +12,18 @@ from latentkit.contracts import (
     BuildContext,
     Encoder,
     Executor,
-    InputSpec,
     Modality,
     Source,
     StreamSource,
 )
 from latentkit.contracts.encoder_description import readable_input
 from latentkit.errors import DeviceError, RecipeError
-from latentkit.plugins.registry import default_fields, discover, fingerprint_fields
+from latentkit.plugins.registry import (
+    default_fields,
+    discover,
+    fingerprint_fields,
+    parse_fingerprint_field,
+)
 from latentkit.recipe.schema import EncodeRecipe, SourceRecipe, parse_recipe
 from latentkit.runtime.paths import is_url
 from latentkit.runtime.yaml_files import parse_yaml
@@ -34,11 +35,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class EncoderOpener:
-    """Device to encoder; each is built once per process. Pickles without what it has built.
+    """Takes a device and returns the encoder. Each is built once per process; built ones aren't
+    pickled.
 
     Args:
-        plugin, seed, recipe_dir: of the recipe.
-        modality: name of the recipe's modality; empty where there is none.
+        modality: name of the recipe's modality; empty if there is none.
     """
 
     plugin: ConfiguredPlugin
@@ -57,10 +58,8 @@ class EncoderOpener:
         return self._opened[device]
 
     def _check_dtype(self, device: str) -> None:
-        """Refuse a dtype that the device has not: latents of another one would pass for these.
-
-        Raises:
-            DeviceError: says so.
+        """Refuse a dtype that the device doesn't support, because latents of another dtype would
+        look the same.
         """
         if getattr(self.plugin.config, "dtype", None) != "bfloat16":
             return
@@ -73,9 +72,9 @@ class EncoderOpener:
             )
 
     def in_float32(self) -> EncoderOpener | None:
-        """The opener of the same encoder computing in float32, which may be this one.
+        """Return the opener of the same encoder computing in float32, which may be this one.
 
-        None where its options have no dtype.
+        Return None if its options have no dtype.
         """
         if "dtype" not in type(self.plugin.config).model_fields:
             return None
@@ -95,8 +94,7 @@ class ConfiguredEncode:
     """One source, modality and encoder of a recipe, found and configured.
 
     Args:
-        name: of the encoder in `encoders`; empty for the only one.
-        recipe: the whole of it.
+        name: the encoder's name in `encoders`; empty for the only one.
     """
 
     name: str
@@ -106,17 +104,17 @@ class ConfiguredEncode:
     encoder: ConfiguredPlugin
 
     def encoder_opener(self) -> EncoderOpener:
-        """What opens the encoder."""
+        """Return what opens the encoder."""
         return EncoderOpener(
             self.encoder, self.recipe.seed, self.recipe.base_dir, self.modality.provided.spec.name
         )
 
     def open_source(self) -> Source | StreamSource:
-        """The source; where the modality's config has a `media_attribute`, with that attribute of
-        samples as their media.
+        """Return the source. If the modality's config has a `media_attribute`, that attribute of
+        samples is their media.
 
         Raises:
-            SourceError: it isn't there, or is empty.
+            SourceError: the source doesn't exist or is empty.
         """
         source: Source | StreamSource = self.source.provided.spec.build(
             self.source.config, self._context()
@@ -129,11 +127,10 @@ class ConfiguredEncode:
         return take_attribute(source, attribute)
 
     def open_modality(self, encoder: Encoder) -> Modality:
-        """The modality, told what the encoder takes.
+        """Return the modality, built for the encoder's input.
 
         Raises:
-            RecipeError: it is not the one that the encoder takes, or its options don't fit the
-                encoder.
+            RecipeError: the encoder takes another modality, or the options don't fit the encoder.
         """
         wanted, got = encoder.modality, self.modality.provided.spec.name
         if wanted != got:
@@ -151,29 +148,54 @@ class ConfiguredEncode:
                 raise
             raise RecipeError(f"{self.recipe.origin}: {error}") from error
 
-    def build_modality(self, taken: InputSpec) -> Modality:
-        """The modality, told that the encoder takes this."""
-        context = replace(self._context(), input=taken)
-        return self.modality.provided.spec.build(self.modality.config, context)  # type: ignore[no-any-return]
+    def settled(self, recorded: Mapping[str, str] | None) -> ConfiguredEncode:
+        """The line, options that its recipe leaves open set to what the latent dataset has, or to
+        what a new one takes.
+
+        A modality's config says by an optional method `for_new_dataset()` which of its options
+        those are, with the values for a new dataset. So every process of a run, and every later
+        run, takes what the first plan says.
+
+        Args:
+            recorded: parts of the fingerprint in the dataset's plan; None where there is none yet.
+        """
+        config = self.modality.config
+        options: dict[str, Any] = (
+            config.for_new_dataset() if hasattr(config, "for_new_dataset") else {}
+        )
+        if recorded is not None:
+            there = {name: recorded.get(f"modality.with.{name}") for name in options}
+            options = {
+                name: parse_fingerprint_field(text) for name, text in there.items() if text
+            }
+        return self._with_modality_options(options) if options else self
 
     def fitted(self, encoder: Encoder) -> tuple[ConfiguredEncode, list[str]]:
-        """The line, sizes that its recipe leaves open set to the nearest that the encoder takes.
+        """Return the same with sizes that the recipe leaves open set to the nearest that the
+        encoder accepts.
 
-        A modality's config says by an optional method `fitted(InputSpec)` which of its options
-        those are, with their values.
+        A modality's config declares these options, with their values, by an optional method
+        `fitted(InputSpec)`.
 
         Returns:
-            The line, and a remark for each size that was set.
+            The changed encode, and a remark for each size that was set.
         """
         config, taken = self.modality.config, self._context(encoder).input
         options: dict[str, Any] = config.fitted(taken) if hasattr(config, "fitted") else {}
         if not options:
             return self, []
         remarks = [
-            f"{self.modality.where}.with.{name}: {value}, "
-            f"as the encoder doesn't take the default {getattr(config, name)}"
+            (
+                f"{self.modality.where}.with.{name}: {value}, because the encoder doesn't accept"
+                " the"
+                f" default {getattr(config, name)}"
+            )
             for name, value in options.items()
         ]
+        return self._with_modality_options(options), remarks
+
+    def _with_modality_options(self, options: Mapping[str, Any]) -> ConfiguredEncode:
+        """The line, these options in its recipe too."""
         use = self.recipe.modality.model_copy(
             update={"with_": {**self.recipe.modality.with_, **options}}
         )
@@ -181,17 +203,19 @@ class ConfiguredEncode:
         config = discover().configure(
             "modality", use.use, use.with_, self.modality.where, recipe.origin
         )
-        return replace(self, recipe=recipe, modality=replace(self.modality, config=config)), remarks
+        return replace(self, recipe=recipe, modality=replace(self.modality, config=config))
 
     @property
     def views(self) -> Sequence[str]:
-        """Names of the views that the modality gives of each sample: its option `views`, else
-        "plain".
+        """Return the names of the views that the modality makes of each sample: its option `views`,
+        else "plain".
         """
         return list(getattr(self.modality.config, "views", ["plain"]))
 
     def fingerprint_parts(self, encoder: Encoder) -> dict[str, str]:
-        """Name to value of everything in encoder and modality that decides a latent's value."""
+        """Return the names and values of everything in encoder and modality that affects the value
+        of a latent.
+        """
         parts = _option_parts(self.encoder) | _option_parts(self.modality) | _own_parts(encoder)
         if getattr(self.modality.config, "crop", None) == "random" or any(
             "-" in view for view in self.views
@@ -200,7 +224,9 @@ class ConfiguredEncode:
         return parts
 
     def default_parts(self) -> dict[str, str]:
-        """Name to value of the options that `fingerprint_parts` leaves out where they have it."""
+        """Return the names and values of the options that `fingerprint_parts` leaves out at their
+        default.
+        """
         plugins = (("encoder", self.encoder), ("modality", self.modality))
         fields = ((kind, default_fields(plugin.config)) for kind, plugin in plugins)
         return {
@@ -218,7 +244,9 @@ class ConfiguredEncode:
 
 
 def encoder_parts(plugin: ConfiguredPlugin, encoder: Encoder) -> dict[str, str]:
-    """Name to value of everything in an encoder that decides a latent's value."""
+    """Return the names and values of everything in an encoder that affects the value of a
+    latent.
+    """
     return _option_parts(plugin) | _own_parts(encoder)
 
 
@@ -234,10 +262,10 @@ def _own_parts(encoder: Encoder) -> dict[str, str]:
 
 
 def configured_encodes(recipe: EncodeRecipe) -> list[ConfiguredEncode]:
-    """One line per encoder.
+    """Return one configured encode per encoder.
 
     Raises:
-        PluginError, RecipeError: as `check_recipe`.
+        PluginError, RecipeError: as for `check_recipe`.
     """
     plugins = {plugin.where: plugin for plugin in check_recipe(recipe, discover())}
     names = (
@@ -252,10 +280,10 @@ def configured_encodes(recipe: EncodeRecipe) -> list[ConfiguredEncode]:
 
 
 def configured_encode_of(folder: Folder) -> ConfiguredEncode:
-    """The line that made the latent dataset in `folder`, by its recipe.yaml.
+    """Return the encode that made the latent dataset in `folder`, from its recipe.yaml.
 
     Raises:
-        RecipeError, PluginError: the recipe is gone, or names a plugin that is.
+        RecipeError, PluginError: the recipe, or a plugin that it names, is missing.
     """
     where = f"{folder}/recipe.yaml"
     values = parse_yaml(folder.read("recipe.yaml").decode(errors="replace"), where)
@@ -270,14 +298,14 @@ def configured_encode_of(folder: Folder) -> ConfiguredEncode:
 def open_executor(
     recipe: EncodeRecipe, device: str = "auto", devices: Sequence[str] = ()
 ) -> Executor:
-    """The executor of a recipe; `auto` is accelerate when launched by it, else local.
+    """Return the executor of a recipe. `auto` is accelerate if launched by it, else local.
 
     Args:
-        device: goes before the executor's own option of that name, unless "auto".
-        devices: likewise, unless empty.
+        device: replaces the executor's option of that name, unless "auto".
+        devices: replaces the option of that name, unless empty.
 
     Raises:
-        DeviceError: there is no such device.
+        DeviceError: the device doesn't exist.
         RecipeError: the executor chooses devices itself.
     """
     use, options = recipe.executor.use, dict(recipe.executor.with_)
@@ -287,7 +315,7 @@ def open_executor(
     spec = registry.find("executor", use).spec
     if devices and "devices" not in spec.config.model_fields:
         whose = (
-            "a launcher's processes have a device each"
+            "a launcher gives each process its device"
             if is_launched()
             else f"executor {use!r} chooses devices itself"
         )
@@ -301,7 +329,9 @@ def open_executor(
         options |= (
             {"devices": list(devices)}
             if devices
-            else {"device": device} if "device" in spec.config.model_fields else {}
+            else {"device": device}
+            if "device" in spec.config.model_fields
+            else {}
         )
     config = registry.configure("executor", use, options, "executor", recipe.origin)
     from latentkit.runtime.device import choose_device
@@ -312,5 +342,5 @@ def open_executor(
 
 
 def is_launched(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether `accelerate launch` (or torchrun) started this process."""
+    """Return whether `accelerate launch` or torchrun started this process."""
     return "LOCAL_RANK" in environment or "ACCELERATE_MIXED_PRECISION" in environment

@@ -1,8 +1,8 @@
-"""Everything a recipe names, found and configured, with nothing built."""
+"""Finds and configures everything that a recipe names, without building it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,13 +12,11 @@ from latentkit.plugins import Provided, Registry
 from latentkit.recipe.schema import Recipe, TrainRecipe
 from latentkit.runtime.step_ranges import describe_gap
 
-KL_WEIGHT_OF_THE_FIELD = 1e-6
-"""Of Rombach et al.
-
-2022, "High-Resolution Image Synthesis with Latent Diffusion Models", and those after them, beside
-l1 or mse.
+USUAL_KL_WEIGHT = 1e-6
+"""Used with l1 or mse by Rombach et al. 2022, "High-Resolution Image Synthesis with Latent
+Diffusion Models", and later work.
 """
-FAR_OFF = 1000.0
+UNUSUAL_FACTOR = 1000.0
 PER_VALUE = "weights are per input value: KL in nats divided by the number of input values"
 
 
@@ -27,10 +25,9 @@ class ConfiguredPlugin:
     """A plugin that a recipe uses, ready to be built.
 
     Args:
-        where: key of the recipe that names it, such as "losses[1]".
-        kind: of the plugin, such as "loss".
-        provided: its spec and the distribution it is from.
-        config: the validated options.
+        where: the recipe key that names it, such as "losses[1]".
+        kind: kind of the plugin, such as "loss".
+        provided: its spec and distribution.
     """
 
     where: str
@@ -40,12 +37,12 @@ class ConfiguredPlugin:
 
 
 def check_recipe(recipe: Recipe, registry: Registry) -> list[ConfiguredPlugin]:
-    """Every plugin the recipe uses, in its order, found and configured.
+    """Return every plugin that the recipe uses, in its order, found and configured.
 
     Raises:
         PluginError: a plugin is missing, or several have its name.
-        RecipeError: a plugin refuses its options, one line per problem of all plugins together; or
-            losses of a training run can't go together.
+        RecipeError: a plugin refuses its options (one line per problem of all plugins), or the
+            losses of a training run can't be combined.
     """
     configured: list[ConfiguredPlugin] = []
     errors: list[LatentkitError] = []
@@ -63,10 +60,8 @@ def check_recipe(recipe: Recipe, registry: Registry) -> list[ConfiguredPlugin]:
 
 
 def _check_losses(recipe: TrainRecipe, plugins: Mapping[str, ConfiguredPlugin]) -> None:
-    """Nothing, if in every step a reconstruction loss counts, and every loss counts at some.
-
-    Raises:
-        RecipeError: names the loss, or the steps without any.
+    """Check that in every step a reconstruction loss is active, and that every loss is active at
+    some step.
     """
     spans = []
     for number, loss in enumerate(recipe.losses):
@@ -75,14 +70,14 @@ def _check_losses(recipe: TrainRecipe, plugins: Mapping[str, ConfiguredPlugin]) 
         role = spec.role if isinstance(spec, LossSpec) else ""
         if loss.schedule.start >= recipe.steps:
             late = (
-                f"{loss.use} would start after {loss.schedule.start} steps, the run has"
+                f"{loss.use} would start after {loss.schedule.start} steps, but the run has"
                 f" {recipe.steps}"
             )
             raise RecipeError(f"{where}.schedule.start: {late}")
         if loss.optimizer is not None and role != "adversarial":
             raise RecipeError(
-                f"{where}.optimizer: {loss.use} has no discriminator, so it would have nothing to"
-                " do; leave it out"
+                f"{where}.optimizer: {loss.use} has no discriminator, so this has no effect. Leave"
+                " it out"
             )
         if role == "reconstruction" and not loss.adaptive and loss.weight:
             spans.append((loss.schedule.start, loss.schedule.until))
@@ -90,12 +85,19 @@ def _check_losses(recipe: TrainRecipe, plugins: Mapping[str, ConfiguredPlugin]) 
         raise RecipeError(f"{recipe.origin}: {gap}")
 
 
-def find_odd_weights(recipe: Recipe) -> list[str]:
-    """A warning per `kl` whose weight is 1,000 times larger or smaller than anybody's; it may be
-    meant, but rather is in another unit.
+def number_twins(names: Sequence[str]) -> list[str]:
+    """The names, those that come more than once with a number behind: l1-1, l1-2."""
+    return [
+        name if names.count(name) == 1 else f"{name}-{names[: number + 1].count(name)}"
+        for number, name in enumerate(names)
+    ]
 
-    Without an opinion: a `kl` with a target, whose weight is no beta, and one with an adaptive
-    weight.
+
+def warn_of_unusual_weights(recipe: Recipe) -> list[str]:
+    """Return a warning for each `kl` whose weight is at least 1,000 times larger or smaller than
+    usual. It may be intended, but probably has another unit.
+
+    A `kl` with a target or an adaptive weight is ignored, because its weight means something else.
     """
     losses = recipe.losses if isinstance(recipe, TrainRecipe) else []
     fixed = [loss for loss in losses if loss.weight > 0 and not loss.adaptive]
@@ -111,14 +113,12 @@ def find_odd_weights(recipe: Recipe) -> list[str]:
         ):
             continue
         beside, is_likelihood = (likelihoods + distances)[0], bool(likelihoods)
-        ratio = loss.weight / beside.weight / (1.0 if is_likelihood else KL_WEIGHT_OF_THE_FIELD)
-        if not 1 / FAR_OFF < ratio < FAR_OFF:
+        ratio = loss.weight / beside.weight / (1.0 if is_likelihood else USUAL_KL_WEIGHT)
+        if not 1 / UNUSUAL_FACTOR < ratio < UNUSUAL_FACTOR:
             usual = (
-                "1 is the ELBO"
-                if is_likelihood
-                else f"latent diffusion uses {KL_WEIGHT_OF_THE_FIELD:g}"
+                "1 is the ELBO" if is_likelihood else f"latent diffusion uses {USUAL_KL_WEIGHT:g}"
             )
-            here = f"kl is {loss.weight:g} beside {beside.use} {beside.weight:g}"
+            here = f"kl has weight {loss.weight:g} and {beside.use} {beside.weight:g}"
             warnings.append(
                 f"{recipe.origin}: losses[{number}].weight: {here}; {usual} ({PER_VALUE})"
             )

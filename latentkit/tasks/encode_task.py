@@ -1,4 +1,4 @@
-"""The encode task: from a recipe to latent datasets."""
+"""The encode task: makes latent datasets from a recipe."""
 
 from __future__ import annotations
 
@@ -38,13 +38,11 @@ MOST_REMARKS = 20
 
 @dataclass(frozen=True)
 class EncodeRun:
-    """What an encode task made, by name of the encoder ("" for the only one).
+    """Result of an encode task, by name of the encoder ("" for the only one).
 
     Args:
-        folders: of the datasets.
-        summaries: what this process did.
-        previews: files to look at, where there are any.
-        remarks: what the source found and did not use; of a stream, as far as this process read it.
+        previews: preview files, if there are any.
+        remarks: what the source found but didn't use; for a stream, as far as this process read it.
     """
 
     folders: Mapping[str, str]
@@ -53,7 +51,7 @@ class EncodeRun:
     remarks: Mapping[str, Sequence[Remark]]
 
     def datasets(self) -> dict[str, LatentDataset]:
-        """The datasets, opened."""
+        """Return the opened datasets."""
         from latentkit.reading.dataset import open_dataset
         from latentkit.tasks.open_decoder import open_decoder
 
@@ -63,14 +61,14 @@ class EncodeRun:
         }
 
 
-def say(text: str) -> None:
-    """A remark for the user, from the first process of a launch only."""
+def print_remark(text: str) -> None:
+    """Print a remark for the user, in the first process of a launch only."""
     if is_first_process():
         print(text, file=sys.stderr, flush=True)
 
 
 def is_first_process() -> bool:
-    """Whether this is the only process, or the launcher's rank 0."""
+    """Return whether this is the only process, or the launcher's rank 0."""
     return not is_launched() or os.environ.get("RANK", "0") == "0"
 
 
@@ -79,10 +77,10 @@ def is_first_process() -> bool:
 
 def run_encode(recipe: EncodeRecipe, context: TaskContext) -> EncodeRun:
     from latentkit.encoding.encode_source import encode_source
-    from latentkit.runtime.source_remarks import remarks_of, say_remarks
+    from latentkit.runtime.source_remarks import print_remarks, read_remarks
 
     folders, summaries, previews, remarks = {}, {}, {}, {}
-    lines = {line.name: line for line in configured_encodes(recipe)}
+    lines = {line.name: line for line in _settled_lines(recipe)}
     opened = {name: build_encode(line, recipe, context) for name, line in lines.items()}
     shared = _encode_together(lines, opened) if len(lines) > 1 else {}
     for name, line in lines.items():
@@ -102,11 +100,13 @@ def run_encode(recipe: EncodeRecipe, context: TaskContext) -> EncodeRun:
         if passed is not None:
             summaries[name] = passed.summary + summaries[name]
         preview = _complete(parts, before)
-        remarks[name] = remarks_of(parts.inputs.source)
+        remarks[name] = read_remarks(parts.inputs.source)
         if (
             not is_first_process()
-        ):  # the first says its own; what another has read of a stream, nobody else knows
-            say_remarks([remark for remark in remarks[name] if remark not in parts.inputs.remarks])
+        ):  # the first process prints its own; what another has read of a stream, only it knows
+            print_remarks(
+                [remark for remark in remarks[name] if remark not in parts.inputs.remarks]
+            )
         if preview:
             previews[name] = preview
     return EncodeRun(folders, summaries, previews, remarks)
@@ -115,22 +115,24 @@ def run_encode(recipe: EncodeRecipe, context: TaskContext) -> EncodeRun:
 def _encode_together(
     lines: Mapping[str, ConfiguredEncode], opened: Mapping[str, BuiltEncode]
 ) -> dict[str, SharedPassResult]:
-    """What passes over the source did, one per input that several encoders share, by name; the
-    other encoders are left out.
+    """Return what passes over the source did for encoders that share an input, by name. Other
+    encoders are left out.
     """
     from latentkit.encoding.shared_pass import EncodeTarget, encode_in_one_pass, group_by_input
 
     first = next(iter(opened.values()))
-    groups = group_by_input(
-        {name: line.build_modality for name, line in lines.items()},
-        {name: parts.inputs for name, parts in opened.items()},
-        first.device,
-    )
+    prepared_alike = _group_by_modality(lines)
+    groups = [
+        group
+        for names in prepared_alike
+        for group in group_by_input({name: opened[name].inputs for name in names}, first.device)
+    ]
     if len(groups) > 1:
         named = " | ".join(", ".join(group.names) for group in groups)
-        say(
-            "encoders take different inputs, so the source is read and prepared once for each of:"
-            f" {named}"
+        others = " or their datasets have other options" if len(prepared_alike) > 1 else ""
+        print_remark(
+            f"encoders take different inputs{others}, so the source is read and prepared once for"
+            f" each of: {named}"
         )
     passed: dict[str, SharedPassResult] = {}
     for group in groups:
@@ -160,18 +162,47 @@ def open_encode(recipe: EncodeRecipe, remote: Collection[str]) -> None:
             line.open_modality(line.encoder_opener()("cpu"))
 
 
+def _group_by_modality(lines: Mapping[str, ConfiguredEncode]) -> list[list[str]]:
+    """Names of the lines that prepare with the same options."""
+    groups: list[list[str]] = []
+    for name, line in lines.items():
+        alike = (one for one in groups if lines[one[0]].modality == line.modality)
+        if (group := next(alike, None)) is None:
+            groups.append([name])
+        else:
+            group.append(name)
+    return groups
+
+
 def describe_dry_run(recipe: EncodeRecipe, context: TaskContext) -> str:
     from latentkit.encoding.dry_run import describe_run
     from latentkit.encoding.make_plan import describe_entries
     from latentkit.runtime.source_remarks import list_remarks
 
     lines = []
-    for line in configured_encodes(recipe):
+    for line in _settled_lines(recipe):
         parts = build_encode(line, recipe, context)
         lines.append(describe_run(parts.folder, parts.inputs, parts.settings))
         lines += [f"  column {text}" for text in describe_entries(parts.inputs)]
         lines += [f"  note {text}" for text in list_remarks(parts.inputs.remarks, MOST_REMARKS)]
     return "\n".join(lines)
+
+
+def _settled_lines(recipe: EncodeRecipe) -> list[ConfiguredEncode]:
+    """One line per encoder, its open options as its dataset has them, or as a new one takes them.
+
+    Raises:
+        PluginError, RecipeError: as `check_recipe`.
+        StoreError: a dataset can't be read.
+    """
+    from latentkit.store.open_folder import open_folder
+    from latentkit.store.plan import newest_plan
+
+    lines = []
+    for line in configured_encodes(recipe):
+        plan = newest_plan(open_folder(_output(recipe, line)))
+        lines.append(line.settled(plan.settings.parts if plan else None))
+    return lines
 
 
 def _output(recipe: EncodeRecipe, line: ConfiguredEncode) -> str:
@@ -180,7 +211,7 @@ def _output(recipe: EncodeRecipe, line: ConfiguredEncode) -> str:
 
 @dataclass(frozen=True)
 class BuiltEncode:
-    """A line of an encode recipe, built."""
+    """One encoder of an encode recipe, with everything built."""
 
     line: ConfiguredEncode
     folder: Folder
@@ -193,7 +224,7 @@ class BuiltEncode:
 def build_encode(
     line: ConfiguredEncode, recipe: EncodeRecipe, context: TaskContext = DEFAULT_CONTEXT
 ) -> BuiltEncode:
-    """Everything that encoding one line of a recipe needs."""
+    """Build everything that encoding with one encoder of a recipe needs."""
     from latentkit.contracts import StreamSource
     from latentkit.encoding.make_plan import EncodeInputs, EncodeSettings
     from latentkit.runtime.device import choose_device
@@ -206,11 +237,11 @@ def build_encode(
     opener = line.encoder_opener()
     encoder = opener(device)
     for remark in encoder.remarks() if hasattr(encoder, "remarks") else ():
-        say(remark.text)
+        print_remark(remark.text)
     if context.fits and not line.name:
         line, fits = line.fitted(encoder)
         for text in fits:
-            say(text)
+            print_remark(text)
     described = {"use": line.source.provided.spec.name, "with": recipe.source.with_}
     inputs = EncodeInputs(
         source,
@@ -223,7 +254,7 @@ def build_encode(
         line.default_parts(),
     )
     if isinstance(source, StreamSource):
-        inputs.remarks  # noqa: B018  # now: once it has been read it remarks more, in each process other things
+        inputs.remarks  # noqa: B018  # read now, because reading the source adds others in each process
     settings = EncodeSettings(
         recipe.output.store,
         recipe.output.dtype,
@@ -231,7 +262,6 @@ def build_encode(
         recipe.batch_size,
         recipe.threads,
         recipe.compile,
-        recipe.seed,
         recipe.on_bad_sample,
         recipe.max_bad,
         recipe.on_overflow,
@@ -243,28 +273,28 @@ def build_encode(
 
 
 def _read_description(folder: Folder) -> bytes | None:
-    """The dataset.json that is there; None in an unfinished dataset."""
+    """Return the existing dataset.json; None in an unfinished dataset."""
     from latentkit.store.dataset_json import DATASET
 
     return folder.read(DATASET) if folder.exists(DATASET) else None
 
 
 def _complete(opened: BuiltEncode, before: bytes | None) -> str | None:
-    """Bring a finished dataset's description up to date; return its preview, if it has one.
+    """Update a finished dataset's description, and return its preview, if it has one.
 
-    `before` is the dataset.json that was there before the run.
+    `before` is the dataset.json from before the run.
     """
     from latentkit.contracts import StreamSource
     from latentkit.runtime.device import is_out_of_memory
-    from latentkit.store.dataset_json import DATASET, compare_normalizations, restate
+    from latentkit.store.dataset_json import DATASET, compare_normalizations, update_description
     from latentkit.tasks.preview import preview_suffix, store_preview
 
     folder, inputs = opened.folder, opened.inputs
     is_stream = isinstance(inputs.source, StreamSource)
     remarks = None if is_stream else [asdict(remark) for remark in inputs.remarks]
-    restate(folder, inputs.open_encoder(opened.device).normalization, remarks)
+    update_description(folder, inputs.open_encoder(opened.device).normalization, remarks)
     if before and (difference := compare_normalizations(before, folder.read(DATASET))):
-        say(f"{folder}: {difference}")
+        print_remark(f"{folder}: {difference}")
     if not opened.settings.preview or not is_first_process():
         return None
     name = f"preview{preview_suffix(inputs.modality)}"
@@ -277,15 +307,15 @@ def _complete(opened: BuiltEncode, before: bytes | None) -> str | None:
     except Exception as error:
         if not (isinstance(error, (PluginError, EncoderError)) or is_out_of_memory(error)):
             raise
-        # No reason to call a finished dataset a failure.
+        # A missing preview is no failure of a finished dataset.
         reason = " ".join(str(error).split())
-        say(f"{folder}: no preview: {reason}; the dataset is complete without it")
+        print_remark(f"{folder}: no preview: {reason}; the dataset is complete without it")
         made = False
     return f"{folder}/{name}" if made else None
 
 
 def _recipe_text(recipe: Recipe, line: ConfiguredEncode) -> str:
-    """recipe.yaml of one line's dataset, which alone makes it again."""
+    """Return the recipe.yaml of one encoder's dataset, which is enough to make it again."""
     values = {}
     for name, value in resolve(recipe).items():
         if name == "encoders":

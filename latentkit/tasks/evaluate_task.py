@@ -1,18 +1,19 @@
-"""An evaluate recipe to built objects to the evaluation, and its results into the output folder."""
+"""The evaluate task: builds what an evaluate recipe names, evaluates, and writes the results into
+the output folder.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latentkit._version import __version__
 from latentkit.contracts import BuildContext, InputSpec, MetricSpec, TaskContext
-from latentkit.errors import RecipeError, StoreError
+from latentkit.errors import RecipeError
 from latentkit.plugins import discover
 from latentkit.recipe.schema import EvaluateRecipe, dump_recipe, resolve
-from latentkit.tasks.check_recipe import ConfiguredPlugin, check_recipe
+from latentkit.tasks.check_recipe import ConfiguredPlugin, check_recipe, number_twins
 
 if TYPE_CHECKING:
     from latentkit.evaluation.evaluate import EvaluateSettings, Evaluation, NamedMetric
@@ -23,10 +24,10 @@ NUM_PICTURES = 6
 
 @dataclass(frozen=True)
 class EvaluateResult:
-    """What an evaluate task found, and the folder that holds it.
+    """Result of an evaluate task, and its folder.
 
     Args:
-        evaluation: None in all processes of a launch but the first, which has it.
+        evaluation: None in all processes of a launch except the first.
     """
 
     folder: str
@@ -34,14 +35,14 @@ class EvaluateResult:
 
 
 def run_evaluating(recipe: EvaluateRecipe, context: TaskContext) -> EvaluateResult:
-    """Evaluate as the recipe says; its results replace those of an earlier evaluation in the same
+    """Evaluate as the recipe says. Results replace those of an earlier evaluation in the same
     folder.
 
-    Of a launch, the first process alone evaluates: metrics such as rFID are of all samples
-    together. The others are done.
+    Only the first process of a launch evaluates, because metrics such as rFID need all samples. The
+    others return at once.
 
     Raises:
-        LatentkitError: whatever the user can fix.
+        LatentkitError: anything that the user can fix.
     """
     from latentkit.evaluation.output import claim_folder, write_evaluation
     from latentkit.runtime.device import choose_device
@@ -51,11 +52,10 @@ def run_evaluating(recipe: EvaluateRecipe, context: TaskContext) -> EvaluateResu
         return EvaluateResult(recipe.output.path, None)
     device = choose_device(context.device)
     work = prepare_evaluation(recipe, device)
-    curves = _read_log(recipe)
     folder = open_folder(recipe.output.path)
     claim_folder(folder, dump_recipe(resolve(recipe)))
     found = work()
-    write_evaluation(folder, found, _describe(recipe, device), curves)
+    write_evaluation(folder, found, _describe(recipe, device))
     return EvaluateResult(str(folder), found)
 
 
@@ -68,20 +68,18 @@ def open_evaluation(recipe: EvaluateRecipe, remote: Collection[str]) -> None:
 
 
 def prepare_evaluation(recipe: EvaluateRecipe, device: str) -> Callable[[], Evaluation]:
-    """Return what evaluates, with all that can be checked before the work checked; nothing is
-    written.
+    """Check everything that can be checked before the work, and return a function that evaluates.
+    Nothing is written.
 
     Raises:
-        LatentkitError: something is missing, or doesn't fit.
+        LatentkitError: something is missing or doesn't fit.
     """
     prepare = _prepare_model if recipe.latents is None else _prepare_latents
     work: Callable[[], Evaluation] = prepare(recipe, device)
     return work
 
 
-def open_metrics(
-    plugins: Sequence[ConfiguredPlugin], context: BuildContext
-) -> list[NamedMetric]:
+def open_metrics(plugins: Sequence[ConfiguredPlugin], context: BuildContext) -> list[NamedMetric]:
     """The metrics among a recipe's plugins, each with a name of its own.
 
     Args:
@@ -106,21 +104,17 @@ def open_metrics(
 
 
 def label_metrics(uses: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
-    """What the figures of each metric (its name and options) are called: its name, or its loss's;
-    numbered where that comes twice.
+    """Return the name of each metric (given its name and options) in results: its own or its
+    loss's, numbered if repeated.
     """
-    names = [str(options["use"]) if name == "loss" else name for name, options in uses]
-    return [
-        name if names.count(name) == 1 else f"{name}-{names[: number + 1].count(name)}"
-        for number, name in enumerate(names)
-    ]
+    return number_twins([str(options["use"]) if name == "loss" else name for name, options in uses])
 
 
 def _prepare_model(recipe: EvaluateRecipe, device: str) -> Any:
-    """What evaluates a model, with all that can be checked before the work checked."""
+    """Return what evaluates a model, after checking what can be checked."""
     from latentkit.contracts import Decodes
-    from latentkit.evaluation.evaluate import check_metrics, evaluate_model
-    from latentkit.runtime.source_remarks import remarks_of, say_remarks
+    from latentkit.evaluation.evaluate import evaluate_model
+    from latentkit.runtime.source_remarks import print_remarks, read_remarks
 
     plugins = {plugin.where: plugin for plugin in check_recipe(recipe, discover())}
 
@@ -137,32 +131,32 @@ def _prepare_model(recipe: EvaluateRecipe, device: str) -> Any:
     modality = build("modality", model.input)
     context = BuildContext(device, recipe.seed, recipe.base_dir, model.input, got)
     metrics = open_metrics(list(plugins.values()), context)
-    try:
-        check_metrics(metrics, model.layout, recipe.posterior, isinstance(model, Decodes), modality)
-    except RecipeError as error:
-        raise _placed(error, recipe) from error
-    say_remarks(remarks_of(source))
+    _check(recipe, metrics, model.layout, recipe.posterior, isinstance(model, Decodes), modality)
+    print_remarks(read_remarks(source))
     return lambda: evaluate_model(model, source, modality, metrics, _settings(recipe, device))
 
 
 def _prepare_latents(recipe: EvaluateRecipe, device: str) -> Any:
-    """What evaluates a latent dataset."""
-    from latentkit.evaluation.evaluate import check_metrics, evaluate_latents
+    """Return what evaluates a latent dataset."""
+    from latentkit.evaluation.evaluate import evaluate_latents
 
     plugins = check_recipe(recipe, discover())
     assert recipe.latents is not None
     dataset = _open_latents(recipe.latents)
     metrics = open_metrics(plugins, BuildContext(device, recipe.seed, recipe.base_dir))
-    try:
-        check_metrics(metrics, dataset.layout, recipe.posterior, False, None, dataset.has_moments)
-    except RecipeError as error:
-        raise _placed(error, recipe) from error
+    _check(recipe, metrics, dataset.layout, recipe.posterior, False, None, dataset.has_moments)
     return lambda: evaluate_latents(dataset, metrics, _settings(recipe, device))
 
 
-def _placed(error: RecipeError, recipe: EvaluateRecipe) -> RecipeError:
-    """The error with the recipe's file before every line."""
-    return RecipeError("\n".join(f"{recipe.origin}: {line}" for line in str(error).splitlines()))
+def _check(recipe: EvaluateRecipe, *arguments: Any) -> None:
+    """`check_metrics`, with the recipe's file before every line of its error."""
+    from latentkit.evaluation.evaluate import check_metrics
+
+    try:
+        check_metrics(*arguments)
+    except RecipeError as error:
+        lines = [f"{recipe.origin}: {line}" for line in str(error).splitlines()]
+        raise RecipeError("\n".join(lines)) from error
 
 
 def _open_latents(path: str) -> LatentDataset:
@@ -173,10 +167,10 @@ def _open_latents(path: str) -> LatentDataset:
 
 
 def _settings(recipe: EvaluateRecipe, device: str) -> EvaluateSettings:
-    from latentkit.evaluation.batches import BadSamples
     from latentkit.evaluation.evaluate import EvaluateSettings
+    from latentkit.runtime.bad_samples import BadSamplePolicy
 
-    bad = BadSamples(recipe.on_bad_sample, recipe.max_bad)
+    bad = BadSamplePolicy(recipe.on_bad_sample, recipe.max_bad)
     return EvaluateSettings(
         recipe.posterior,
         recipe.batch_size,
@@ -188,21 +182,8 @@ def _settings(recipe: EvaluateRecipe, device: str) -> EvaluateSettings:
     )
 
 
-def _read_log(recipe: EvaluateRecipe) -> str:
-    if recipe.training_log is None:
-        return ""
-    where = f"{recipe.origin}: training_log: {recipe.training_log}"
-    try:
-        text = Path(recipe.training_log).read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise StoreError(f"{where} can't be read: {error.strerror}") from error
-    if text and not text.startswith('{"step": '):
-        raise StoreError(f"{where} isn't a training run's log; expected its log.jsonl")
-    return text
-
-
 def _describe(recipe: EvaluateRecipe, device: str) -> dict[str, Any]:
-    """What was evaluated, and with what."""
+    """Return what was evaluated, and with what."""
     import torch
 
     if recipe.model is not None:

@@ -2,45 +2,193 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from latentkit.contracts import BuildContext
+from latentkit.contracts import BuildContext, Export, ItemExporter
 from latentkit.errors import LatentkitError, PluginError, StoreError
+from latentkit.exporting.items import Items, ItemSettings
+from latentkit.exporting.names import safe_name
+from latentkit.exporting.needs import check_needs
+from latentkit.exporting.write_parts import PartWriter, closing_path
 from latentkit.plugins import discover
 from latentkit.reading.dataset import LatentDataset, open_dataset
 from latentkit.runtime.key_errors import validate
 from latentkit.runtime.paths import is_url
+from latentkit.store.contents import counted
 from latentkit.store.dataset_json import read_dataset, read_index
 from latentkit.store.open_folder import open_folder
+from latentkit.tasks.source_media import SourceMedia
 
 
-def export_dataset(path: str, output: str, to: str, options: Mapping[str, Any]) -> int:
-    """Rows that were exported, all or none: OUT appears when everything is written.
+@dataclass(frozen=True)
+class Exported:
+    """What was exported.
+
+    Args:
+        what: such as "6 rows", or "3 samples (6 rows)".
+        remarks: what is not in it, a line each.
+        closing: lines for the trainer's configuration; empty for none.
+    """
+
+    what: str
+    remarks: Sequence[str] = ()
+    closing: str = ""
+
+
+def export_dataset(path: str, output: str, to: str, options: Mapping[str, Any]) -> Exported:
+    """Export all, or nothing: OUT appears when everything is written.
 
     Args:
         path: the latent dataset, a folder or a URL.
         output: folder that is missing or empty.
         to: name of an exporter plugin.
-        options: of that plugin.
 
     Raises:
         PluginError: there is no such exporter, or it wrote nothing.
         RecipeError: it has no such option.
-        StoreError: the dataset is missing, unfinished or damaged; or the output is taken, inside
-            the dataset, or can't be written.
+        StoreError: the dataset is missing, unfinished or damaged, or lacks what the exporter needs;
+            or the output is taken, inside the dataset, or can't be written.
     """
-    spec = discover().find("exporter", to).spec
-    config = validate(spec.config, options, f"exporter {to!r}")
-    dataset = open_for_export(path)
+    provided = discover().find("exporter", to)
+    config = validate(provided.spec.config, options, f"exporter {to!r}")
     folder = _check_output(output, path)
-    exporter = spec.build(config, BuildContext(recipe_dir=Path.cwd()))
+    exporter = provided.spec.build(config, BuildContext(recipe_dir=Path.cwd()))
+    if not isinstance(exporter, ItemExporter):
+        dataset = open_for_export(path)
+        _export_whole(exporter, dataset, folder, output, to)
+        return Exported(counted(len(dataset), "row"))
+    closing_file = closing_path(exporter, folder)
+    if closing_file.exists():
+        raise StoreError(
+            f"{closing_file} is there already, which an export writes beside {output}; remove it,"
+            " or export to another folder"
+        )
+    items, export = open_items(exporter, config, path, folder, to)
+    settings = {
+        "exporter": [to, provided.distribution, provided.version, provided.spec.version],
+        "options": json.loads(config.model_dump_json()),
+        "output": str(folder),
+        "datasets": [
+            [one.fingerprint, one.index_hash, asdict(one.normalization)]
+            for one in (items.dataset, items.settings.text)
+            if one is not None
+        ],
+    }
+    closing = PartWriter(exporter, items, export, to).run(settings)
+    rows = counted(items.num_rows, "row")
+    if exporter.needs.per == "row":
+        return Exported(rows, (), closing)
+    left_out = counted(items.num_left_out, "sample")
+    views = " and ".join(exporter.needs.views)
+    remarks = [f"{left_out} left out, without {views}"] if items.num_left_out else []
+    return Exported(f"{counted(len(items), 'sample')} ({rows})", remarks, closing)
+
+
+def open_items(
+    exporter: ItemExporter,
+    config: Any,
+    path: str,
+    folder: Path,
+    to: str = "it",
+    find_media: Callable[[str], Any] | None = None,
+) -> tuple[Items, Export]:
+    """What an exporter is given of a latent dataset: its items, and what holds for all of them.
+
+    Args:
+        config: the exporter's options.
+        folder: where the export will lie.
+        to: the exporter's name.
+        find_media: gives the media of a key, to an exporter that needs them; None: the source.
+
+    Raises:
+        StoreError: the dataset is missing, unfinished or damaged, or lacks what the exporter needs.
+    """
+    needs, posterior = exporter.needs, getattr(config, "posterior", "mean")
+    dataset = open_for_export(path, getattr(config, "views", None))
+    allowed = bool(getattr(config, "allow_other_scale", False))
+    check_needs(needs, dataset, to, posterior, allowed)
+    if needs.media and find_media is None:
+        find_media = SourceMedia(path)
+    settings = ItemSettings(
+        draws=posterior == "draw",
+        seed=getattr(config, "seed", 0),
+        limit=getattr(config, "limit", None),
+        text=_open_text(getattr(config, "text", None), needs.text, to),
+        find_media=find_media,
+        name_of=getattr(exporter, "name_of", safe_name),
+    )
+    items = Items(dataset, needs, settings)
+    if isinstance(find_media, SourceMedia):
+        find_media.check(items.keys)
+    export = Export(
+        folder,
+        len(items),
+        dataset.layout,
+        dataset.normalization,
+        dataset.statistics,
+        dataset.fingerprint,
+        dataset.views,
+        sorted(set(dataset.bucket_names(slice(None)))),
+        items.label_names,
+    )
+    return items, export
+
+
+def open_for_export(path: str, views: Sequence[str] | None = None) -> LatentDataset:
+    """Open a dataset for an exporter: every view a row, all attributes, means.
+
+    Args:
+        views: those to export; None: all.
+
+    Raises:
+        StoreError: missing, unfinished or damaged, or an attribute has a name that rows have for
+            something else; or it has no such view.
+    """
+    folder = open_folder(path)
+    document = read_dataset(folder)
+    kind = read_index(folder, document, ["attributes"])["attributes"].type
+    names = [field.name for field in kind] if pa.types.is_struct(kind) else []
+    try:
+        return open_dataset(
+            path,
+            posterior="mean",
+            views="all" if views is None else list(views),
+            columns=names,
+        )
+    except ValueError as error:
+        raise StoreError(f"{path} can't be exported: {error}") from error
+
+
+def _open_text(path: str | None, is_needed: bool, to: str) -> LatentDataset | None:
+    if path is None and is_needed:
+        raise StoreError(
+            f"{to} needs text embeddings; encode the captions of the same source with the modality"
+            " text, and name that latent dataset with text=PATH"
+        )
+    if path is None:
+        return None
+    text = open_dataset(os.path.expanduser(path), posterior="mean")
+    if text.layout.axes != "CL":
+        raise StoreError(
+            f"text={path}: expected a latent dataset of the modality text, whose axes are CL, got"
+            f" {text.layout.axes}"
+        )
+    return text
+
+
+def _export_whole(
+    exporter: Any, dataset: LatentDataset, folder: Path, output: str, to: str
+) -> None:
+    """Let an exporter write that takes the whole dataset; a failed one leaves nothing."""
     part = folder.with_name(f".{folder.name}.part-{secrets.token_hex(4)}")
     try:
         part.mkdir(parents=True)
@@ -54,32 +202,10 @@ def export_dataset(path: str, output: str, to: str, options: Mapping[str, Any]) 
         raise StoreError(f"{output} can't be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    return len(dataset)
-
-
-def open_for_export(path: str) -> LatentDataset:
-    """A latent dataset as an exporter gets it: every view a row, with all attributes; `dataset[i]`
-    has the mean, never a draw.
-
-    Raises:
-        StoreError: missing, unfinished or damaged, or an attribute has a name that rows have for
-            something else.
-    """
-    folder = open_folder(path)
-    kind = read_index(folder, read_dataset(folder), ["attributes"])["attributes"].type
-    names = [field.name for field in kind] if pa.types.is_struct(kind) else []
-    try:
-        return open_dataset(path, posterior="mean", columns=names)
-    except ValueError as error:
-        raise StoreError(f"{path} can't be exported: {error}") from error
 
 
 def _check_output(output: str, path: str) -> Path:
-    """The folder to write, absolute.
-
-    Raises:
-        LatentkitError: it is a URL, taken, or part of the dataset.
-    """
+    """The folder to write, absolute."""
     if is_url(output):
         raise LatentkitError(
             f"{output}: expected a local folder to export to; copy it to the URL afterwards"

@@ -1,4 +1,4 @@
-"""The decoder of a latent dataset, by its recipe.yaml."""
+"""Opens the decoder of a latent dataset, from its recipe.yaml."""
 
 from __future__ import annotations
 
@@ -12,26 +12,25 @@ from latentkit.tasks.build_parts import configured_encode_of
 
 
 def open_decoder(folder: Folder, made_with: Mapping[str, str], device: str) -> Decodes:
-    """The encoder of the dataset's recipe.yaml, to decode with: in float32 where it has a choice.
+    """Open the encoder of the dataset's recipe.yaml for decoding, in float32 if it has a choice.
 
     Args:
-        folder: of the dataset.
         made_with: the dataset's fingerprint parts.
-        device: such as "cpu" or "cuda:0".
+        device: device such as "cpu" or "cuda:0".
 
     Raises:
-        EncoderError: it can't decode.
-        FingerprintError: it is not the one that made the dataset.
+        EncoderError: the encoder can't decode.
+        FingerprintError: it isn't the encoder that made the dataset.
     """
     line = configured_encode_of(folder)
     opener = line.encoder_opener()
     encoder = opener(device)
-    decoder = (opener.in_float32() or opener)(device)  # as half precision may overflow
+    decoder = (opener.in_float32() or opener)(device)  # because half precision may overflow
     if not isinstance(decoder, Decodes):
         name = line.encoder.provided.spec.name
         raise EncoderError(f"the encoder {name!r} of {folder} can't decode")
     different = different_parts(made_with, line.fingerprint_parts(encoder), "encoder.")
     if different:
-        problem = f"{folder} was made by another encoder than its recipe now opens"
+        problem = f"{folder} was made with another encoder than its recipe now opens"
         raise FingerprintError(f"{problem}: {', '.join(different)} differ")
     return decoder

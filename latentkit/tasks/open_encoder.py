@@ -1,4 +1,4 @@
-"""An encoder by the word that `latentkit encode --encoder` takes, to use by hand."""
+"""Opens an encoder by the name that `latentkit encode --encoder` takes, for direct use."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from latentkit.plugins.registry import discover
 from latentkit.recipe.overrides import anchor
 from latentkit.tasks.build_parts import EncoderOpener, encoder_parts
 from latentkit.tasks.check_recipe import ConfiguredPlugin
-from latentkit.tasks.encode_task import say
+from latentkit.tasks.encode_task import print_remark
 from latentkit.tasks.recipe_from_arguments import encoder_from_word
 
 if TYPE_CHECKING:
@@ -24,18 +24,18 @@ if TYPE_CHECKING:
 def open_encoder(
     word: str, options: Mapping[str, Any], modality: str | None, device: str
 ) -> LatentEncoder:
-    """The encoder that a word names, on a device.
+    """Return the encoder that a word names, on a device.
 
     Args:
         word: name of an encoder plugin, a path, or a hub id.
-        options: of the plugin, as under `encoder.with`; relative paths start from the working
-            directory.
-        modality: for an encoder that takes several; None is its usual one.
+        options: options of the plugin, as under `encoder.with`; relative paths start from the
+            working directory.
+        modality: for an encoder that accepts several; None is its first.
         device: "auto", a kind such as "cuda", or one device such as "cuda:1".
 
     Raises:
-        RecipeError: there is no such encoder, it has no such option, or takes another modality.
-        PluginError, EncoderError, DeviceError: it can't be opened.
+        RecipeError: the encoder or the option doesn't exist, or the encoder takes another modality.
+        PluginError, EncoderError, DeviceError: the encoder can't be opened.
     """
     from latentkit.encoding.latent_encoder import LatentEncoder
     from latentkit.runtime.device import choose_device
@@ -50,7 +50,7 @@ def open_encoder(
             f"the encoder {word} takes the modality {encoder.modality}, got {modality}"
         )
     for remark in [*remarks, *(one.text for one in getattr(encoder, "remarks", tuple)())]:
-        say(remark)
+        print_remark(remark)
     float32 = opener.in_float32() or opener
     return LatentEncoder(
         word,
@@ -72,20 +72,23 @@ def _configured(use: Mapping[str, Any], options: Mapping[str, Any]) -> Configure
 
 
 def _open_modality(encoder: Encoder, size: Any) -> Modality:
-    """The modality that prepares files for an encoder, as `latentkit encode` would."""
+    """Return the modality that prepares files for an encoder, as `latentkit encode` would."""
     registry, name = discover(), encoder.modality
     given = {} if size is None else {"size": size}
     taken = readable_input(encoder.input, encoder.layout, encoder.normalization)
     config = registry.configure("modality", name, given, "modality")
-    if fitted := config.fitted(taken) if hasattr(config, "fitted") else {}:
-        config = registry.configure("modality", name, {**given, **fitted}, "modality")
+    fitted = config.fitted(taken) if hasattr(config, "fitted") else {}
+    settled = config.for_new_dataset() if hasattr(config, "for_new_dataset") else {}
+    if fitted or settled:
+        config = registry.configure("modality", name, {**given, **fitted, **settled}, "modality")
     context = BuildContext(recipe_dir=Path.cwd(), input=taken, modality=name)
     modality: Modality = registry.find("modality", name).spec.build(config, context)
     return modality
 
 
 def _takes_texts(modality: str) -> bool:
-    """Whether texts are the media of a modality, by the option that says in which column they are.
+    """Return whether texts are the media of a modality: whether its options name an attribute with
+    the text.
     """
     found = [row for row in discover().provided if row.spec.name == modality]
     return any(hasattr(one.spec.config, "media_attribute") for one in found)

@@ -1,5 +1,5 @@
-"""The preview of a dataset, such as preview.png: samples beside what their latents decode to, or
-alone where the encoder can't decode.
+"""Writes the preview of a dataset, such as preview.png: samples with their decoded latents, or
+samples alone if the encoder can't decode.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from latentkit.contracts import Decodes, Encoder, Modality, Prepared, Sample, So
 from latentkit.errors import EncoderError, LatentkitError, PluginError, RecipeError, StoreError
 from latentkit.reading.dataset import LatentDataset, open_dataset
 from latentkit.runtime.masks import mask_of, without_mask
-from latentkit.runtime.sample_faults import faults_become
+from latentkit.runtime.sample_faults import convert_faults
 from latentkit.store.columns import escape
 from latentkit.store.folder import Folder
 
@@ -30,18 +30,18 @@ def write_preview(
     path: Path,
     num_rows: int,
 ) -> bool:
-    """Whether a preview was written at `path`: up to `num_rows` samples, spread over the dataset,
-    each beside its decoded latents.
+    """Write a preview to `path`: up to `num_rows` samples, spread over the dataset, each with its
+    decoded latents. Return whether it was written.
 
     Args:
-        source: None, or a sample that is gone from it, leaves the decoded latents alone.
-        encoder: one that can't decode leaves the samples alone, as they were prepared for it;
-            without any there is no preview. Give the one that computes in float32: half precision
-            may overflow into black.
+        source: if it is None or a sample is no longer in it, only the decoded latents are shown.
+        encoder: if it can't decode, only the prepared samples are shown; then without samples there
+            is no preview. It should compute in float32, because half precision may overflow into
+            black.
     """
     dataset = open_dataset(str(folder), posterior="mean")
     chosen = np.unique(np.linspace(0, len(dataset) - 1, num_rows).round().astype(int)).tolist()
-    if isinstance(source, StreamSource):  # which can only be read from its start
+    if isinstance(source, StreamSource):  # can only be read from its start
         chosen = list(range(min(num_rows, len(dataset))))
     items = [dataset[index] for index in chosen]
     pictures = _source_pictures(source, modality, [item["key"] for item in items])
@@ -50,20 +50,20 @@ def write_preview(
         picture = pictures.get((item["key"], item["view"]))
         row = [] if picture is None else [picture]
         if isinstance(encoder, Decodes):
-            with faults_become(PluginError, encoder, "no preview is written"):
+            with convert_faults(PluginError, encoder, "no preview is written"):
                 decoded = _decode(dataset, encoder, item[dataset.output_name])
             row.append(
                 decoded
                 if picture is None
                 else decoded[tuple(slice(size) for size in picture.shape)]
-            )  # its padding goes
+            )  # without padding
         if row:
             rows.append(row)
     if not rows:
         return False
     part = path.with_name(f".{path.stem}.part{path.suffix}")
     try:
-        with faults_become(PluginError, modality, "no preview is written"):
+        with convert_faults(PluginError, modality, "no preview is written"):
             modality.render(rows, part)
         os.replace(part, path)
     except OSError as error:
@@ -75,7 +75,7 @@ def write_preview(
 
 
 def preview_suffix(modality: Modality) -> str:
-    """What the name of a preview ends in, such as ".png" or ".mp4"."""
+    """Return the ending of a preview's name, such as ".png" or ".mp4"."""
     suffix: str = getattr(modality, "preview_suffix", ".png")
     return suffix
 
@@ -88,7 +88,7 @@ def store_preview(
     name: str,
     num_rows: int,
 ) -> bool:
-    """Whether a preview was put into the dataset's own folder, under `name`."""
+    """Write a preview into the dataset's own folder as `name`. Return whether it was written."""
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / name
         made = write_preview(folder, source, modality, encoder, path, num_rows)
@@ -98,13 +98,13 @@ def store_preview(
 
 
 def preview_dataset(path: str, output: Path, num_rows: int, device: str = "auto") -> bool:
-    """Write the preview of a finished latent dataset, by the recipe inside it; whether its encoder
-    can decode, so that latents are in it.
+    """Write the preview of a finished latent dataset, using the recipe inside it. Return whether it
+    contains decoded latents.
 
     Raises:
-        StoreError, RecipeError: the dataset can't be read, its encoder can't be had, or `output` is
-            named like another kind of file than the modality makes.
-        EncoderError: the encoder can't decode, and none of the samples can be read any more.
+        StoreError, RecipeError: the dataset or its encoder can't be opened, or `output` has another
+            ending than the modality's previews.
+        EncoderError: the encoder can't decode, and no sample can be read any more.
     """
     from latentkit.runtime.device import choose_device
     from latentkit.tasks.build_parts import configured_encode_of
@@ -145,7 +145,7 @@ def _decode(dataset: LatentDataset, encoder: Decodes, latent: Tensor) -> Tensor:
 def _source_pictures(
     source: Source | StreamSource | None, modality: Modality, keys: Sequence[str]
 ) -> dict[tuple[str, str], Tensor]:
-    """Prepared tensors by (key, view) of the samples that are still there."""
+    """Return prepared tensors, by (key, view), of the samples that still exist."""
     pictures: dict[tuple[str, str], Tensor] = {}
     try:
         for sample in _find(source, set(keys)):
@@ -153,12 +153,14 @@ def _source_pictures(
                 if (picture := _counted(view)) is not None:
                     pictures[escape(sample.key), view.view] = picture
     except (LatentkitError, OSError):
-        return pictures  # the latents are shown alone
+        return pictures  # only the latents are shown
     return pictures
 
 
 def _counted(view: Prepared) -> Tensor | None:
-    """A prepared tensor without the padding at its end; None where the row is made of several."""
+    """Return a prepared tensor without the padding at its end; None if the row has several
+    tensors.
+    """
     tensor, mask = without_mask(view.tensor), mask_of(view.tensor)
     if tensor is None or mask is None or mask.ndim != 1:
         return tensor

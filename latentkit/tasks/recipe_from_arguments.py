@@ -1,4 +1,4 @@
-"""What `latentkit encode SOURCE OUT` means: a recipe from two or three words."""
+"""Builds a recipe from the arguments of `latentkit encode SOURCE OUT`."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from latentkit.runtime.paths import find_file_path, is_url
 TEXT_TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json")
 DATA_SUFFIXES = (*TAR_ENDINGS, ".parquet", ".csv", ".tsv", ".jsonl", ".ndjson", ".arrow")
 CAPTION_TABLES = (*TEXT_TABLES, "metadata.parquet")
-"""What the source `folder` reads beside media."""
+"""Tables that the source `folder` reads in addition to media."""
 PATTERN = re.compile(r"[*?\[{]|::")
-"""Signs of a pattern of files, as the source `datasets` takes."""
-PEEKED_BYTES, PEEKED_FILES = 1 << 20, 300
-"""Of a table, and of a tar: what is looked at to tell which media it is about."""
+"""Signs of a file pattern, which the source `datasets` accepts."""
+READ_BYTES, READ_MEMBERS = 1 << 20, 300
+"""How much of a table and of a tar is read to find out which media it contains."""
 WEIGHTS = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin")
 """Files that the encoder `diffusers` opens without a config."""
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 MAX_LOOKED_AT = 10_000
-"""Files of a folder that are looked at to tell what is in it."""
+"""Most files of a folder that are checked to find out what it contains."""
 MAX_OPENED, START_BYTES = 16, 512
 """Files that are opened where no ending tells anything, and what is read of each."""
 
@@ -40,15 +40,15 @@ MAX_OPENED, START_BYTES = 16, 512
 def encode_recipe(
     source: str, output: str, encoder: str | None, size: Any = None, overrides: Overrides = ()
 ) -> tuple[dict[str, Any], list[str]]:
-    """Recipe values for one `encode` command, and remarks for the user.
+    """Return recipe values for one `encode` command, and remarks for the user.
 
     Args:
         source: name of a source plugin, a path, or `owner/name` on the hub.
         output: folder of the latent dataset.
         encoder: name of an encoder plugin, a path, or a hub id; None is `tiny-kl`.
-        size: of the modality, in pixels; None leaves it to the modality.
-        overrides: what the recipe will be given besides; a modality among them is the one whose
-            files are looked for.
+        size: size for the modality, in pixels; None is the modality's default.
+        overrides: other values for the recipe; a modality among them decides which files are looked
+            for.
 
     Raises:
         RecipeError: source or encoder is none of these.
@@ -61,12 +61,13 @@ def encode_recipe(
     use_source, modality = _source(source, remarks, wanted)
     if encoder is None and modality != "image":
         raise RecipeError(
-            f"source {source}: taken for {modality}, and no --encoder is given; tiny-kl, the"
-            " default, takes pictures only"
+            f"source {source}: detected as {modality}, but no --encoder is given; tiny-kl, the"
+            " default, only takes images"
         )
     if encoder is None:
         remarks.append(
-            "no --encoder: using tiny-kl, the small one inside latentkit, which is for trying out"
+            "no --encoder: using tiny-kl, the small encoder inside latentkit, which is only for"
+            " trying things"
         )
     values: dict[str, Any] = {
         "task": "encode",
@@ -79,11 +80,11 @@ def encode_recipe(
 
 
 def _modality_wanted(encoder: dict[str, Any] | None, overrides: Mapping[str, Any]) -> str:
-    """The modality that the overrides name, or that the encoder takes, which is built to say so; ""
-    where neither tells.
+    """Return the modality that the overrides name, or that the encoder takes, which is built to
+    find out; "" if neither decides.
 
-    A model of the class `diffusers` is not opened for this: it may be gigabytes, on the hub, and
-    take several.
+    A model for the encoder `diffusers` isn't opened for this, because it may be gigabytes on the
+    hub and may accept several.
     """
     if "modality.use" in overrides:
         return str(overrides["modality.use"])
@@ -105,8 +106,8 @@ def _modality_wanted(encoder: dict[str, Any] | None, overrides: Mapping[str, Any
 
 
 def _choose(counts: Mapping[str, int], wanted: Callable[[], str]) -> str:
-    """The modality of media of which there are so many for each modality: the one wanted, else that
-    of most, pictures before others.
+    """Return the modality to use, given the number of files of each: the wanted one, else that with
+    the most files, images first.
     """
     most = max(counts, key=lambda one: (counts[one], one == "image"))
     if sum(map(bool, counts.values())) < 2:
@@ -118,7 +119,7 @@ def _choose(counts: Mapping[str, int], wanted: Callable[[], str]) -> str:
 def _source(
     source: str, remarks: list[str], wanted: Callable[[], str]
 ) -> tuple[dict[str, Any], str]:
-    """The recipe's source, and the modality that goes with it."""
+    """Return the recipe's source, and its modality."""
     if _names_plugin("source", source, remarks):
         return {"use": source}, _sources()[source].modality
     if (file := find_file_path(source)) is not None:
@@ -143,7 +144,7 @@ def _source(
         return {"use": "datasets", "with": {"path": "::".join(parts)}}, (
             _modality_in(Path(found[0]), wanted) if found else "image"
         )
-    raise RecipeError(_nothing("source", source))
+    raise RecipeError(_explain_unknown_word("source", source))
 
 
 def _endings() -> dict[str, tuple[str, ...]]:
@@ -155,23 +156,23 @@ def _endings() -> dict[str, tuple[str, ...]]:
 
 
 def _modality_in(file: Path, wanted: Callable[[], str]) -> str:
-    """The modality of the media in a tar, or that a table names, by their endings; that of pictures
-    where it can't be told.
+    """Return the modality of the media in a tar, or that a table names, by their endings; image if
+    unknown.
     """
     try:
         if file.name.lower().endswith(TAR_ENDINGS):
             with tarfile.open(file) as tar:
-                names = [member.name.lower() for member in itertools.islice(tar, PEEKED_FILES)]
+                names = [member.name.lower() for member in itertools.islice(tar, READ_MEMBERS)]
         else:
             with file.open("rb") as opened:
                 names = re.findall(
-                    r"[^\s\"',;|]+", opened.read(PEEKED_BYTES).decode("latin-1").lower()
+                    r"[^\s\"',;|]+", opened.read(READ_BYTES).decode("latin-1").lower()
                 )
     except (OSError, EOFError, tarfile.TarError):
         return "image"
     media = [
         name for name in names if not name.endswith((".txt", ".json"))
-    ] or names  # a caption beside each picture
+    ] or names  # a caption for each image
     counts = {
         modality: sum(name.endswith(ends) for name in media)
         for modality, ends in _endings().items()
@@ -183,10 +184,8 @@ def _modality_in(file: Path, wanted: Callable[[], str]) -> str:
 def _source_for(
     path: Path, remarks: list[str], wanted: Callable[[], str]
 ) -> tuple[dict[str, Any], str]:
-    """`folder` for media of the modality that reads most of them; `datasets` for tars and tables.
-
-    Raises:
-        RecipeError: a single picture, video ...
+    """Return the source `folder` for media of the modality with the most files, or `datasets` for
+    tars and tables.
     """
     if path.is_file():
         _refuse_media(path, _endings())
@@ -206,8 +205,8 @@ def _source_for(
 def _source_at(
     url: str, remarks: list[str], wanted: Callable[[], str]
 ) -> tuple[dict[str, Any], str]:
-    """As `_source_for`, at a URL: what lies below it is listed, but a table or a tar is known by
-    its ending.
+    """Return the source at a URL, like `_source_for`. Its files are listed, but a table or a tar is
+    recognized by its ending.
     """
     from latentkit.sources.url_files import UrlFiles
 
@@ -221,7 +220,7 @@ def _source_at(
 def _source_of(
     path: str, names: Sequence[str], remarks: list[str], wanted: Callable[[], str]
 ) -> tuple[dict[str, Any], str]:
-    """The source for a folder with files of these names, in lower case."""
+    """Return the source for a folder with files of these lower-case names."""
     here, endings = {"path": path}, _endings()
     counts = {
         modality: sum(name.endswith(ends) for name in names) for modality, ends in endings.items()
@@ -236,7 +235,7 @@ def _source_of(
     num_others = max(counts[modality], len(tables))
     special = None if is_url(path) else _special_source(Path(path), names, num_others)
     if special is not None:
-        remarks.append(f"{path}: taken for samples of the source {special.name}, by its files")
+        remarks.append(f"{path}: detected as samples of the source {special.name} (by its files)")
         return {"use": special.name, "with": here}, special.modality
     if counts[modality] <= len(tables):
         modality = "image"  # in the tables, unless pictures lie beside them
@@ -244,7 +243,7 @@ def _source_of(
     remarks += _left_out(path, names, endings, None if in_tables else modality)
     if modality == "image":
         return {"use": "datasets" if in_tables else "folder", "with": here}, modality
-    remarks.append(f"{path}: taken for files of the modality {modality}, by their endings")
+    remarks.append(f"{path}: detected as {modality} (by file endings)")
     return {"use": "folder", "with": {**here, "suffixes": list(endings[modality])}}, modality
 
 
@@ -255,11 +254,11 @@ def _sources() -> dict[str, SourceSpec]:
 
 
 def _special_source(path: Path, names: Sequence[str], num_others: int) -> SourceSpec | None:
-    """The source that makes better samples of a folder's files than `folder` or `datasets` would.
+    """Return the source that makes better samples of a folder's files than `folder` or `datasets`.
 
     Args:
-        names: of the files, in lower case.
-        num_others: of them are those two's.
+        names: names of the files, in lower case.
+        num_others: number of files that those two sources read.
     """
     specs = list(_sources().values())
     for spec in specs:
@@ -283,8 +282,8 @@ def _start(file: Path) -> bytes:
 
 
 def _refuse_media(file: Path, endings: Mapping[str, tuple[str, ...]]) -> None:
-    """Say what to give instead of a single picture, video ..., which only a folder of them is a
-    source of.
+    """Explain what to give instead of a single image, video or similar, because only a folder of
+    them is a source.
     """
     name = file.name.lower()
     for modality, ends in endings.items():
@@ -294,19 +293,19 @@ def _refuse_media(file: Path, endings: Mapping[str, tuple[str, ...]]) -> None:
                 " file with a table or a tar"
             )
             raise RecipeError(
-                f"source {file}: {what}. Give the folder that it lies in, or put it into one of"
-                " its own"
+                f"source {file}: {what}. Give the folder that contains it, or put it into a new"
+                " folder"
             )
 
 
 def _left_out(
     path: str, names: Sequence[str], endings: Mapping[str, tuple[str, ...]], taken: str | None
 ) -> list[str]:
-    """A remark for each modality whose files aren't taken: how many there are, and the options that
-    would take them.
+    """Return a remark for each modality whose files aren't used: their number, and the options that
+    would use them.
 
     Args:
-        taken: the modality whose files are; None where tables are.
+        taken: the modality whose files are used; None if tables are.
     """
     among = f" among the first {len(names)}" if len(names) > MAX_LOOKED_AT else ""
     remarks = []
@@ -328,15 +327,15 @@ def _left_out(
                 else f"{len(left)} files of the modality {{}} are"
             )
             remarks.append(
-                f"{path}: {what.format(modality)} left out{among}; to take those instead: --set"
+                f"{path}: {what.format(modality)} left out{among}; to use those instead: --set"
                 f" {' --set '.join(sets)}"
             )
     return remarks
 
 
 def _names(path: Path) -> list[str]:
-    """Names of the files below a folder, in lower case, as far as the source `folder` looks:
-    nothing hidden, no earlier output.
+    """Return lower-case names of the files below a folder that the source `folder` would read: no
+    hidden ones, no earlier output.
     """
     names: list[str] = []
     for parent, below, files in os.walk(path):
@@ -351,14 +350,13 @@ def _names(path: Path) -> list[str]:
 
 
 def encoder_from_word(encoder: str, remarks: list[str]) -> dict[str, Any]:
-    """The `encoder:` of a recipe, by the name of a plugin, a path, or a hub id.
+    """Return the `encoder:` of a recipe from the name of a plugin, a path, or a hub id.
 
     Args:
-        encoder: the word.
-        remarks: one is added where it could mean something else too.
+        remarks: a remark is added if the word is ambiguous.
 
     Raises:
-        RecipeError: it is none of these.
+        RecipeError: the word is none of these.
     """
     if _names_plugin("encoder", encoder, remarks):
         return {"use": encoder}
@@ -369,28 +367,25 @@ def encoder_from_word(encoder: str, remarks: list[str]) -> dict[str, Any]:
 
     if parse_hub_place(encoder) is not None:
         return {"use": "diffusers", "with": {"model": encoder}}
-    raise RecipeError(_nothing("encoder", encoder))
+    raise RecipeError(_explain_unknown_word("encoder", encoder))
 
 
 def _encoder_for(path: Path) -> str:
-    """The encoder that opens a model's folder or file, as far as a config.json tells.
-
-    Raises:
-        RecipeError: it doesn't tell.
-    """
+    """Return the encoder that opens a model's folder or file, from its config.json."""
     if _is_tiny_kl(path):
         return "tiny-kl"
     configs = [
         path / "config.json",
         *path.glob("*/config.json"),
-    ]  # of a pipeline, in a folder for each part
-    if path.is_file() or any(_names_class(config) for config in configs):
+    ]  # a pipeline has a folder for each part
+    is_in_cache = (path / "snapshots").is_dir()  # the hub's, of a repository
+    if path.is_file() or is_in_cache or any(_names_class(config) for config in configs):
         return "diffusers"
     if not any(config.is_file() for config in configs) and any(
         file.name.lower().endswith(WEIGHTS) for file in path.iterdir()
     ):
         return "diffusers"  # which knows published weights by the names in them
-    what = "no config.json in it, or in a folder in it, has the _class_name of a diffusers model"
+    what = "no config.json in it, or in its folders, has the _class_name of a diffusers model"
     advice = (
         f"Another model is opened with --encoder NAME --set encoder.with.model={path}, where NAME"
         " is an encoder plugin"
@@ -414,24 +409,27 @@ def _is_tiny_kl(path: Path) -> bool:
 
 
 def _names_plugin(kind: str, word: str, remarks: list[str]) -> bool:
-    """Whether a bare word is a plugin's name; a path of that name is pointed out."""
+    """Return whether a word is a plugin's name. A remark mentions a path of that name."""
     if not any(row.kind == kind and row.name == word for row in discover().rows()):
         return False
     if os.path.exists(word):
         remarks.append(
-            f"{word} is taken for the {kind} plugin of that name; write ./{word} for the path"
+            f"{word} is used as the name of the {kind} plugin; write ./{word} for the path"
         )
     return True
 
 
-def _nothing(kind: str, word: str) -> str:
-    """Why a word is neither plugin, path nor hub id, and what may have kept a plugin of that name
-    away.
+def _explain_unknown_word(kind: str, word: str) -> str:
+    """Return why a word is neither plugin, path nor hub id, and why a plugin of that name may be
+    missing.
     """
     registry = discover()
     lines = [
-        f"{kind} {word}: there is no such path, no {kind} plugin of that name ({_known(kind)}), and"
-        " it is no hub id (owner/name)"
+        (
+            f"{kind} {word}: no such path, no {kind} plugin of that name ({_known(kind)}), and not"
+            " a"
+            " hub id (owner/name)"
+        )
     ]
     if registry.disabled:
         lines.append(

@@ -1,4 +1,4 @@
-"""Recipe to built objects to one of the task functions."""
+"""Runs a recipe: builds its objects and calls its task."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from latentkit.contracts import Recipe, TaskContext, TaskSpec, Use
 from latentkit.errors import RecipeError
 from latentkit.plugins import discover
 from latentkit.runtime.paths import find_local_path, is_url
-from latentkit.tasks.encode_task import DEFAULT_CONTEXT, is_first_process, say
+from latentkit.tasks.encode_task import DEFAULT_CONTEXT, is_first_process, print_remark
 from latentkit.tasks.recipe_from_arguments import HUB_ID
 
 
 def run_recipe(recipe: Recipe, context: TaskContext = DEFAULT_CONTEXT) -> Any:
-    """Run a parsed recipe; with `dry_run`, give the text of what would be done.
+    """Run a parsed recipe. With `dry_run`, return the text of what would be done.
 
     Raises:
-        RecipeError: an option that the task has no use for.
-        LatentkitError: the launcher asks for what isn't done here, such as FSDP.
+        RecipeError: an option doesn't apply to the task.
+        LatentkitError: the launcher asks for an unsupported feature, such as FSDP.
     """
     spec = find_task(recipe)
-    heed_launcher("precision" in spec.takes)
+    check_launcher_settings("precision" in spec.takes)
     _refuse_unused(recipe, spec, context)
     context = replace(context, is_first_process=is_first_process())
     if context.dry_run and spec.describe is not None:
@@ -63,15 +63,15 @@ def _refuse_unused(recipe: Recipe, spec: TaskSpec, context: TaskContext) -> None
 
 
 def open_parts(recipe: Recipe) -> str:
-    """Open all that a run of the recipe would open before its work, on the CPU; nothing is written,
-    downloaded or measured.
+    """Open on the CPU everything that a run of the recipe would open before its work. Nothing is
+    written, downloaded or measured.
 
     Returns:
-        "", or what is not looked at, and why.
+        "", or what wasn't checked, and why.
 
     Raises:
-        LatentkitError: what the run would end with: a path that isn't there, a size that the
-            encoder doesn't take, a missing tracker.
+        LatentkitError: the error that would end the run, such as a missing path, a size that the
+            encoder doesn't accept, or a missing tracker.
     """
     found = {where: _hub_name(use, recipe) for _, where, use in recipe.uses()}
     remote = {where: name for where, name in found.items() if name}
@@ -79,11 +79,11 @@ def open_parts(recipe: Recipe) -> str:
     if spec.check is not None:
         spec.check(recipe, list(remote))
     named = ", ".join(f"{where} ({name})" for where, name in remote.items())
-    return f"not looked at, as it may have to be downloaded: {named}" if remote else ""
+    return f"not checked, because it may have to be downloaded: {named}" if remote else ""
 
 
 def _hub_name(use: Use, recipe: Recipe) -> str:
-    """The hub id or URL that a plugin's options name; "" where they name none."""
+    """Return the hub id or URL in a plugin's options; "" if there is none."""
     for key in ("model", "path"):
         name = use.with_.get(key)
         if not isinstance(name, str) or use.use == "folder":
@@ -96,24 +96,26 @@ def _hub_name(use: Use, recipe: Recipe) -> str:
 
 
 def _is_hub_id(use: Use, key: str, name: str) -> bool:
-    """Whether a name that is no path here is looked for on the hub."""
+    """Return whether a name that isn't a local path is looked for on the hub."""
     from latentkit.runtime.hub_places import ID_PART, parse_hub_place
 
     if (
         key == "path" and use.use != "datasets"
-    ):  # a path of other sources may have more than one slash
+    ):  # paths of other sources may have more than one slash
         return HUB_ID.fullmatch(name) is not None
     is_bare = (
         key == "path" and ID_PART.fullmatch(name) is not None
-    )  # the oldest data sets have no owner
+    )  # the oldest datasets have no owner
     return is_bare or parse_hub_place(name) is not None
 
 
-def heed_launcher(takes_precision: bool = False) -> None:
-    """Refuse what the launcher asks for and can't have; say what has no effect on this task."""
+def check_launcher_settings(takes_precision: bool = False) -> None:
+    """Refuse a launcher's settings that aren't supported, and print which have no effect on this
+    task.
+    """
     from latentkit.runtime.launcher import check_launcher, launched_precision
 
     check_launcher()
     if not takes_precision and (precision := launched_precision()):
-        effect = "is for training; here a model computes in its own dtype (option dtype)"
-        say(f"the launcher's mixed precision {precision} {effect}")
+        effect = "is only for training; here a model computes in its own dtype (option dtype)"
+        print_remark(f"the launcher's mixed precision {precision} {effect}")

@@ -1,4 +1,4 @@
-"""A train recipe to built objects to the training loop."""
+"""The train task: builds what a train recipe names, and runs the training loop."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,12 @@ from latentkit.recipe.parts import Evaluate, Optimizer
 from latentkit.recipe.schema import TrainRecipe, dump_recipe, load_recipe, resolve
 from latentkit.runtime.nested import find_differences
 from latentkit.tasks.build_parts import EncoderOpener, configured_encode_of
-from latentkit.tasks.check_recipe import ConfiguredPlugin, check_recipe, find_odd_weights
+from latentkit.tasks.check_recipe import (
+    ConfiguredPlugin,
+    check_recipe,
+    number_twins,
+    warn_of_unusual_weights,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,8 +31,13 @@ if TYPE_CHECKING:
     from latentkit.contracts import Modality
     from latentkit.evaluation.images import Gallery
     from latentkit.store.local_folder import LocalFolder
-    from latentkit.training.loop import OptimizerSettings, TrainResult, TrainSettings, WeightedLoss
-    from latentkit.training.settings import TrainEvaluation
+    from latentkit.training.loop import TrainResult
+    from latentkit.training.settings import (
+        OptimizerSettings,
+        TrainEvaluation,
+        TrainSettings,
+        WeightedLoss,
+    )
     from latentkit.training.stored_moments import StoredMoments
 
 NUM_PICTURES = 6
@@ -41,34 +51,28 @@ SAME_RUN = ("task", "source", "modality", "latents", "sizes", "model", "losses",
 
 
 def run_training(recipe: TrainRecipe, context: TaskContext) -> TrainResult:
-    """Train as the recipe says, or go on where its run stopped.
+    """Train as the recipe says, or continue where its run stopped.
 
     Raises:
-        LatentkitError: whatever the user can fix.
+        LatentkitError: anything that the user can fix.
     """
     from latentkit.runtime.processes import run_on_first
-    from latentkit.runtime.source_remarks import remarks_of, say_remarks
+    from latentkit.runtime.source_remarks import print_remarks, read_remarks
     from latentkit.training.loop import train
     from latentkit.training.start import join_processes
 
     recipe, remarks = _follow_launcher(recipe)
-    registry = discover()
-    plugins = {plugin.where: plugin for plugin in check_recipe(recipe, registry)}
-    parts = _Parts(recipe, registry, plugins, str(join_processes(context.device)))
+    parts = _RecipeParts.checked(recipe, lambda: str(join_processes(context.device)))
     with contextlib.ExitStack() as held:
-        run_on_first(lambda: held.enter_context(_keep_others_out(recipe)))
+        run_on_first(lambda: held.enter_context(_claim_output(recipe)))
         source, model = parts.build("source"), parts.build("model")
-        prepare = (
-            parts.modalities(model)
-            if recipe.latents is None
-            else parts.stored_moments(recipe.latents, model)
-        )
+        prepare = parts.prepare(model)
         losses, folder = parts.losses(model), _open_run(recipe)
         tried = run_on_first(lambda: _try_samples(recipe, source, prepare, folder))
-        for warning in [*remarks, *find_odd_weights(recipe), *tried]:
+        for warning in [*remarks, *warn_of_unusual_weights(recipe), *tried]:
             context.say(f"warning: {warning}")
         if context.is_first_process:
-            say_remarks(remarks_of(source))
+            print_remarks(read_remarks(source))
         wanted = recipe.evaluate
         evaluation = parts.evaluation(wanted, model, folder) if wanted else None
         settings, device = _settings(recipe), context.device
@@ -83,16 +87,10 @@ def open_training(recipe: TrainRecipe, remote: Collection[str] = ()) -> None:
         return
     from latentkit.training.start import check_trackers
 
-    registry = discover()
-    plugins = {plugin.where: plugin for plugin in check_recipe(recipe, registry)}
-    parts = _Parts(recipe, registry, plugins, "cpu")
+    parts = _RecipeParts.checked(recipe, lambda: "cpu")
     parts.build("source")
     model = parts.build("model")
-    (
-        parts.modalities(model)
-        if recipe.latents is None
-        else parts.stored_moments(recipe.latents, model)
-    )
+    parts.prepare(model)
     parts.losses(model)
     if recipe.evaluate:
         parts.evaluation(recipe.evaluate, model, Path(recipe.output.path))
@@ -102,16 +100,15 @@ def open_training(recipe: TrainRecipe, remote: Collection[str] = ()) -> None:
 def export_checkpoint(
     run: str, output: str, step: int | None = None, weights: str | None = None
 ) -> str:
-    """Write the model of a run's checkpoint as a folder of its own; return a line about it.
+    """Write the model of a run's checkpoint into a new folder, and return a line about it.
 
     Args:
-        run: folder of the run.
-        output: folder that is missing or empty.
+        output: missing or empty folder.
         step: of the checkpoint; None: the newest.
-        weights: "average" or "raw"; None: the average where there is one.
+        weights: "average" or "raw"; None: the average if there is one.
 
     Raises:
-        LatentkitError: there is no such checkpoint, it is damaged, or the output can't be written.
+        LatentkitError: the checkpoint doesn't exist or is damaged, or the output can't be written.
     """
     from latentkit.training.checkpoint import pick_checkpoint, read_weights
     from latentkit.training.result import save_result
@@ -124,18 +121,17 @@ def export_checkpoint(
         )
     target = Path(os.path.abspath(os.path.expanduser(output)))
     if target.is_symlink() or (target.exists() and (not target.is_dir() or any(target.iterdir()))):
-        raise TrainingError(
-            f"{output} is there already; expected a folder that is missing or empty"
-        )
+        raise TrainingError(f"{output} exists already; expected a missing or empty folder")
     registry, use = discover(), recipe.model
     config = registry.configure("encoder", use.use, use.with_, "model", recipe.origin)
     plugin = ConfiguredPlugin("model", "encoder", registry.find("encoder", use.use), config)
-    model = _Parts(recipe, registry, {"model": plugin}, "cpu").build("model")
+    model = _RecipeParts(recipe, registry, {"model": plugin}, "cpu").build("model")
     try:
         model.module.load_state_dict(read_weights(path, raw=not is_average))
     except RuntimeError as error:
         raise TrainingError(
-            f"{path} is not of the model that {recipe.origin} names; restore that model. {error}"
+            f"{path} belongs to another model than {recipe.origin} names. Restore that model."
+            f" {error}"
         ) from error
     save_result(model, None, target)
     told = f"{output}: step {chosen} with {'averaged' if is_average else 'raw'} weights"
@@ -144,73 +140,72 @@ def export_checkpoint(
     return f"{told}; its config has the statistics of latents from before training"
 
 
-def _keep_others_out(recipe: TrainRecipe) -> contextlib.AbstractContextManager[None]:
-    """Hold the output folder, unless the run is finished: then nothing is written there.
-
-    Raises:
-        StoreError: another run writes there, says which; or the folder can't be written.
-    """
-    from latentkit.store.claims import sole_writer
+def _claim_output(recipe: TrainRecipe) -> contextlib.AbstractContextManager[None]:
+    """Claim the output folder, unless the run is finished and nothing is written."""
+    from latentkit.store.claims import hold_exclusive_claim
     from latentkit.training.result import finished_steps
 
     folder = _open_output(recipe)
     is_finished = finished_steps(folder.path) >= recipe.steps
-    return contextlib.nullcontext() if is_finished else sole_writer(folder, CLAIM)
+    return contextlib.nullcontext() if is_finished else hold_exclusive_claim(folder, CLAIM)
 
 
 def _follow_launcher(recipe: TrainRecipe) -> tuple[TrainRecipe, list[str]]:
-    """The recipe, in the launcher's precision where it names none, and remarks about what counts.
-
-    Raises:
-        LatentkitError: the launcher asks for a precision that no recipe has.
+    """Return the recipe with the launcher's precision if it names none, and remarks on ignored
+    settings.
     """
     from latentkit.runtime.launcher import ignored_accumulation, launched_precision
 
     asked, passes, remarks = launched_precision(), ignored_accumulation(), []
     if asked and "precision" not in recipe.model_fields_set:
         recipe = recipe.model_copy(update={"precision": asked})
-        remarks.append(f"the recipe names no precision, so it is the launcher's: {asked}")
+        remarks.append(f"the recipe names no precision, so the launcher's is used: {asked}")
     elif asked and asked != recipe.precision:
-        own = f"the recipe for {recipe.precision}, which is what counts"
+        own = f"the recipe for {recipe.precision}, which is used"
         remarks.append(f"the launcher asks for mixed precision {asked}, {own}")
     if passes not in (1, recipe.accumulate):
-        own = f"the recipe for {recipe.accumulate}, which is what counts"
+        own = f"the recipe for {recipe.accumulate}, which is used"
         remarks.append(f"the launcher asks for {passes} passes per step, {own}")
     return recipe, remarks
 
 
 def _try_samples(recipe: TrainRecipe, source: Any, prepare: Any, folder: Path) -> list[str]:
-    """Warnings about samples that are tried before the first step of a run.
-
-    Raises:
-        SourceError: too many of them can't be used.
-    """
+    """Return warnings about samples that are tried before the first step of a run."""
     from latentkit.contracts import Source
+    from latentkit.preparing.sample_trier import prepared_by
+    from latentkit.runtime.bad_samples import BadSamplePolicy
     from latentkit.training.batches import SampleLocation
     from latentkit.training.try_samples import try_samples
 
     if not isinstance(source, Source) or not len(source) or (folder / "checkpoints").exists():
         return []
     view = (
-        prepare[0].prepare
+        prepared_by(prepare[0])
         if isinstance(prepare, list)
         else lambda sample: prepare(sample, SampleLocation(0, 0))
     )
-    return try_samples(source, view, recipe.on_bad_sample, recipe.max_bad)
+    return try_samples(source, view, BadSamplePolicy(recipe.on_bad_sample, recipe.max_bad))
 
 
 @dataclass(frozen=True)
-class _Parts:
-    """What a recipe names, to be built."""
+class _RecipeParts:
+    """Builds what a recipe names."""
 
     recipe: TrainRecipe
     registry: Registry
     plugins: Mapping[str, ConfiguredPlugin]
     device: str
 
+    @classmethod
+    def checked(cls, recipe: TrainRecipe, device: Callable[[], str]) -> _RecipeParts:
+        """The parts of a recipe that is checked before a device is asked for."""
+        registry = discover()
+        plugins = {plugin.where: plugin for plugin in check_recipe(recipe, registry)}
+        return cls(recipe, registry, plugins, device())
+
     def build(self, where: str, model: Any = None) -> Any:
-        """The object of one plugin, told what the model takes if it is given; random weights that
-        it draws follow from the seed.
+        """Return the object of one plugin, built for the model's input if a model is given. Its
+        random weights follow from the seed.
         """
         import torch
 
@@ -218,12 +213,18 @@ class _Parts:
         plugin = self.plugins[where]
         return plugin.provided.spec.build(plugin.config, self._context(model))
 
+    def prepare(self, model: Any) -> list[Modality] | StoredMoments:
+        """What prepares samples: modalities, or the latent dataset that the recipe names."""
+        if self.recipe.latents is None:
+            return self.modalities(model)
+        return self.stored_moments(self.recipe.latents, model)
+
     def modalities(self, model: Any) -> list[Modality]:
-        """One per size.
+        """Return one modality per size.
 
         Raises:
-            RecipeError: a modality or sizes that the model doesn't take, or `sizes` with a modality
-                that has no option size.
+            RecipeError: the model doesn't accept the modality or sizes, or `sizes` is set but the
+                modality has no option size.
         """
         plugin, context = self.plugins["modality"], self._context(model)
         if model.modality != plugin.provided.spec.name:
@@ -244,11 +245,11 @@ class _Parts:
         return [plugin.provided.spec.build(config, context) for config in configs]
 
     def stored_moments(self, path: str, model: Any) -> StoredMoments:
-        """What pairs the source with the latent dataset at `path`.
+        """Return what pairs the source with the latent dataset at `path`.
 
         Raises:
-            FingerprintError: another encoder than the model's made it; names what differs.
-            StoreError, TrainingError: it can't be read, or has no moments.
+            FingerprintError: another encoder made it; the message names what differs.
+            StoreError, TrainingError: the dataset can't be read or has no moments.
         """
         from latentkit.store.dataset_json import read_dataset
         from latentkit.store.fingerprint import different_parts
@@ -258,7 +259,7 @@ class _Parts:
         folder = open_folder(path)
         made_by = read_dataset(folder)["parts"]
         line = configured_encode_of(folder)
-        # Weights are hashed in the type that they compute in, so the model is opened with the
+        # Weights are hashed in the dtype they compute in, so the model is opened with the
         # options of the dataset's encoder.
         own, theirs = self.plugins["model"], line.encoder
         same = {
@@ -286,11 +287,12 @@ class _Parts:
         return StoredMoments(path, line.open_modality(model))
 
     def losses(self, model: Any) -> list[WeightedLoss]:
-        """All losses, each with a name of its own, for what the model takes."""
-        from latentkit.training.loop import WeightedLoss, WeightSchedule
+        """Return all losses, each with a unique name, built for the model's input."""
+        from latentkit.training.settings import WeightedLoss, WeightSchedule
 
         losses = []
-        for number, (name, use) in enumerate(_named_losses(self.recipe)):
+        names = number_twins([loss.use for loss in self.recipe.losses])
+        for number, (name, use) in enumerate(zip(names, self.recipe.losses, strict=True)):
             spec = self.plugins[f"losses[{number}]"].provided.spec
             assert isinstance(spec, LossSpec)
             schedule = WeightSchedule(**use.schedule.model_dump())
@@ -304,11 +306,11 @@ class _Parts:
     def evaluation(self, wanted: Evaluate, model: Any, folder: Path) -> TrainEvaluation:
         """Return what measures the model while it trains, in the first process.
 
-        Reconstructions to look at or hear go to evaluations/.
+        Reconstructions to look at or listen to are written to evaluations/.
 
         Raises:
-            RecipeError: a metric that the model or the modality can't have, or that no checkpoint
-                can be the best by.
+            RecipeError: the model or the modality doesn't support a metric, or evaluate.best isn't
+                a metric with a better direction.
         """
         from latentkit.evaluation.evaluate import (
             EvaluateSettings,
@@ -322,8 +324,9 @@ class _Parts:
         plugin = self.plugins["modality" if wanted.modality is None else "evaluate.modality"]
         context = replace(self._context(model), modality=plugin.provided.spec.name)
         metrics = open_metrics(list(self.plugins.values()), context)
-        modality, source = plugin.provided.spec.build(plugin.config, context), self.build(
-            "evaluate.source"
+        modality, source = (
+            plugin.provided.spec.build(plugin.config, context),
+            self.build("evaluate.source"),
         )
         check_metrics(metrics, model.layout, "mean", True, modality)
         needs_decoder = any("decoder" in metric.needs for metric in metrics)
@@ -349,7 +352,7 @@ class _Parts:
             shown = replace(settings, show_always=hasattr(module, "decode"))
             codec = ModuleCodec(module, model.input, model.layout)
             found = evaluate_model(codec, source, modality, metrics, shown)
-            show(found.gallery, modality, folder / "evaluations" / f"{step:08d}")
+            write_reconstructions(found.gallery, modality, folder / "evaluations" / f"{step:08d}")
             return found.values()
 
         return TrainEvaluation(
@@ -362,34 +365,27 @@ class _Parts:
         return BuildContext(self.device, self.recipe.seed, self.recipe.base_dir, taken, modality)
 
 
-def show(gallery: Gallery, modality: Modality, path: Path) -> None:
-    """Write a file to look at or hear: a grid of pictures, or what the modality renders."""
+def write_reconstructions(gallery: Gallery, modality: Modality, path: Path) -> None:
+    """Write a file to look at or listen to: a grid of images, or what the modality renders."""
     from latentkit.evaluation.images import save_grid
     from latentkit.tasks.preview import preview_suffix
 
     if gallery.pairs:
-        path.parent.mkdir(parents=True, exist_ok=True)  # not every modality makes it
+        path.parent.mkdir(parents=True, exist_ok=True)  # not every modality creates it
         modality.render(gallery.pairs, path.with_suffix(preview_suffix(modality)))
     else:
         save_grid(gallery, path.with_suffix(".png"))
 
 
 def _settings(recipe: TrainRecipe) -> TrainSettings:
-    from latentkit.training.loop import TrainSettings
+    from latentkit.training.settings import TrainSettings
 
-    alike = [
-        "steps",
-        "batch_size",
-        "accumulate",
-        "precision",
-        "on_bad_sample",
-        "max_bad",
-        "max_bad_steps",
-    ]
-    alike += ["gradient_checkpointing", "compile", "seed"]
+    alike = {field.name for field in fields(TrainSettings)} & set(TrainRecipe.model_fields)
+    given = {name: getattr(recipe, name) for name in alike} | {
+        "optimizer": _optimizer(recipe.optimizer)
+    }
     return TrainSettings(
-        **{name: getattr(recipe, name) for name in alike},
-        optimizer=_optimizer(recipe.optimizer),
+        **given,
         train=recipe.model.train,
         ema_decay=recipe.ema.decay if recipe.ema else None,
         checkpoint_every=recipe.output.checkpoint_every,
@@ -399,35 +395,13 @@ def _settings(recipe: TrainRecipe) -> TrainSettings:
 
 
 def _optimizer(values: Optimizer) -> OptimizerSettings:
-    from latentkit.training.loop import OptimizerSettings
+    from latentkit.training.settings import OptimizerSettings
 
     return OptimizerSettings(**values.model_dump())
 
 
-def _named_losses(recipe: TrainRecipe) -> Sequence[tuple[str, Any]]:
-    """A name for each loss: the plugin's, numbered where it is used more than once."""
-    uses = [loss.use for loss in recipe.losses]
-    return [
-        (
-            (
-                loss.use
-                if uses.count(loss.use) == 1
-                else f"{loss.use}-{uses[: number + 1].count(loss.use)}"
-            ),
-            loss,
-        )
-        for number, loss in enumerate(recipe.losses)
-    ]
-
-
 def _open_run(recipe: TrainRecipe) -> Path:
-    """The run's folder, with its recipe.yaml; that of the first process alone counts.
-
-    Raises:
-        RecipeError: its path is a URL.
-        StoreError: the folder can't be written, or holds something else.
-        TrainingError: it holds another run; names the values that differ.
-    """
+    """Return the run's folder with its recipe.yaml. Only the first process writes it."""
     from latentkit.runtime.processes import run_on_first
 
     folder = _open_output(recipe)
@@ -457,18 +431,18 @@ def _claim(folder: LocalFolder, recipe: TrainRecipe) -> None:
         written = dump_recipe(before)
     elif any(not name.startswith(".") and name != ASIDE for name in folder.top_names()):
         raise StoreError(
-            f"{folder} holds something else and no {RECIPE}; give the run a folder of its own"
+            f"{folder} contains other files and no {RECIPE}. Choose an empty folder for the run"
         )
     is_ours = (
         written is None or folder.read(RECIPE).decode() == written
-    )  # else somebody wrote it by hand
+    )  # otherwise it was written by hand
     is_begun = (folder.path / "checkpoints").exists() or (folder.path / "model").exists()
     different = list(find_differences(before, resolve(recipe))) if before else []
     if any(re.split(r"\W", line)[0] in SAME_RUN for line in different) and (
         is_begun or not is_ours
     ):
         raise TrainingError(
-            f"{folder} holds another run: {'; '.join(different)}; give another output.path"
+            f"{folder} contains another run: {'; '.join(different)}. Choose another output.path"
         )
     if finished_steps(folder.path) >= recipe.steps:
         for line in different:

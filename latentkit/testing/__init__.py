@@ -24,7 +24,8 @@ from __future__ import annotations
 from latentkit.testing.command import CommandContract
 from latentkit.testing.encoder_contract import EncoderContract
 from latentkit.testing.executor import ExecutorContract
-from latentkit.testing.exporter import ExporterContract, copy_dataset
+from latentkit.testing.exported_dataset import copy_dataset
+from latentkit.testing.exporter import ExporterContract
 from latentkit.testing.loss import LossContract
 from latentkit.testing.metric import MetricContract, make_pictures
 from latentkit.testing.modality import ModalityContract

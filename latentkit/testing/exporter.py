@@ -2,46 +2,41 @@
 
 from __future__ import annotations
 
-import functools
 import shutil
-import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d
 
-from latentkit.contracts import (
-    Entry,
-    Exporter,
-    ExporterSpec,
-    InputSpec,
-    LatentLayout,
-    NamedSpec,
-    Normalization,
-    Prepared,
-    Sample,
+from latentkit.contracts import Exporter, ExporterSpec, ExportNeeds, ItemExporter, NamedSpec
+from latentkit.testing.exported_dataset import (
+    DATASET,
+    DatasetShape,
+    copy_dataset,
+    full_shape,
+    picture_bytes,
 )
-from latentkit.errors import SampleError
 from latentkit.testing.plugin import PluginContract
 
-KEYS = ("a.png", "b/a.png", "../up.png", "zoë, 'x'\n.png", "con.tar.gz", "bad.png", "a")
-"""As sources give them: in folders, climbing, with quotes, line ends and dots, one the beginning of
-another, one that is skipped.
-"""
-SIDES = ((16, 16), (16, 32))
-VIEWS = ("plain", "hflip")
-DATASET = "latents"
+PART = "written here"
+"""Name of the folder that is written, before it is the export."""
+
+ITEMS_PER_PART = 2
+"""Of an exporter that leaves it open: few, so that there are several parts."""
 
 
 class ExporterContract(PluginContract, ABC):
-    """What an `Exporter` promises. Give `spec` and `read`."""
+    """What an `Exporter` or an `ItemExporter` promises. Give `spec` and `read`.
+
+    The dataset has two views of six samples in two shapes, and suits the exporter's `needs`.
+    """
 
     spec_type: ClassVar[type[NamedSpec]] = ExporterSpec
-    protocols: ClassVar[tuple[type, ...]] = (Exporter,)
+    protocols: ClassVar[tuple[type, ...]] = (Exporter, ItemExporter)
 
     tolerance: float = 1e-6
     """Largest difference, absolute and relative, of what is read back; larger for a format of half
@@ -64,6 +59,10 @@ class ExporterContract(PluginContract, ABC):
             (row["key"], row["view"], row["latent"])
             for row in (dataset[index] for index in range(len(dataset)))
         ]
+
+    def make_dataset(self, folder: Path) -> None:
+        """Make a finished latent dataset that suits the exporter, the same each time."""
+        copy_dataset(folder, full_shape(self.needs(folder.parent)))
 
     # ------------------------------------------------------------ checks
 
@@ -88,9 +87,8 @@ class ExporterContract(PluginContract, ABC):
         it.
         """
         _, folder = self.export(tmp_path)
-        beside = sorted(
-            path.name for path in tmp_path.iterdir() if path.name not in (folder.name, DATASET)
-        )
+        there = (path.name for path in tmp_path.iterdir())
+        beside = sorted(name for name in there if name not in (folder.name, DATASET))
         links = sorted(path.name for path in folder.rglob("*") if path.is_symlink())
         assert (
             not beside
@@ -99,7 +97,8 @@ class ExporterContract(PluginContract, ABC):
 
     def test_an_export_leaves_the_dataset_alone(self, tmp_path: Path) -> None:
         """Every file of the latent dataset is the same after an export as before."""
-        before = files_of(_made_dataset())
+        self.make_dataset(tmp_path / "as before")
+        before = files_of(tmp_path / "as before")
         self.export(tmp_path)
         assert files_of(tmp_path / DATASET) == before, "the export changed the dataset it reads"
 
@@ -107,10 +106,7 @@ class ExporterContract(PluginContract, ABC):
         """Two exports of a dataset are equal, byte for byte: no times, no addresses, no order of a
         set.
         """
-        found = []
-        for name in ("first", "second"):
-            (tmp_path / name).mkdir()
-            found.append(files_of(self.export(tmp_path / name)[1]))
+        found = [self._export_and_remove(tmp_path, True) for _ in range(2)]
         assert (
             found[0].keys() == found[1].keys()
         ), f"other files the second time: {sorted(found[0].keys() ^ found[1].keys())}"
@@ -119,26 +115,119 @@ class ExporterContract(PluginContract, ABC):
             not different
         ), f"these files differ the second time: {different}; leave out times, and sort"
 
+    def test_no_file_says_where_it_was_written(self, tmp_path: Path) -> None:
+        """No file holds the path of the folder in which it was written, which is renamed when all
+        is there; `Export.folder` is where files will lie.
+        """
+        _, folder = self.export(tmp_path)
+        place = str(tmp_path / PART).encode()
+        wrong = sorted(name for name, content in files_of(folder).items() if place in content)
+        assert not wrong, f"these files name a folder that is gone: {wrong}; use export.folder"
+
+    def test_items_in_any_order_and_again_give_the_same_files(self, tmp_path: Path) -> None:
+        """Parts written from the last to the first, by another exporter of the same options, and
+        each of them twice, give the same files: so it is with threads, and after a stop.
+        """
+        if self.needs(tmp_path) is None:
+            return
+        found = [self._export_and_remove(tmp_path, is_plain) for is_plain in (True, False)]
+        different = sorted(
+            name for name in {*found[0], *found[1]} if found[0].get(name) != found[1].get(name)
+        )
+        assert not different, (
+            f"these files differ: {different}; keep nothing from one call of write for the next,"
+            " open files for writing and not for appending, and let finish write what is about all"
+        )
+
+    def test_what_it_needs_is_enough(self, tmp_path: Path) -> None:
+        """A dataset with the views, values and attributes that `needs` names, and no others, can
+        be exported.
+        """
+        needs = self.needs(tmp_path)
+        if needs is None or type(self).make_dataset is not ExporterContract.make_dataset:
+            return
+        least = _least_shape(needs)
+        try:
+            self.export(tmp_path, shape=least)
+        except Exception as error:
+            raise AssertionError(
+                f"{needs} is not enough, as a dataset of {least} fails: {error!r}; let needs name"
+                " all that is used"
+            ) from error
+
     # ------------------------------------------------------------ for the checks
 
-    def export(self, tmp_path: Path) -> tuple[Any, Path]:
-        """A dataset of two views of six samples in two shapes, and the folder that it was exported
-        to.
+    def build(self, tmp_path: Path) -> Any:
+        """What the spec builds from the config, which is made once for each folder."""
+        return self.spec.build(self._config(tmp_path), self.make_context(tmp_path))
+
+    def _config(self, tmp_path: Path) -> Any:
+        made = vars(self).setdefault("_configs", {})
+        if tmp_path not in made:
+            made[tmp_path] = self.make_config(tmp_path)
+        return made[tmp_path]
+
+    def needs(self, tmp_path: Path) -> ExportNeeds | None:
+        """What the exporter needs; None of one that takes the dataset as a whole."""
+        exporter = self.build(tmp_path)
+        return exporter.needs if isinstance(exporter, ItemExporter) else None
+
+    def export(
+        self, tmp_path: Path, is_plain: bool = True, shape: DatasetShape | None = None
+    ) -> tuple[Any, Path]:
+        """A dataset, and the folder that it was exported to.
+
+        Args:
+            is_plain: whether parts are written in order and once.
+            shape: of the dataset; None: as `make_dataset` makes it.
         """
         from latentkit.tasks.export import open_for_export
 
-        copy_dataset(tmp_path / DATASET)
-        dataset, folder = open_for_export(str(tmp_path / DATASET)), tmp_path / "export"
+        path, folder = tmp_path / DATASET, tmp_path / PART
+        self.make_dataset(path) if shape is None else copy_dataset(path, shape)
+        dataset = open_for_export(str(path))
         folder.mkdir()
-        exporter: Exporter = self.build(tmp_path)
-        exporter.export(dataset, folder)
-        return dataset, folder
+        exporter = self.build(tmp_path)
+        if isinstance(exporter, ItemExporter):
+            self._export_items(exporter, path, folder, is_plain)
+        else:
+            exporter.export(dataset, folder)
+        return dataset, folder.rename(tmp_path / "export")
+
+    def _export_and_remove(self, tmp_path: Path, is_plain: bool) -> dict[str, bytes]:
+        """Content of an export's files, which are gone; the next lies in the same folder."""
+        found = files_of(self.export(tmp_path, is_plain)[1])
+        for name in ("export", DATASET):
+            shutil.rmtree(tmp_path / name)
+        return found
+
+    def _export_items(
+        self, exporter: ItemExporter, path: Path, folder: Path, is_plain: bool
+    ) -> None:
+        """Write a folder as `latentkit export` does, but without threads."""
+        from latentkit.tasks.export import open_items
+
+        config, final = self._config(path.parent), path.parent / "export"
+        items, export = open_items(
+            exporter, config, str(path), final, find_media=picture_bytes
+        )
+        size = getattr(exporter, "items_per_part", ITEMS_PER_PART)
+        parts = [(first, min(first + size, len(items))) for first in range(0, len(items), size)]
+        records: dict[int, Sequence[Any]] = {}
+        for first, last in parts if is_plain else [*reversed(parts), *parts]:
+            writer = exporter if is_plain else self.build(path.parent)
+            records[first] = writer.write(items.read(first, last), folder, export)
+        for _ in range(1 if is_plain else 2):
+            listed = [record for first, _ in parts for record in records[first]]
+            exporter.finish(iter(listed), folder, export)
 
 
-def copy_dataset(folder: Path) -> Path:
-    """A finished latent dataset of 12 rows, copied to a folder that isn't there yet; the folder."""
-    shutil.copytree(_made_dataset(), folder)
-    return folder
+def _least_shape(needs: ExportNeeds) -> DatasetShape:
+    """A dataset that has no more than what is needed."""
+    full = full_shape(needs)
+    views = tuple(needs.views) or ("plain",)
+    attributes = (needs.label,) if needs.label else ()
+    return replace(full, views=views, attributes=attributes, has_moments=needs.moments)
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -148,78 +237,3 @@ def files_of(folder: Path) -> dict[str, bytes]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
-
-
-# ---------------------------------------------------------------- the dataset
-
-
-class _Source:
-    def __len__(self) -> int:
-        return len(KEYS)
-
-    def __getitem__(self, index: int) -> Sample:
-        entry = list(self.entries())[index]
-        return Sample(entry.key, entry.key, entry.attributes, entry.stamp)
-
-    def entries(self) -> Iterator[Entry]:
-        return (
-            Entry(key, "1", {"text": f"{key} \\ \"'\t", "label": number})
-            for number, key in enumerate(KEYS)
-        )
-
-
-class _Modality:
-    metrics: Sequence[str] = ()
-
-    def prepare(self, sample: Sample) -> Iterator[Prepared]:
-        if sample.key == "bad.png":
-            raise SampleError("no picture")
-        number = KEYS.index(sample.key)
-        height, width = SIDES[number % 2]
-        picture = torch.rand((3, height, width), generator=torch.Generator().manual_seed(number))
-        for view in VIEWS:
-            yield Prepared(
-                view, f"{height}x{width}", picture if view == "plain" else picture.flip(-1)
-            )
-
-    def render(self, tensors: Any, path: Path) -> None:
-        raise AssertionError("the dataset has no preview")
-
-
-class _Encoder:
-    modality = "image"
-    input = InputSpec(channels=3, range=(0.0, 1.0))
-    layout = LatentLayout("latent", "gaussian", "CHW", 3, 8)
-    normalization = Normalization(shift=0.25, scale=2.0)
-
-    def encode(self, batch: Tensor) -> dict[str, Tensor]:
-        mean = avg_pool2d(batch, 8)
-        return {"mean": mean, "logvar": mean - 1}
-
-    def fingerprint(self) -> dict[str, str]:
-        return {"weights": "none"}
-
-
-@functools.cache
-def _kept_folder() -> tempfile.TemporaryDirectory[str]:
-    """Removed when the interpreter ends."""
-    return tempfile.TemporaryDirectory()
-
-
-@functools.cache
-def _made_dataset() -> Path:
-    """A finished latent dataset, made once per process."""
-    from latentkit.encoding.encode_source import encode_source
-    from latentkit.encoding.make_plan import EncodeInputs, EncodeSettings
-    from latentkit.executors.local import LocalExecutor
-    from latentkit.store.local_folder import LocalFolder
-
-    path = Path(_kept_folder().name) / DATASET
-    inputs = EncodeInputs(
-        _Source(), _Modality(), list(VIEWS), lambda device: _Encoder(), {"encoder.name": "test"}
-    )
-    settings = EncodeSettings(batch_size=2, unit_size=4, threads=1, compile=False)
-    encode_source(
-        LocalFolder(path), inputs, LocalExecutor("cpu"), "cpu", settings, "", show_progress=False
-    )
-    return path

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import pickle
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -36,6 +39,13 @@ ABSOLUTE_PATH = re.compile(r"(?<![\w.:/])/[\w.-]+/|\b[A-Za-z]:\\")
 
 View = tuple[str, str, str, dict[str, Tensor]]
 """View, bucket, geometry as JSON, tensors by name."""
+
+
+class _UsedMemory:
+    """Arrays with something in them, as those of a batch before have."""
+
+    def get(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+        return np.full(shape, 77, dtype)
 
 
 class ModalityContract(PluginContract, ABC):
@@ -287,6 +297,19 @@ class ModalityContract(PluginContract, ABC):
             return
         same = are_equal(self.prepare_all(make(), tmp_path), self.prepare_all(modality, tmp_path))
         assert same, "without_seeking() prepares other tensors: a seek must not change what is read"
+
+    def test_rows_prepared_into_memory_are_equal(self, tmp_path: Path) -> None:
+        """A modality whose `prepare` takes `memory` prepares the same views there, whatever the
+        memory held before.
+        """
+        modality = self.make_modality(tmp_path)
+        prepare: Callable[..., Iterable[Prepared]] = modality.prepare
+        if "memory" not in inspect.signature(prepare).parameters:
+            return
+        samples = self.make_samples(tmp_path)
+        found = [view for sample in samples for view in prepare(sample, memory=_UsedMemory())]
+        same = are_equal(self.prepare_all(modality, tmp_path), found)
+        assert same, "memory= gives other views: fill all of the memory, at each call"
 
     # ------------------------------------------------------------ media that is no good
 

@@ -1,4 +1,4 @@
-"""The adaptive weight of a loss: the ratio of two gradients at the decoder's last layer."""
+"""The adaptive weight of a loss: the ratio of two gradient norms at the decoder's last layer."""
 
 from __future__ import annotations
 
@@ -11,17 +11,16 @@ from latentkit.training.shared_state import Run
 
 MAX_ADAPTIVE_WEIGHT = 1e4
 ADAPTIVE_EPSILON = 1e-4
-"""Both of Esser et al.
-
-2021, "Taming Transformers for High-Resolution Image Synthesis", eq. 7, and its code.
+"""Both from Esser et al. 2021, "Taming Transformers for High-Resolution Image Synthesis", eq. 7,
+and its code.
 """
 
 
 def gradient_ratio(run: Run, reference: Tensor, value: Tensor, loss: WeightedLoss) -> Tensor:
-    """Norm of the gradient of the reconstruction losses over that of `value`, at the last layer
-    that both reach; clamped, no gradient.
+    """Return the gradient norm of the reconstruction losses over that of `value`, at the last layer
+    that both reach; clamped, without gradient.
 
-    Gradients are averaged over processes first, as those of the step are. A loss may leave out a
+    Gradients are averaged over processes first, like those of the step. A loss may be left out of a
     step, in some processes or in all.
     """
     layer, scale = run.last_layers[loss.role], run.state.scaler.get_scale()
@@ -37,6 +36,7 @@ def gradient_ratio(run: Run, reference: Tensor, value: Tensor, loss: WeightedLos
 
 
 def gradient_at(layer: nn.Parameter, scalar: Tensor, name: str) -> Tensor:
+    """Return the gradient of a scalar at a layer."""
     if not scalar.requires_grad:
         return torch.zeros_like(layer)
     (gradient,) = torch.autograd.grad(scalar, layer, retain_graph=True, allow_unused=True)

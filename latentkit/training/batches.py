@@ -1,11 +1,11 @@
-"""Batches of a training run: full ones of one shape, prepared ahead in threads, from any position
-on.
+"""Batches of a training run: full ones of one shape, prepared ahead in threads, starting at any
+position.
 
-The samples of all epochs stand in one endless row, each epoch in an order that its number and the
-seed decide, and of n processes each takes every n-th. It groups its samples by shape, of which
-aspect-ratio buckets give several, and a full group is a batch; samples that don't fill one wait, in
-memory, for those of the next epoch. So every batch is full, no process runs out of batches, no
-sample is left out, and where a process stands is said by the number of its next sample and those of
+The samples of all epochs form one endless sequence. Each epoch's order depends on its number and
+the seed. Of n processes, each takes every n-th sample. A process groups its samples by shape
+(aspect-ratio buckets give several), and a full group is a batch. Samples that don't fill a batch
+wait in memory for those of the next epoch. So every batch is full, no process runs out of batches,
+and no sample is left out. A process's position is the number of its next sample and the numbers of
 the few that wait.
 """
 
@@ -15,7 +15,7 @@ import contextlib
 import functools
 import itertools
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -23,28 +23,27 @@ import torch
 from torch import Tensor
 
 from latentkit.contracts import Modality, Prepared, Sample, Source
-from latentkit.errors import SampleError, SourceError, TrainingError
-from latentkit.preparing.media_retry import retried
-from latentkit.preparing.threads_ahead import prepare_in_order
-from latentkit.runtime.bad_samples import are_too_many
+from latentkit.errors import TrainingError
+from latentkit.preparing.look_ahead import prepare_in_order
+from latentkit.preparing.sample_trier import SampleTrier, TriedSample, prepared_by
+from latentkit.runtime.bad_samples import BadSamplePolicy, refuse_all
 from latentkit.runtime.cores import share_of_cores
-from latentkit.runtime.sample_faults import faults_cost_the_sample
 
 AHEAD = 3
-"""Batches in preparation while one is trained on."""
+"""Batches that are prepared while one is used for training."""
 MAX_SHAPES = 256
-"""Of groups that wait: more are no buckets, but samples of any shape."""
+"""Most groups that wait. With more, samples aren't bucketed but have arbitrary shapes."""
 ORDER, VIEW, SIZE = 1, 2, 3
-"""What is drawn: streams of random numbers of one seed."""
+"""What is drawn: separate streams of random numbers of one seed."""
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where a process stands in its own row of samples.
+    """A process's position in its own sequence of samples.
 
     Args:
-        number: of its next sample, from 0.
-        waiting: numbers of earlier ones, rising, that are not in a batch yet.
+        number: number of its next sample, from 0.
+        waiting: numbers of earlier samples, ascending, that aren't in a batch yet.
     """
 
     number: int = 0
@@ -53,12 +52,10 @@ class Position:
 
 @dataclass(frozen=True)
 class SampleLocation:
-    """A sample's place in the row of a process.
+    """A sample's location in a process's sequence.
 
     Args:
-        epoch: that it is of.
-        index: in the source.
-        block: number of the batch that it would be in if all were of one shape; the same in all
+        block: number of the batch that it would be in if all samples had one shape; the same in all
             processes at a time.
     """
 
@@ -69,8 +66,8 @@ class SampleLocation:
 
 @dataclass(frozen=True)
 class Example:
-    """One view of a sample, (C, ...) float32 in the encoder's range; stored `moments`, (2 C, h, w),
-    are used instead of the encoder.
+    """One view of a sample, (C, ...) float32 in the encoder's range. If `moments` are stored, (2 C,
+    h, w), they replace the encoder.
     """
 
     inputs: Tensor
@@ -78,16 +75,15 @@ class Example:
 
 
 Prepare = Callable[[Sample, SampleLocation], Sequence[Example]]
-"""Every view of a sample.
-
-Called from several threads at once; raises `SampleError` and `OSError` as a `Modality` does.
+"""Returns every view of a sample. Called from several threads; raises `SampleError` and `OSError`
+like a `Modality`.
 """
 
 
 @dataclass(frozen=True)
 class Batch:
     """Prepared samples, (N, C, ...) float32 in the encoder's range, their stored moments (N, 2 C,
-    h, w), and the position behind them.
+    h, w), and the position after them.
     """
 
     inputs: Tensor
@@ -97,7 +93,9 @@ class Batch:
 
 @dataclass(frozen=True)
 class BatchSettings:
-    """What decides the batches of one process. `on_bad_sample` and `max_bad` are the recipe's."""
+    """Everything that decides the batches of one process. `on_bad_sample` and `max_bad` are the
+    recipe's.
+    """
 
     batch_size: int
     seed: int
@@ -106,25 +104,20 @@ class BatchSettings:
     on_bad_sample: str = "skip"
     max_bad: float = 0.05
 
-
-@dataclass
-class BadSamples:
-    """Places in the source of samples that could not be used, with the reason; grows while batches
-    are read.
-    """
-
-    reasons: dict[int, str] = field(default_factory=dict)
+    @property
+    def bad_samples(self) -> BadSamplePolicy:
+        """When bad samples end the run."""
+        return BadSamplePolicy(self.on_bad_sample, self.max_bad)
 
 
 @dataclass(frozen=True)
 class FreshViews:
-    """A `Prepare` that draws again each epoch: the modality is told the epoch in the sample's key,
-    behind a "#".
+    """A `Prepare` with new draws each epoch: the modality gets the epoch in the sample's key, after
+    a "#".
 
     Args:
-        modalities: alike but for the size that they prepare to; seed and block decide which of them
-            prepares a sample, so that all processes have one size at a time.
-        seed: of that draw.
+        modalities: modalities that only differ in the size they prepare to. Seed and block choose
+            one, so that all processes have the same size at a time.
     """
 
     modalities: Sequence[Modality]
@@ -132,8 +125,7 @@ class FreshViews:
 
     def __call__(self, sample: Sample, place: SampleLocation) -> list[Example]:
         chosen = self.modalities[_draw(len(self.modalities), self.seed, SIZE, place.block)]
-        with faults_cost_the_sample(chosen, sample.key):
-            views = list(chosen.prepare(replace(sample, key=f"{sample.key}#{place.epoch}")))
+        views = prepared_by(chosen)(replace(sample, key=f"{sample.key}#{place.epoch}"))
         return [Example(_one_tensor(view, sample.key)) for view in views]
 
 
@@ -142,14 +134,13 @@ class FreshViews:
 
 @dataclass(frozen=True)
 class Order:
-    """The rows of all processes.
+    """The sequences of all processes.
 
     Args:
-        num_samples: of the source.
         settings: batch size, seed, and which process of how many this is.
 
     Raises:
-        TrainingError: fewer samples than one batch for each process.
+        TrainingError: there are fewer samples than one batch for each process.
     """
 
     num_samples: int
@@ -165,7 +156,7 @@ class Order:
             raise TrainingError(f"{few}; lower batch_size, or add samples")
 
     def place(self, number: int) -> SampleLocation:
-        """Of the sample of that number of this process."""
+        """Return the location of this process's sample with this number."""
         epoch, place = divmod(
             number * self.settings.world_size + self.settings.rank, self.num_samples
         )
@@ -176,7 +167,7 @@ class Order:
         )
 
     def start_of(self, epoch: int) -> Position:
-        """Before this process's first sample of an epoch."""
+        """Return the position before this process's first sample of an epoch."""
         return Position(
             -(-(epoch * self.num_samples - self.settings.rank) // self.settings.world_size)
         )
@@ -188,10 +179,8 @@ def _permutation(num_samples: int, seed: int, epoch: int) -> npt.NDArray[np.int6
 
 
 def _draw(count: int, *key: int) -> int:
-    """A number below `count`, by seed and stream."""
-    if (
-        count == 1
-    ):  # the usual case, in which a generator would cost as much as half of the preparation
+    """Return a number below `count` that depends on seed and stream."""
+    if count == 1:  # the usual case; a generator would take half as long as the preparation
         return 0
     return int(np.random.default_rng(key).integers(count))
 
@@ -204,33 +193,34 @@ def read_batches(
     prepare: Prepare,
     settings: BatchSettings,
     start: Position,
-    bad: BadSamples | None = None,
+    reasons: dict[str, str] | None = None,
 ) -> Generator[Batch]:
-    """Batches from a position on, without end; a bad sample is left out.
+    """Yield batches from a position on, without end. Bad samples are left out.
 
-    Which view of a sample is taken depends on seed, epoch and the sample's place in the source.
+    Which view of a sample is used depends on seed, epoch and the sample's index in the source.
 
     Raises:
-        TrainingError: too few samples for a batch, samples of too many shapes, or a modality that
-            gives several tensors.
-        SourceError: media out of reach, no usable sample in an epoch, or more bad ones than
-            allowed.
+        TrainingError: there are too few samples for a batch, samples have too many shapes, or the
+            modality returns several tensors.
+        SourceError: media can't be reached, an epoch has no usable sample, or more samples are bad
+            than allowed.
     """
-    bad = bad if bad is not None else BadSamples()
+    reasons = {} if reasons is None else reasons
     waiting: dict[tuple[int, ...], dict[int, Example]] = {}  # shape to number to example
     num_bad_in_row = 0
     with contextlib.closing(
         _prepare_ahead(source, prepare, Order(len(source), settings), start)
     ) as prepared:
-        for number, index, example in prepared:
-            if isinstance(example, str):
-                bad.reasons[index] = example
+        for number, tried in prepared:
+            if tried.reason:
+                reasons[tried.key] = tried.reason
                 num_bad_in_row += 1
-                _check_bad(
-                    source, bad, settings, num_bad_in_row * settings.world_size >= len(source)
-                )
+                settings.bad_samples.check_one(tried.key, tried.reason)
+                settings.bad_samples.check_all(reasons, len(source))
+                if num_bad_in_row * settings.world_size >= len(source):
+                    refuse_all(reasons)
                 continue
-            num_bad_in_row = 0
+            num_bad_in_row, (example,) = 0, tried.views
             shape = tuple(example.inputs.shape)
             group = waiting.setdefault(shape, {})
             group[number] = example
@@ -250,43 +240,25 @@ def read_batches(
 
 def _prepare_ahead(
     source: Source, prepare: Prepare, order: Order, start: Position
-) -> Generator[tuple[int, int, Example | str]]:
-    """Number, place in the source, and example of one sample after the other, without end; of a bad
-    sample the reason.
+) -> Generator[tuple[int, TriedSample[Example]]]:
+    """Yield the number, index in the source, and example of one sample after the other, without
+    end; for a bad sample the reason.
     """
-    seed = order.settings.seed
+    seed, trier = order.settings.seed, SampleTrier(source)
 
-    def prepare_sample(located: tuple[int, SampleLocation]) -> tuple[int, int, Example | str]:
-        number, place = located
-        return number, place.index, _prepare_one(source, prepare, seed, place)
+    def prepare_one(number: int) -> tuple[int, TriedSample[Example]]:
+        place = order.place(number)
+        tried = trier.try_sample(place.index, lambda sample: prepare(sample, place))
+        if tried.reason:
+            return number, tried
+        chosen = _draw(len(tried.views), seed, VIEW, place.epoch, place.index)
+        return number, replace(tried, views=[tried.views[chosen]])
 
-    numbers = itertools.chain(start.waiting, itertools.count(start.number))
     return prepare_in_order(
-        ((number, order.place(number)) for number in numbers),
-        prepare_sample,
+        itertools.chain(start.waiting, itertools.count(start.number)),
+        prepare_one,
         AHEAD * order.settings.batch_size,
         max(share_of_cores(), 2),
-    )
-
-
-def _prepare_one(
-    source: Source, prepare: Prepare, seed: int, place: SampleLocation
-) -> Example | str:
-    """One view of one sample; of a bad one the reason."""
-
-    def prepare_sample() -> Sequence[Example]:
-        with faults_cost_the_sample(source):
-            sample = source[place.index]
-        return prepare(sample, place)
-
-    try:
-        views = retried(prepare_sample, f"sample {place.index}")
-    except SampleError as error:
-        return str(error)
-    return (
-        views[_draw(len(views), seed, VIEW, place.epoch, place.index)]
-        if views
-        else "the modality gave no view of it"
     )
 
 
@@ -294,7 +266,8 @@ def _one_tensor(view: Prepared, key: str) -> Tensor:
     if not isinstance(view.tensor, Tensor):
         names = ", ".join(view.tensor)
         raise TrainingError(
-            f"training takes modalities that give one tensor a sample; for {key!r} this one gives"
+            f"training needs modalities that return one tensor per sample; for {key!r} this one"
+            " returns"
             f" {names}"
         )
     return view.tensor
@@ -307,25 +280,3 @@ def _stack(examples: Sequence[Example], after: Position) -> Batch:
         after,
         torch.stack(moments) if moments else None,
     )
-
-
-def _check_bad(source: Source, bad: BadSamples, settings: BatchSettings, are_all_bad: bool) -> None:
-    count = len(bad.reasons)
-    if settings.on_bad_sample == "fail":
-        raise SourceError(
-            f"a sample can't be used, {_example(source, bad)}; remove it, or set on_bad_sample:"
-            " skip"
-        )
-    if are_too_many(count, len(source), settings.max_bad):
-        allowed = f"more than max_bad: {settings.max_bad:g} allows"
-        raise SourceError(
-            f"{count} of {len(source)} samples can't be used, {allowed}, {_example(source, bad)}"
-        )
-    if are_all_bad:
-        raise SourceError(f"no sample of the source can be used, {_example(source, bad)}")
-
-
-def _example(source: Source, bad: BadSamples) -> str:
-    index, reason = min(bad.reasons.items())
-    entry = next(itertools.islice(source.entries(), index, None))
-    return f"such as {entry.key!r}: {reason}"

@@ -42,10 +42,10 @@ STATE = "state.json"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Everything that a run goes on from.
+    """Everything that a run continues from.
 
     Args:
-        step: optimizer steps done.
+        step: completed optimizer steps.
         tensors: by file stem ("model", "optimizer" ...), then by name.
         state: JSON values.
     """
@@ -58,10 +58,10 @@ class Checkpoint:
 def write_checkpoint(
     folder: Path, checkpoint: Checkpoint, keep: int = 2, best: int | None = None
 ) -> Path:
-    """The folder of the checkpoint, now on disk; all but the newest `keep` and that of step `best`
-    are then removed.
+    """Write a checkpoint and return its folder, which is then on disk. Older ones are removed
+    except the newest `keep` and that of step `best`.
 
-    Later ones, which are those that were too damaged to go on from, are removed as well.
+    Later checkpoints, which were too damaged to continue from, are removed too.
 
     Raises:
         TrainingError: the disk is full, or the folder can't be written.
@@ -94,10 +94,10 @@ def write_checkpoint(
 def amend_checkpoint(
     folder: Path, step: int, changes: Mapping[str, Any], keep: int = 2, best: int | None = None
 ) -> None:
-    """Replace JSON values of a checkpoint, all at once; then remove others as when writing.
+    """Replace JSON values of a checkpoint, all at once, and remove others as when writing.
 
     Raises:
-        TrainingError: the folder can't be written, or is full; the checkpoint is then as it was.
+        TrainingError: the folder can't be written or is full; the checkpoint is then unchanged.
     """
     path = folder / f"step-{step:07d}"
     aside = folder / f".{path.name}.{STATE}.part"
@@ -110,12 +110,13 @@ def amend_checkpoint(
         sync(path)
     except OSError as error:
         raise TrainingError(
-            f"{path / STATE} can't be written: {error}; the checkpoint is as it was"
+            f"{path / STATE} can't be written: {error}; the checkpoint is unchanged"
         ) from error
     _remove_old(folder, step, keep, best)
 
 
 def _remove_old(folder: Path, step: int, keep: int, best: int | None) -> None:
+    """Remove all checkpoints except the newest `keep` up to `step`, and the best."""
     earlier = [path for path in list_checkpoints(folder) if step_of(path) <= step]
     kept = {*earlier[-keep:], *(path for path in earlier if step_of(path) == best)}
     for old in set(list_checkpoints(folder)) - kept:
@@ -123,10 +124,10 @@ def _remove_old(folder: Path, step: int, keep: int, best: int | None) -> None:
 
 
 def read_checkpoint(path: Path, only: str | None = None) -> Checkpoint:
-    """What `write_checkpoint` wrote, on the CPU.
+    """Read what `write_checkpoint` wrote, on the CPU.
 
     Args:
-        only: stem of the one file that is read and checked, or "" for state.json alone.
+        only: stem of the only file to read and check, or "" for state.json alone.
 
     Raises:
         TrainingError: it is damaged.
@@ -140,7 +141,9 @@ def read_checkpoint(path: Path, only: str | None = None) -> Checkpoint:
             stem = name.removesuffix(".safetensors")
             if only not in (None, stem):
                 continue
-            content = (path / name).read_bytes()  # not mapped: Windows could not remove it later
+            content = (
+                path / name
+            ).read_bytes()  # not mapped, because Windows couldn't remove it later
             if hashlib.sha256(content).hexdigest() != expected:
                 raise ValueError(f"{name} is not what was written")
             tensors[stem] = load(content)
@@ -150,7 +153,8 @@ def read_checkpoint(path: Path, only: str | None = None) -> Checkpoint:
 
 
 def read_weights(path: Path, raw: bool = False) -> dict[str, Tensor]:
-    """Return the model's tensors in a checkpoint, on the CPU: their average if any, unless `raw`.
+    """Return the model's tensors in a checkpoint, on the CPU: their average if there is one, unless
+    `raw`.
 
     Raises:
         TrainingError: it is damaged.
@@ -163,7 +167,7 @@ def read_weights(path: Path, raw: bool = False) -> dict[str, Tensor]:
 
 
 def has_average(path: Path) -> bool:
-    """Whether a checkpoint has a moving average of the weights.
+    """Return whether a checkpoint has a moving average of the weights.
 
     Raises:
         TrainingError: it is damaged.
@@ -172,15 +176,14 @@ def has_average(path: Path) -> bool:
 
 
 def pick_checkpoint(run: Path, step: int | None, weights: str | None) -> tuple[Path, int, bool]:
-    """Return folder and step of a run's checkpoint, and whether its averaged weights are meant.
+    """Return folder and step of a run's checkpoint, and whether its averaged weights are used.
 
     Args:
-        run: folder of the run.
         step: None for the newest.
-        weights: "average", "raw", or None for the average where there is one.
+        weights: "average", "raw", or None for the average if there is one.
 
     Raises:
-        TrainingError: there is no such checkpoint, it has no average, or it is damaged.
+        TrainingError: the checkpoint doesn't exist, has no average, or is damaged.
     """
     paths = {step_of(path): path for path in list_checkpoints(run / "checkpoints")}
     if not paths:
@@ -190,24 +193,24 @@ def pick_checkpoint(run: Path, step: int | None, weights: str | None) -> tuple[P
     chosen = max(paths) if step is None else step
     if chosen not in paths:
         raise TrainingError(
-            f"{run} has no checkpoint of step {chosen}; "
-            f"there are {', '.join(map(str, sorted(paths)))}"
+            f"{run} has no checkpoint of step {chosen}; available:"
+            f" {', '.join(map(str, sorted(paths)))}"
         )
     is_average = weights != "raw" and has_average(paths[chosen])
     if weights == "average" and not is_average:
         raise TrainingError(
-            f"{paths[chosen]} has no average of the weights, as the recipe has no ema; "
-            "leave out --weights"
+            f"{paths[chosen]} has no average of the weights, because the recipe has no ema. Leave"
+            " out --weights"
         )
     return paths[chosen], chosen, is_average
 
 
 def read_newest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
-    """The newest checkpoint that is whole, or None where there are none at all; `warn` is told of
-    each newer one that is damaged.
+    """Return the newest undamaged checkpoint, or None if there is none. `warn` is called for each
+    newer damaged one.
 
     Raises:
-        TrainingError: there are some, all of them damaged.
+        TrainingError: all checkpoints are damaged.
     """
     paths = list_checkpoints(folder)
     for path in reversed(paths):
@@ -217,13 +220,13 @@ def read_newest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
             warn(f"{error}; going back to the one before")
     if paths:
         raise TrainingError(
-            f"every checkpoint in {folder} is damaged; move that folder away to start again"
+            f"every checkpoint in {folder} is damaged. Move that folder away to start again"
         )
     return None
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Folders of all whole checkpoints, oldest first; empty when there are none."""
+    """Return the folders of all complete checkpoints, oldest first."""
     if not folder.is_dir():
         return []
     found = [path for path in folder.iterdir() if NAME.fullmatch(path.name)]
@@ -231,7 +234,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def step_of(path: Path) -> int:
-    """Optimizer steps done at a checkpoint, by its folder's name."""
+    """Return a checkpoint's completed optimizer steps, from its folder's name."""
     return int(path.name.removeprefix("step-"))
 
 
@@ -249,11 +252,11 @@ def _hash_json(values: Mapping[str, Any]) -> str:
 
 
 def replace_folder(aside: Path, target: Path) -> None:
-    """Put the folder `aside`, flushed to disk, in the place of `target`, which is whole at any
-    time, or absent for a moment.
+    """Flush the folder `aside` to disk and move it to `target`, which is always complete, or absent
+    for a moment.
 
     Raises:
-        OSError: the disk is full, or the place can't be written.
+        OSError: the disk is full, or the folder can't be written.
     """
     for path in [*aside.iterdir(), aside]:
         sync(path)
@@ -271,7 +274,7 @@ def replace_folder(aside: Path, target: Path) -> None:
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Every tensor of the optimizer's state, as "<number of the parameter>.<name>"."""
+    """Return every tensor of the optimizer's state, as "<number of the parameter>.<name>"."""
     states = optimizer.state_dict()["state"]
     return {
         f"{number}.{name}": value
@@ -281,8 +284,8 @@ def pack_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def unpack_optimizer(optimizer: torch.optim.Optimizer, packed: Mapping[str, Tensor]) -> None:
-    """Give the optimizer the state that `pack_optimizer` took, each tensor in its parameter's
-    memory format.
+    """Restore the state that `pack_optimizer` returned, each tensor in its parameter's memory
+    format.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     states: dict[int, dict[str, Tensor]] = {}

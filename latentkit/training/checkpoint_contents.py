@@ -1,4 +1,6 @@
-"""Everything of a training run that changes with a step: to a checkpoint and back, exactly."""
+"""Converts everything of a training run that changes with a step to a checkpoint, and restores it
+exactly.
+"""
 
 from __future__ import annotations
 
@@ -22,20 +24,20 @@ from latentkit.training.ema import WeightAverage
 from latentkit.training.settings import OptimizerSettings, TrainSettings
 
 ORDER_VERSION = 2
-"""Of what positions in the data mean; 1 dropped what didn't fill an epoch's last batches."""
+"""Version of the meaning of positions in the data; 1 dropped what didn't fill an epoch's last
+batches.
+"""
 
 
 @dataclass
 class Discriminator:
-    """A discriminator with what trains it.
+    """A discriminator and its optimizer.
 
     Args:
-        module: frozen but for its own pass.
-        parameters: those of it that are trained.
-        optimizer: of those alone.
-        settings: of that optimizer.
-        num_steps: that it will have done at the end of the run.
-        step: optimizer steps it has done, which is what its learning rate goes by.
+        module: frozen except in its own pass.
+        parameters: its trained parameters.
+        num_steps: steps that it will have made at the end of the run.
+        step: completed optimizer steps, which decide its learning rate.
         num_skipped_steps: steps of the run in which its loss or gradient wasn't finite.
     """
 
@@ -50,7 +52,7 @@ class Discriminator:
 
 @dataclass(frozen=True)
 class Best:
-    """The best evaluation so far: after which step, the metric's value, and its name."""
+    """The best evaluation so far: its step, the metric's value, and the metric's name."""
 
     step: int
     value: float
@@ -59,12 +61,12 @@ class Best:
 
 @dataclass
 class TrainState:
-    """A run as it stands; `step` counts optimizer steps done, `position` is this process's in the
-    data.
+    """The current state of a run: `step` counts completed optimizer steps, `position` is this
+    process's in the data.
 
-    `loss_modules` and `discriminators` go by the name of their loss; `evaluated` is the step of the
-    newest evaluation. `is_whole` is False while optimizers change weights, which are then neither
-    those of this step nor of the next.
+    `loss_modules` and `discriminators` are by the name of their loss; `evaluated` is the step of
+    the newest evaluation. `is_whole` is False while optimizers change weights, which then belong
+    neither to this step nor to the next.
     """
 
     module: nn.Module
@@ -81,8 +83,8 @@ class TrainState:
     is_whole: bool = True
 
 
-def remember(state: TrainState, accelerator: Accelerator) -> Callable[[], None]:
-    """What takes position and random numbers of this process back to how they are now."""
+def remember_position(state: TrainState, accelerator: Accelerator) -> Callable[[], None]:
+    """Return a function that restores this process's current position and random numbers."""
     position, random = state.position, _random_states(accelerator)
 
     def go_back() -> None:
@@ -98,7 +100,7 @@ def remember(state: TrainState, accelerator: Accelerator) -> Callable[[], None]:
 def pack(
     state: TrainState, settings: TrainSettings, num_samples: int, accelerator: Accelerator
 ) -> Checkpoint:
-    """The state of all processes; every process must call it."""
+    """Return the state of all processes as a checkpoint. Every process must call it."""
     random = {
         name: accelerator.gather(value[None].to(accelerator.device))
         for name, value in _random_states(accelerator).items()
@@ -135,17 +137,17 @@ def pack(
 
 
 def pack_evaluation(state: TrainState) -> dict[str, Any]:
-    """What an evaluation changes in a checkpoint."""
+    """Return what an evaluation changes in a checkpoint."""
     return {"best": asdict(state.best) if state.best else None, "evaluated": state.evaluated}
 
 
 def read_together(read: Callable[[], Checkpoint | None]) -> Checkpoint | None:
-    """Return, in every process, the checkpoint that `read` gives in the first one.
+    """Return, in every process, the checkpoint that `read` returns in the first one.
 
-    No other process looks at its disk. Tensors are sent one by one, never pickled.
+    No other process reads its disk. Tensors are sent one by one, never pickled.
 
     Raises:
-        TrainingError: of `read`.
+        TrainingError: raised by `read`.
     """
     own: list[Checkpoint] = []
 
@@ -181,22 +183,22 @@ def restore(
     num_samples: int,
     accelerator: Accelerator,
 ) -> list[str]:
-    """Lines about where the run goes on, and what differs from it so far; the state is then the
-    checkpoint's.
+    """Restore the checkpoint's state, and return lines on where the run continues and what has
+    changed.
 
-    With another batch size, seed, number of samples or number of processes the order of the data is
-    another one, and the run goes on with the next epoch.
+    With another batch size, seed, number of samples or number of processes the order of the data
+    changes, and the run continues with the next epoch.
 
     Raises:
-        TrainingError: the checkpoint is of another model, or of other losses.
+        TrainingError: the checkpoint belongs to another model or other losses.
     """
     values = checkpoint.state
     try:
         _restore_tensors(state, checkpoint)
     except (RuntimeError, KeyError, IndexError, ValueError) as error:
         raise TrainingError(
-            "the output folder holds a run of another model; give another output.path, or that"
-            f" model. {error}"
+            "output.path contains a run of a different model. Choose another output.path, or"
+            f" restore that model. {error}"
         ) from error
     if values["scaler"] and state.scaler.is_enabled():
         state.scaler.load_state_dict(values["scaler"])
@@ -210,14 +212,14 @@ def restore(
     now = asdict(settings)
     then = {name: values["settings"].get(name) for name in now}
     changes = [f"{line} from here on" for line in find_differences(then, now)]
-    notes = [f"going on from step {state.step}", *changes]
+    notes = [f"continuing from step {state.step}", *changes]
     if values["data"] == _data_order(settings, num_samples, accelerator):
         number, *waiting = values["positions"][accelerator.process_index]
         state.position = Position(number, tuple(waiting))
         _restore_random(checkpoint.tensors["random"], accelerator)
         return notes
     before, most = values["data"], max(number for number, *_ in values["positions"])
-    # The next epoch that isn't begun; positions were once pairs of epoch and batch.
+    # The next epoch that hasn't started; older positions are pairs of epoch and batch.
     epoch = (
         math.ceil(most * before["num_processes"] / before["num_samples"])
         if "version" in before
@@ -228,7 +230,7 @@ def restore(
         settings.seed
         + 1_000_003 * (state.step * accelerator.num_processes + accelerator.process_index)
     )
-    return [*notes, f"the data comes in another order than before; going on with epoch {epoch}"]
+    return [*notes, f"the data comes in another order than before; continuing with epoch {epoch}"]
 
 
 def _restore_tensors(state: TrainState, checkpoint: Checkpoint) -> None:
@@ -249,7 +251,7 @@ def _restore_tensors(state: TrainState, checkpoint: Checkpoint) -> None:
 
 
 def batches_of(settings: TrainSettings, accelerator: Accelerator) -> BatchSettings:
-    """What this process reads."""
+    """Return the settings of this process's batches."""
     rank, world_size = accelerator.process_index, accelerator.num_processes
     return BatchSettings(
         settings.batch_size,
@@ -264,6 +266,7 @@ def batches_of(settings: TrainSettings, accelerator: Accelerator) -> BatchSettin
 def _data_order(
     settings: TrainSettings, num_samples: int, accelerator: Accelerator
 ) -> dict[str, int]:
+    """Return everything that decides the order of the data."""
     return {
         "version": ORDER_VERSION,
         "num_samples": num_samples,
@@ -274,11 +277,12 @@ def _data_order(
 
 
 def _random_states(accelerator: Accelerator) -> dict[str, Tensor]:
-    """States of the CPU's generator and of the device's own, by kind of device."""
+    """Return the states of the CPU's and the device's generators, by kind of device."""
     return {kind_of(device): random_state(device) for device in ("cpu", accelerator.device)}
 
 
 def _restore_random(states: Mapping[str, Tensor], accelerator: Accelerator) -> None:
+    """Restore the generators' states."""
     # cloned, since torch reads a state from the start of its storage, which is another process's
     # row
     for device in ("cpu", accelerator.device):

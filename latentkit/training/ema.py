@@ -10,26 +10,26 @@ from torch import Tensor, nn
 
 
 def warmed_decay(decay: float, num_updates: int) -> float:
-    """Share of the average that the next update keeps, after `num_updates`: (1 + n) / (10 + n), at
-    most `decay`.
+    """Return the share of the average that the next update keeps: (1 + n) / (10 + n) after n
+    updates, at most `decay`.
 
-    The early average then forgets the random start; from TensorFlow's
+    So the early average forgets the random start; from TensorFlow's
     `ExponentialMovingAverage(num_updates=...)`.
     """
     return min(decay, (1 + num_updates) / (10 + num_updates))
 
 
 class WeightAverage:
-    """Running average of every float parameter and buffer of a module; other buffers (counters) are
+    """Running average of every float parameter and buffer of a module. Other buffers (counters) are
     copied.
 
-    What doesn't change stays bit for bit what it was, or a frozen encoder's latents wouldn't be
-    known as its own: frozen parameters are left alone, and buffers that are as they were; moving by
-    nothing would make a zero of -0.
+    What doesn't change stays bitwise the same, so that a frozen encoder keeps its fingerprint:
+    frozen parameters and unchanged buffers are left alone, because even an update by nothing would
+    turn -0 into 0.
 
     Args:
-        module: starts the average as its current weights.
-        decay: share of the average that one update keeps, once warmed up.
+        module: the average starts as its current weights.
+        decay: share of the average that one update keeps, after the warm-up.
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
@@ -41,7 +41,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
-        """Move the average towards the module's weights as they are now."""
+        """Move the average towards the module's current weights."""
         current = module.state_dict()
         parameters = dict(module.named_parameters(remove_duplicate=False))
         trained = [
@@ -60,8 +60,8 @@ class WeightAverage:
 
     @contextmanager
     def swapped_in(self, module: nn.Module) -> Iterator[None]:
-        """Let the module have the averaged weights, and afterwards, also after an error, its own
-        again, bit for bit.
+        """Give the module the averaged weights, and afterwards, also after an error, its own again,
+        bit for bit.
         """
         self._swap(module)
         try:
@@ -70,7 +70,7 @@ class WeightAverage:
             self._swap(module)
 
     def load(self, tensors: Mapping[str, Tensor], num_updates: int) -> None:
-        """Take up an average saved before."""
+        """Restore a saved average."""
         for name, tensor in self.tensors.items():
             tensor.copy_(tensors[name])
         self.num_updates = num_updates

@@ -1,4 +1,6 @@
-"""What a training run tells: log.jsonl, trackers, the live line, and what its KL weight means."""
+"""What a training run reports: log.jsonl, trackers, the progress line, and the meaning of its KL
+weight.
+"""
 
 from __future__ import annotations
 
@@ -21,14 +23,11 @@ from latentkit.training.settings import WeightedLoss
 
 
 class TrainingLog:
-    """Averages what steps saw, appends it to log.jsonl, hands it to trackers, and prints progress
-    to stderr; in the first process only.
+    """Averages the values of steps, appends them to log.jsonl, passes them to trackers, and prints
+    progress to stderr; only in the first process.
 
     Args:
-        path: of log.jsonl.
-        num_steps: of the whole run.
-        accelerator: says which process this is, and has the trackers.
-        losses: of the run.
+        accelerator: knows which process this is, and has the trackers.
     """
 
     def __init__(
@@ -51,12 +50,11 @@ class TrainingLog:
         evaluated: int | None = None,
         sums: Mapping[str, tuple[float, int]] | None = None,
     ) -> None:
-        """Start trackers and clock after `step` done steps; drop lines of later ones.
+        """Start trackers and clock after `step` completed steps, and drop lines of later steps.
 
         Args:
-            settings: for trackers.
             evaluated: step of the newest evaluation; lines of later ones are dropped too.
-            sums: as the property had them when the run stopped.
+            sums: value of the property when the run stopped.
         """
         if self._accelerator.log_with:
             texts = {name: str(value) for name, value in settings.items()}
@@ -75,7 +73,7 @@ class TrainingLog:
 
     @property
     def sums(self) -> dict[str, tuple[float, int]]:
-        """Sum and count of every value since the last line, but for what the rate is of."""
+        """Return sum and count of every value since the last line, except those for the rate."""
         return {name: found for name, found in self._sums.items() if name != "num_samples"}
 
     def note(self, text: str) -> None:
@@ -86,15 +84,15 @@ class TrainingLog:
             print(text, file=sys.stderr, flush=True)
 
     def add(self, values: Mapping[str, float]) -> None:
-        """Count a step in.
+        """Add the values of a step.
 
         Args:
             values: averages over the step: "loss", "losses.NAME" (unweighted) with "weighted.NAME",
-                "kl_nats" of a sample, "num_values" of one and "num_latent_values" of its posterior,
-                and what else the log should have; "num_samples" counts those of the step.
+                "kl_nats" per sample, "num_values" per sample and "num_latent_values" of its
+                posterior, and anything else for the log; "num_samples" counts the step's samples.
         """
         for name, value in values.items():
-            if math.isfinite(value):  # a loss of weight 0 may be anything
+            if math.isfinite(value):  # a loss with weight 0 may have any value
                 total, count = self._sums.get(name, (0.0, 0))
                 self._sums[name] = total + value, count + 1
         if not self._described:
@@ -109,7 +107,7 @@ class TrainingLog:
         self._show(values)
 
     def write(self, step: int, epoch: int, num_skipped_steps: int) -> None:
-        """Append the averages since the last line; those of the last step are printed as well.
+        """Append the averages since the last line. Those of the last step are also printed.
 
         Raises:
             TrainingError: the file can't be written.
@@ -126,8 +124,8 @@ class TrainingLog:
             self.note(f"step {step}/{self._num_steps}  loss {record['loss']:.5f}")
 
     def write_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Append an evaluation, {"step", "metrics"}, and print it; a metric that isn't finite is
-        null.
+        """Append an evaluation, {"step", "metrics"}, and print it. A metric that isn't finite
+        becomes null.
 
         Raises:
             TrainingError: the file can't be written.
@@ -144,14 +142,14 @@ class TrainingLog:
         self.note(f"{when}  " + "  ".join(f"{name} {value:.5g}" for name, value in metrics.items()))
 
     def read_metrics(self) -> dict[int, dict[str, float | None]]:
-        """The metrics of every evaluation, by its step."""
-        if not self._path.exists():  # a finished run whose log was removed
+        """Return the metrics of every evaluation, by step."""
+        if not self._path.exists():  # the log of a finished run may have been removed
             return {}
         lines = [json.loads(line) for line in self._path.read_text(encoding="utf-8").splitlines()]
         return {line["step"]: line["metrics"] for line in lines if "metrics" in line}
 
     def close(self) -> None:
-        """End trackers and live line."""
+        """End trackers and progress line."""
         if self._progress is not None:
             self._progress.close()
             self._progress = None
@@ -167,7 +165,7 @@ class TrainingLog:
                 file.write(json.dumps(record, allow_nan=False) + "\n")
         except OSError as error:
             raise TrainingError(
-                f"{self._path} can't be written: {error.strerror}; the run goes on from its last"
+                f"{self._path} can't be written: {error.strerror}; the run continues from its last"
                 " checkpoint"
             ) from error
         numbers = {name: value for name, value in flatten(record) if value is not None}
@@ -178,7 +176,8 @@ class TrainingLog:
         self._cleared = time.monotonic()
 
     def _averages(self) -> dict[str, Any]:
-        """Means over the steps in which there was such a value: a loss doesn't count in every step.
+        """Return means over the steps in which a value existed, because a loss isn't active in
+        every step.
         """
         seconds = max(time.monotonic() - self._cleared, 1e-9)
         means = {name: total / count for name, (total, count) in self._sums.items()}
@@ -201,7 +200,9 @@ class TrainingLog:
         return {**plain, **parts, "samples_per_second": num_samples / seconds}
 
     def _show(self, values: Mapping[str, float]) -> None:
-        """The live line: rates since the run went on, the loss since the last line of the log."""
+        """Print the progress line: rates since the start, and the loss since the last line of the
+        log.
+        """
         assert self._progress is not None
         self._num_samples += values["num_samples"]
         total, count = self._sums["loss"]
@@ -210,7 +211,8 @@ class TrainingLog:
 
 
 def _drop_later(path: Path, step: int, evaluated: int) -> None:
-    """Keep lines of steps up to `step`, of evaluations up to `evaluated`; none cut off by a kill.
+    """Keep lines of steps up to `step` and of evaluations up to `evaluated`, without one that was
+    cut off.
     """
     if not path.exists():
         return

@@ -29,54 +29,37 @@ import torch
 
 from latentkit.contracts import Modality, Source, Trainable
 from latentkit.errors import TrainingError
-from latentkit.runtime.device import forked_random, is_out_of_memory
-from latentkit.runtime.numerics import many_graphs
+from latentkit.runtime.device import is_out_of_memory, restored_random_state
+from latentkit.runtime.numerics import allow_many_graphs
 from latentkit.runtime.processes import run_on_first
-from latentkit.training.batches import BadSamples, Batch, FreshViews, Order, Prepare, read_batches
+from latentkit.training.batches import Batch, FreshViews, Order, Prepare, read_batches
 from latentkit.training.checkpoint import Checkpoint, list_checkpoints, read_newest, step_of
 from latentkit.training.checkpoint_contents import (
     Best,
     TrainState,
     batches_of,
     read_together,
-    remember,
+    remember_position,
     restore,
 )
 from latentkit.training.log import TrainingLog
 from latentkit.training.result import finish, finished_steps
-from latentkit.training.settings import (
-    OptimizerSettings,
-    TrainEvaluation,
-    TrainSettings,
-    WeightedLoss,
-    WeightSchedule,
-)
+from latentkit.training.settings import TrainEvaluation, TrainSettings, WeightedLoss
 from latentkit.training.shared_state import Run, Saver
-from latentkit.training.start import check, open_accelerator, rehearse, start
-from latentkit.training.step import copy_buffers, put_back, take_step
-
-__all__ = [
-    "OptimizerSettings",
-    "TrainEvaluation",
-    "TrainResult",
-    "TrainSettings",
-    "WeightSchedule",
-    "WeightedLoss",
-    "train",
-]
+from latentkit.training.start import check, check_losses_on_first_batch, open_accelerator, start
+from latentkit.training.step import copy_buffers, restore_buffers, take_step
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a run made.
+    """Result of a run.
 
     Args:
-        model: folder of the model.
-        steps: optimizer steps done in all.
-        num_bad_samples: samples that this process could not use.
-        num_skipped_steps: steps not taken because loss or gradient were not finite.
-        finished_before: the run was done already, and nothing was computed.
-        best: the evaluation that the model is of; None: the model is that of the last step.
+        steps: completed optimizer steps in total.
+        num_bad_samples: samples that this process couldn't use.
+        num_skipped_steps: steps skipped because loss or gradient weren't finite.
+        finished_before: whether the run was already finished, so that nothing was computed.
+        best: the evaluation of the returned model; None: the model is that of the last step.
     """
 
     model: Path
@@ -97,22 +80,22 @@ def train(
     evaluate: TrainEvaluation | None = None,
     device: str = "auto",
 ) -> TrainResult:
-    """Train `model` on `source`; again with the same folder goes on from the newest whole
-    checkpoint, or does nothing when all is done.
+    """Train `model` on `source`. Calling it again with the same folder continues from the newest
+    undamaged checkpoint, or does nothing if the run is finished.
 
     Args:
         model: its weights are changed in place; at the end they are the result's.
-        source: read by position, in an order drawn again each epoch.
-        prepare: a modality, which gives one view of each sample, all of one shape; several, of
-            which each batch draws one; or a `Prepare`.
-        losses, settings: their weighted sum is what training makes small; every number.
-        folder: gets what this module's docstring lists.
-        evaluate: measures the model before the first step and now and then.
-        device: as `choose_device` takes it.
+        source: read by position, in a new order each epoch.
+        prepare: a modality, which returns one view of each sample, all of one shape; several, of
+            which each batch uses one; or a `Prepare`.
+        losses, settings: the losses, whose weighted sum is minimized, and all numbers.
+        folder: output folder; its content is listed in this module's docstring.
+        evaluate: measures the model before the first step and at intervals.
+        device: device, as for `choose_device`.
 
     Raises:
-        TrainingError: it can't start or go on; says from where it can be resumed.
-        SourceError: media out of reach, or too few usable samples.
+        TrainingError: the run can't start or continue; the message says where it can be resumed.
+        SourceError: media can't be reached, or there are too few usable samples.
     """
     check(source, losses, settings, evaluate)
     accelerator, settings = open_accelerator(settings, folder, device)
@@ -122,7 +105,7 @@ def train(
     if newest is not None and newest.step >= settings.steps and finished == newest.step:
         return _finished(newest, folder / "model")
     views = _views(prepare, settings.seed)
-    bad, shares = BadSamples(), batches_of(settings, accelerator)
+    bad, shares = dict[str, str](), batches_of(settings, accelerator)
     order = Order(len(source), shares)  # too few samples are refused before the model is touched
     run = start(model, losses, settings, accelerator, log)
     saver = _begin(run, newest, folder / "checkpoints", len(source), evaluate)
@@ -130,33 +113,23 @@ def train(
         contextlib.closing(log),
         run.stop.watching(),
         _explain_memory(run.state),
-        many_graphs(settings.compile),
+        allow_many_graphs(settings.compile),
     ):
         with contextlib.closing(
             read_batches(source, views, shares, run.state.position, bad)
         ) as batches:
-            _train_steps(run, rehearse(run, batches), saver, order, evaluate)
-        finish(run, model, source, views, folder, _left_out(source, bad))
+            _train_steps(run, check_losses_on_first_batch(run, batches), saver, order, evaluate)
+        finish(run, model, source, views, folder, dict(sorted(bad.items())))
     path, state = folder / "model", run.state
-    return TrainResult(path, state.step, len(bad.reasons), state.num_skipped_steps, best=state.best)
-
-
-def _left_out(source: Source, bad: BadSamples) -> dict[str, str]:
-    """Key to reason of the bad samples; not by `source[index]`, which may be what fails."""
-    entries = enumerate(source.entries()) if bad.reasons else ()
-    return {entry.key: bad.reasons[index] for index, entry in entries if index in bad.reasons}
+    return TrainResult(path, state.step, len(bad), state.num_skipped_steps, best=state.best)
 
 
 def _find_newest(folder: Path, log: TrainingLog) -> Checkpoint | None:
-    """The checkpoint to go on from; None for a new run.
-
-    Raises:
-        TrainingError: the folder has a model, but nothing that says it came from such a run.
-    """
+    """Return the checkpoint to continue from; None for a new run."""
     newest = read_newest(folder / "checkpoints", log.note)
     if newest is None and (folder / "model").exists():
         raise TrainingError(
-            f"{folder / 'model'} is there, but no checkpoint that it came from; give another"
+            f"{folder / 'model'} exists, but not the checkpoint that it came from. Choose another"
             " output.path, or move it away"
         )
     return newest
@@ -175,7 +148,7 @@ def _begin(
     num_samples: int,
     evaluate: TrainEvaluation | None,
 ) -> Saver:
-    """Take up the newest checkpoint's state, if there is one, and begin the log where that ends."""
+    """Restore the newest checkpoint's state, if there is one, and continue the log."""
     state, log = run.state, run.log
     for text in (
         restore(state, newest, run.settings, num_samples, run.accelerator) if newest else []
@@ -183,7 +156,7 @@ def _begin(
         log.note(text)
     wanted = evaluate.best if evaluate else None
     if state.best is not None and (wanted is None or state.best.metric not in ("", wanted)):
-        then = "the best is looked for from here on" if wanted else "the model is of the last step"
+        then = "the best is determined from here on" if wanted else "the model is of the last step"
         log.note(f"evaluate.best was {state.best.metric!r} and is {wanted!r}: {then}")
         state.best = None
     kept = run_on_first(lambda: [step_of(path) for path in list_checkpoints(folder)])
@@ -213,7 +186,7 @@ def _views(prepare: Modality | Sequence[Modality] | Prepare, seed: int) -> Prepa
 def _train_steps(
     run: Run, batches: Iterator[Batch], saver: Saver, order: Order, evaluate: TrainEvaluation | None
 ) -> None:
-    """Take all steps that are left; a step's checkpoint comes before its evaluation."""
+    """Run all remaining steps. A step's checkpoint is written before its evaluation."""
     state, settings = run.state, run.settings
     if evaluate is not None and (state.evaluated is None or _is_due(run, evaluate)):
         _evaluate(run, evaluate, saver)
@@ -221,13 +194,13 @@ def _train_steps(
     while state.step < settings.steps:
         with run.stop.holding():
             with saver.saving_on_failure():
-                with _leaving_no_trace(run):
+                with _undo_on_failure(run):
                     values, skipped = take_step(run, batches)
                 _log(run, values, order)
             skipped_in_row = skipped_in_row + 1 if skipped else 0
             if skipped_in_row == settings.max_bad_steps:
                 raise TrainingError(
-                    _diverged(state.step, skipped, settings.max_bad_steps, saver.folder)
+                    _explain_divergence(state.step, skipped, settings.max_bad_steps, saver.folder)
                 )
             is_due = evaluate is not None and "the model" not in skipped and _is_due(run, evaluate)
             is_saved = state.step == settings.steps or state.step % settings.checkpoint_every == 0
@@ -240,7 +213,7 @@ def _train_steps(
 
 
 def _log(run: Run, values: dict[str, float] | None, order: Order) -> None:
-    """Log a step that was taken; None: the model's was skipped."""
+    """Log a step; None: the model's step was skipped."""
     state, settings = run.state, run.settings
     if values is None:
         return
@@ -251,12 +224,12 @@ def _log(run: Run, values: dict[str, float] | None, order: Order) -> None:
 
 
 @contextlib.contextmanager
-def _leaving_no_trace(run: Run) -> Iterator[None]:
-    """Undo a step that fails before any weight has changed, so that what was before it can
-    be saved.
+def _undo_on_failure(run: Run) -> Iterator[None]:
+    """Undo a step that fails before any weight has changed, so that the state before it can be
+    saved.
     """
     state = run.state
-    go_back = remember(state, run.accelerator)
+    go_back = remember_position(state, run.accelerator)
     buffers = copy_buffers(
         [
             state.module,
@@ -269,7 +242,7 @@ def _leaving_no_trace(run: Run) -> Iterator[None]:
     except BaseException:
         if state.is_whole:
             go_back()
-            put_back(buffers)
+            restore_buffers(buffers)
         raise
 
 
@@ -277,6 +250,7 @@ def _leaving_no_trace(run: Run) -> Iterator[None]:
 
 
 def _is_due(run: Run, evaluate: TrainEvaluation) -> bool:
+    """Return whether the model must be evaluated after this step."""
     step = run.state.step
     return step != run.state.evaluated and (
         step == run.settings.steps or step % evaluate.every == 0
@@ -284,11 +258,7 @@ def _is_due(run: Run, evaluate: TrainEvaluation) -> bool:
 
 
 def _evaluate(run: Run, evaluate: TrainEvaluation, saver: Saver) -> None:
-    """Measure the model, with averaged weights where there are any; remember the best.
-
-    Raises:
-        Exception: it can't be measured, or the metric that counts isn't among those measured.
-    """
+    """Measure the model, with averaged weights if there are any, and record the best."""
     state = run.state
     metrics = run_on_first(lambda: _measure(run, evaluate))
     state.evaluated = state.step
@@ -306,7 +276,7 @@ def _measure(run: Run, evaluate: TrainEvaluation) -> Mapping[str, float]:
     state.module.eval()
     with contextlib.ExitStack() as stack:
         stack.callback(state.module.train)
-        stack.enter_context(forked_random(run.accelerator.device))
+        stack.enter_context(restored_random_state(run.accelerator.device))
         stack.enter_context(torch.no_grad())
         if state.average is not None:
             stack.enter_context(state.average.swapped_in(state.module))
@@ -320,7 +290,7 @@ def _measure(run: Run, evaluate: TrainEvaluation) -> Mapping[str, float]:
 
 @contextlib.contextmanager
 def _explain_memory(state: TrainState) -> Iterator[None]:
-    """Say what to turn down when memory runs out."""
+    """Explain what to reduce when memory runs out."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -329,23 +299,25 @@ def _explain_memory(state: TrainState) -> Iterator[None]:
         raise TrainingError(
             f"out of memory after step {state.step}:"
             f" {str(error).splitlines()[0] if str(error) else type(error).__name__}. Lower"
-            " batch_size and raise accumulate by as much, which trains the same; or set"
+            " batch_size and raise accumulate by the same factor, which gives the same training;"
+            " or set"
             " gradient_checkpointing: true; or prepare smaller samples (modality.with.size)"
         ) from error
 
 
-def _diverged(step: int, skipped: Sequence[str], count: int, checkpoints: Path) -> str:
+def _explain_divergence(step: int, skipped: Sequence[str], count: int, checkpoints: Path) -> str:
+    """Return a message on a run whose losses or gradients stopped being finite."""
     kept = list_checkpoints(checkpoints)
     good = f"the last good checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
-    if kept and step_of(kept[-1]) == step:  # no step was finite since
+    if kept and step_of(kept[-1]) == step:  # no step has been finite since
         good = f"nothing was finite since the checkpoint {kept[-1]}"
         good += (
-            f"; the last good one may be {kept[-2]}: move the newer away to go on from there"
+            f"; the last good one may be {kept[-2]}: move the newer one away to continue from there"
             if kept[1:]
             else ""
         )
     return (
-        f"loss or gradient of {' and '.join(skipped)} were not finite {count} times running after"
+        f"loss or gradient of {' and '.join(skipped)} were not finite {count} times in a row after"
         f" step {step}; {good}. Lower optimizer.lr, set optimizer.clip or precision: float32, then"
         " run again"
     )

@@ -1,8 +1,8 @@
 """The result of a training run: its models, with statistics of their latents, and result.json.
 
-What a model's own config has room for is put there (`TakesStatistics`); all that was measured is in
-`latent_statistics.json` beside it, whatever the model. Nothing reads that file back, and no
-fingerprint depends on it.
+Statistics that a model's own config can store are written there (`TakesStatistics`). All measured
+statistics are in `latent_statistics.json` in the model's folder, whatever the model. Nothing reads
+that file back, and no fingerprint depends on it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from latentkit.contracts import Source, Trainable
 from latentkit.errors import TrainingError
-from latentkit.runtime.device import forked_random
+from latentkit.runtime.device import restored_random_state
 from latentkit.runtime.processes import run_on_first, share_weights
 from latentkit.store.local_folder import LocalFolder
 from latentkit.store.statistics import ChannelStatistics, measure, merge
@@ -35,23 +35,26 @@ MAX_PASSES = 10
 STATISTICS_FILE = "latent_statistics.json"
 
 RESULT = "result.json"
-"""Says which step's weights are in each model's folder, and which files; written after them."""
+"""Contains the step and the files of each model's folder; written after them."""
 
 MODEL, LAST = "model", "model-last"
-"""Folders: of the best step, and beside it of the last; of the last alone without a best."""
+"""Folders of the best step's model and of the last step's. Without a best only the first exists,
+with the last step's model.
+"""
 
 MAX_MEASURED_SAMPLES = 10_000
-"""Of the training data, that the statistics of latents come from."""
+"""Most samples of the training data from which statistics of latents are computed."""
 
 
 @dataclass(frozen=True)
 class LatentStatistics:
-    """Of a model's raw latents per channel, in float64.
+    """Statistics of a model's raw latents per channel, in float64.
 
     Args:
-        num_latents: how many were measured, one an input; an input seen again is counted again.
-        sample: of a draw from each posterior, or of the latents themselves where there is none.
-        mode: of the posteriors' means; None where there are no posteriors.
+        num_latents: number of measured latents, one per input; an input seen twice counts twice.
+        sample: statistics of one draw from each posterior, or of the latents themselves if there is
+            none.
+        mode: statistics of the posteriors' means; None if there are no posteriors.
     """
 
     num_latents: int
@@ -59,7 +62,7 @@ class LatentStatistics:
     mode: ChannelStatistics | None
 
     def as_json(self) -> dict[str, Any]:
-        """For `latent_statistics.json`; floats survive exactly.
+        """Return the content of `latent_statistics.json`. Floats are exact.
 
         "num_values" is per channel: latents times positions.
         """
@@ -73,10 +76,10 @@ class LatentStatistics:
 
 @runtime_checkable
 class TakesStatistics(Protocol):
-    """A `Trainable` whose config holds statistics of its latents."""
+    """A `Trainable` whose config stores statistics of its latents."""
 
     def set_statistics(self, mean: Tensor, std: Tensor) -> None:
-        """Take mean and standard deviation of a draw of raw latents per channel, (C,) float64, into
+        """Store mean and standard deviation of draws of raw latents per channel, (C,) float64, for
         what `save` writes.
         """
         ...
@@ -85,14 +88,13 @@ class TakesStatistics(Protocol):
 def measure_latents(
     module: nn.Module, batches: Iterable[Batch], num_batches: int, seed: int
 ) -> LatentStatistics:
-    """Statistics of the latents of one pass over the data, or more until 10,000 vectors; latents
-    that aren't finite are left out.
+    """Return statistics of the latents of one pass over the data, or of several until there are
+    10,000 vectors. Latents that aren't finite are left out.
 
     Args:
-        module: gives `Reconstruction.latents`, raw, and `Reconstruction.moments`.
-        batches: without end.
-        num_batches: of one pass.
-        seed: of the draws; torch's own generators are left as they are.
+        module: returns `Reconstruction.latents`, raw, and `Reconstruction.moments`.
+        batches: endless.
+        seed: seed of the draws; torch's own generators are unchanged.
 
     Raises:
         TrainingError: no latent is finite.
@@ -101,7 +103,7 @@ def measure_latents(
     samples: list[ChannelStatistics] = []
     modes: list[ChannelStatistics] = []
     num_latents = num_vectors = 0
-    with forked_random(device), torch.inference_mode():
+    with restored_random_state(device), torch.inference_mode():
         torch.manual_seed(seed)
         for number, batch in enumerate(islice(batches, MAX_PASSES * num_batches)):
             if number >= num_batches and num_vectors >= MIN_LATENT_VECTORS:
@@ -118,7 +120,7 @@ def measure_latents(
     sample = merge(samples)
     if sample is None:
         raise TrainingError(
-            "no latent of the training data is finite, so the model is of no use; train again with"
+            "no latent of the training data is finite, so the model is unusable. Train again with"
             " a lower optimizer.lr"
         )
     return LatentStatistics(num_latents, sample, merge(modes))
@@ -129,7 +131,7 @@ def _measure(latents: Tensor) -> ChannelStatistics:
 
 
 def save_result(model: Trainable, statistics: LatentStatistics | None, target: Path) -> None:
-    """Write the folder `target`, by the model's own `save`, whole or absent.
+    """Write the folder `target` with the model's own `save`, completely or not at all.
 
     Without statistics, the model keeps those it has.
 
@@ -169,7 +171,8 @@ def finish(
     folder: Path,
     left_out: Mapping[str, str],
 ) -> None:
-    """Write the models, with averaged weights where there are any; the module is then model/'s.
+    """Write the models, with averaged weights if there are any. The module then has the weights of
+    model/.
 
     Every process must call it.
 
@@ -196,7 +199,7 @@ def finish(
                 module.load_state_dict(kept)
             save_result(model, _measure_step(run, source, prepare, step), folder / name)
         if LAST not in steps:
-            shutil.rmtree(folder / LAST, ignore_errors=True)  # of an earlier, shorter run
+            shutil.rmtree(folder / LAST, ignore_errors=True)  # from an earlier, shorter run
         _write_result(run, folder, steps, left_out)
 
     run_on_first(write)  # the others wait
@@ -205,19 +208,15 @@ def finish(
 
 
 def _load_best(run: Run, checkpoints: Path) -> dict[str, Tensor]:
-    """Give the module of every process the best step's weights; they come back on the CPU.
-
-    Raises:
-        TrainingError: that checkpoint is gone or damaged.
-    """
+    """Load the best step's weights into the module of every process, and return them on the CPU."""
     best, module = run.state.best, run.state.module
     assert best is not None
 
     def load() -> None:
         paths = [path for path in list_checkpoints(checkpoints) if step_of(path) == best.step]
         if not paths:
-            gone = f"the checkpoint of the best step, {best.step}, is gone from {checkpoints}"
-            raise TrainingError(f"{gone}; put it back, or set evaluate.best to another metric")
+            gone = f"the checkpoint of the best step, {best.step}, is missing in {checkpoints}"
+            raise TrainingError(f"{gone}. Put it back, or set evaluate.best to another metric")
         module.load_state_dict(read_weights(paths[0]))
 
     if best.step != run.state.step:
@@ -227,8 +226,7 @@ def _load_best(run: Run, checkpoints: Path) -> dict[str, Tensor]:
 
 
 def _measure_step(run: Run, source: Source, prepare: Prepare, step: int) -> LatentStatistics | None:
-    """Return statistics of the latents of the training data; None where the encoder is as it was.
-    """
+    """Return statistics of the latents of the training data; None if the encoder is unchanged."""
     if run.settings.train == "decoder" or step == 0:
         return None
     shares = BatchSettings(run.settings.batch_size, run.settings.seed, max_bad=run.settings.max_bad)
@@ -240,7 +238,9 @@ def _measure_step(run: Run, source: Source, prepare: Prepare, step: int) -> Late
 def _write_result(
     run: Run, folder: Path, steps: Mapping[str, int], left_out: Mapping[str, str]
 ) -> None:
-    """Write result.json: of each model step, metrics and files; say where training only cost."""
+    """Write result.json with each model's step, metrics and files. Warn if training only made the
+    model worse.
+    """
     measured = run.log.read_metrics()
     models = {
         name: {"step": step, "metrics": measured.get(step), "files": _sizes(folder / name)}
@@ -256,15 +256,15 @@ def _write_result(
     best = run.state.best
     if best is not None and best.step == 0:
         run.log.note(
-            f"by {best.metric}, no step was better than the model before training, "
-            f"which {MODEL}/ is as it was"
+            f"by {best.metric}, no step was better than the model before training, so {MODEL}/"
+            " contains that model"
         )
 
 
 def finished_steps(folder: Path) -> int:
-    """Return the steps that the run's models are the result of, 0 where not all files are there.
+    """Return the steps of the run's models, or 0 if files are missing.
 
-    While a run goes on, older ones stay.
+    While a run continues, older models stay.
     """
     try:
         written = json.loads((folder / RESULT).read_text(encoding="utf-8"))
@@ -281,7 +281,7 @@ def finished_steps(folder: Path) -> int:
 
 
 def _sizes(model: Path) -> dict[str, int]:
-    """Bytes of every file, by its path within the folder."""
+    """Return the bytes of every file, by its path in the folder."""
     return {
         path.relative_to(model).as_posix(): path.stat().st_size
         for path in sorted(model.rglob("*"))

@@ -1,4 +1,4 @@
-"""The numbers of a training run; learning rate and loss weights as functions of the step."""
+"""The numbers of a training run, and learning rate and loss weights as functions of the step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from latentkit.contracts import Loss, LossRole
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """AdamW and its learning rate; the recipe's `optimizer`.
+    """AdamW and its learning rate: the recipe's `optimizer`.
 
     Args:
         lr: learning rate after the warm-up.
@@ -22,7 +22,7 @@ class OptimizerSettings:
         weight_decay: decoupled, as a factor of the learning rate.
         schedule: how the learning rate falls to 0 at the last step.
         warmup: optimizer steps in which the learning rate rises from 0.
-        clip: largest norm of all gradients together; None: any.
+        clip: largest norm of all gradients together; None: no limit.
     """
 
     lr: float = 1e-4
@@ -35,12 +35,13 @@ class OptimizerSettings:
 
 @dataclass(frozen=True)
 class WeightSchedule:
-    """When a loss counts; the recipe's `losses[i].schedule`.
+    """When a loss is active: the recipe's `losses[i].schedule`.
 
     Args:
-        start: optimizer steps done before it first counts; until then it isn't computed.
-        warmup: optimizer steps, from `start` on, in which its weight rises to the whole one.
-        until: optimizer steps done from which on it no longer counts; None: it counts to the end.
+        start: optimizer steps before the loss is first active; until then it isn't computed.
+        warmup: optimizer steps after `start` in which its weight rises to its full value.
+        until: optimizer step from which the loss is no longer active; None: it is active to the
+            end.
     """
 
     start: int = 0
@@ -48,11 +49,11 @@ class WeightSchedule:
     until: int | None = None
 
     def is_active(self, step: int) -> bool:
-        """Whether the loss is computed in the step that follows `step` done ones."""
+        """Return whether the loss is computed in the step after `step` completed ones."""
         return step >= self.start and (self.until is None or step < self.until)
 
     def factor(self, step: int) -> float:
-        """Of the weight, from 0 to 1, in the step that follows `step` done ones."""
+        """Return the factor of the weight, from 0 to 1, in the step after `step` completed ones."""
         if not self.is_active(step):
             return 0.0
         return min((step - self.start + 1) / self.warmup, 1.0) if self.warmup else 1.0
@@ -63,15 +64,13 @@ class WeightedLoss:
     """One loss of a run.
 
     Args:
-        name: what log and messages call it; unique in the run.
-        loss: gives (N,), unweighted, per input value.
+        name: its name in log and messages; unique in the run.
+        loss: returns (N,), unweighted, per input value.
         weight: factor in the sum.
-        role: `LossSpec.role`.
-        adaptive: multiply the weight by the ratio of the reconstruction losses' gradient to its
-            own, at the layer that both reach last.
-        schedule: when it counts.
-        optimizer: of its discriminator; None: the model's settings. Only losses with a
-            discriminator have one.
+        adaptive: whether to multiply the weight by the ratio of the reconstruction losses' gradient
+            to its own, at the last layer that both reach.
+        optimizer: optimizer of its discriminator; None: the model's settings. Only for losses with
+            a discriminator.
     """
 
     name: str
@@ -85,17 +84,16 @@ class WeightedLoss:
 
 @dataclass(frozen=True)
 class TrainEvaluation:
-    """What measures the model while it trains.
+    """Measures the model while it trains.
 
     Args:
-        every: optimizer steps from one evaluation to the next; there is one before the first step
-            and one after the last too.
-        measure: called in the first process with the bare module (averaged weights where there are
-            any, eval mode, no gradients) and the number of steps done; gives metrics by name.
-            Random numbers it draws are not missed.
-        best: metric by which one evaluated step is the best: its checkpoint is kept, and the model
-            is of it; None: of the last step.
-        higher_is_better: of that metric.
+        every: optimizer steps between evaluations; there is also one before the first step and one
+            after the last.
+        measure: called in the first process with the bare module (averaged weights if there are
+            any, eval mode, no gradients) and the number of completed steps; returns metrics by
+            name. Random numbers it draws don't affect the run.
+        best: metric that decides the best evaluated step, whose checkpoint is kept and whose model
+            is the result; None: the last step.
     """
 
     every: int
@@ -106,28 +104,25 @@ class TrainEvaluation:
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """Every number of a run; the recipe's keys of the same names.
+    """Every number of a run: the recipe's keys of the same names.
 
     Args:
         steps: optimizer steps of the whole run.
         batch_size: samples per process and forward pass.
         accumulate: forward passes per optimizer step.
-        precision: the network computes in this; weights and losses stay float32.
-        optimizer: of the model.
+        precision: dtype that the network computes in; weights and losses stay float32.
         train: which half of the model is trained.
         ema_decay: share of the weights' moving average that one step keeps; None: no average.
-        checkpoint_every: optimizer steps from one checkpoint to the next; the last step has one
-            too.
-        keep: newest checkpoints that are kept.
+        checkpoint_every: optimizer steps between checkpoints; the last step has one too.
+        keep: number of recent checkpoints to keep.
         log_every: optimizer steps that a line of the log averages over.
-        trackers: names of trackers of Accelerate's that get what the log gets.
-        on_bad_sample: what happens at a sample that can't be used.
+        trackers: names of Accelerate's trackers that get what the log gets.
+        on_bad_sample: what is done with a bad sample.
         max_bad: share of bad samples above which the run fails, when they are more than 10.
-        max_bad_steps: steps in a row whose loss or gradient isn't finite, after which the run ends.
+        max_bad_steps: steps in a row without finite loss or gradient after which the run ends.
         gradient_checkpointing: compute activations again in the backward pass instead of keeping
             them.
-        compile: compile the model.
-        seed: of every random draw.
+        seed: seed of all random numbers.
     """
 
     steps: int
@@ -150,8 +145,8 @@ class TrainSettings:
 
 
 def learning_rate(settings: OptimizerSettings, step: int, num_steps: int) -> float:
-    """Learning rate of the step that follows `step` done ones: risen over the warm-up, then along
-    the schedule to 0 at `num_steps`.
+    """Return the learning rate of the step after `step` completed ones: rising during the warm-up,
+    then following the schedule to 0 at `num_steps`.
     """
     if step < settings.warmup:
         return settings.lr * (step + 1) / settings.warmup

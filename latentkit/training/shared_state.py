@@ -1,6 +1,5 @@
-"""What every part of a training run shares.
-
-The model's passes, the run's state, and its checkpoints.
+"""What all parts of a training run share: the model's passes, the run's state, and its
+checkpoints.
 """
 
 from __future__ import annotations
@@ -27,13 +26,10 @@ AUTOCAST = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass
 class Run:
-    """What the parts of a run share: the state, which changes, and what doesn't.
+    """What the parts of a run share: the state, which changes, and everything that doesn't.
 
     Args:
-        state: see there.
-        losses: all of them.
-        last_layers: by role of a loss, the weight at which adaptive weights are measured.
-        settings, accelerator, log, stop: see there.
+        last_layers: by role of a loss, the weight at which adaptive weights are computed.
     """
 
     state: TrainState
@@ -45,26 +41,26 @@ class Run:
     stop: Stop = field(default_factory=Stop)
 
     def forward(self, values: Tensor) -> Reconstruction:
-        """The model's forward, computed in the precision asked for and given in float32."""
+        """Return the model's output, computed in the run's precision and returned in float32."""
         with self.autocast():
             found: Reconstruction = self.state.module(values)
         return in_float32(found)
 
     def decode_moments(self, moments: Moments) -> Reconstruction:
-        """As `forward`, from a posterior that was computed before: only the decoder runs."""
+        """Return the same as `forward` from a precomputed posterior: only the decoder runs."""
         latents = moments.mean + torch.exp(0.5 * moments.logvar) * torch.randn_like(moments.mean)
         return Reconstruction(self.decode(latents), latents, moments)
 
     def encode(self, values: Tensor) -> Moments | Tensor:
-        """Moments of a batch, or latents where the model has none; float32."""
+        """Return moments of a batch, or latents if the model has none, in float32."""
         found = self.forward(values)
         return found.latents if found.moments is None else found.moments
 
     def decode(self, latents: Tensor) -> Tensor:
-        """The batch of raw latents; float32.
+        """Decode raw latents to a float32 batch.
 
         Raises:
-            TrainingError: the model can't decode alone.
+            TrainingError: the model has no separate decoder.
         """
         decode = getattr(self.state.module, "decode", None)
         if decode is None:
@@ -76,17 +72,17 @@ class Run:
         return decoded.float()
 
     def active_losses(self) -> list[WeightedLoss]:
-        """The losses that count in the next step."""
+        """Return the losses that are active in the next step."""
         return [loss for loss in self.losses if loss.schedule.is_active(self.state.step)]
 
     def autocast(self) -> torch.autocast:
-        """The context in which the model computes in the precision asked for."""
+        """Return the context in which the model computes in the run's precision."""
         dtype = AUTOCAST[self.settings.precision]
         return torch.autocast(self.accelerator.device.type, dtype=dtype, enabled=dtype is not None)
 
 
 def in_float32(found: Reconstruction) -> Reconstruction:
-    """What a model's forward gave, in float32."""
+    """Return a model's output in float32."""
     moments = found.moments
     return Reconstruction(
         output=found.output.float(),
@@ -104,9 +100,7 @@ class Saver:
     """Writes the checkpoints of a run. Every process must call it, at the same steps.
 
     Args:
-        folder: of all checkpoints.
-        num_samples: of the source.
-        saved: step of the newest checkpoint; None where there is none yet.
+        saved: step of the newest checkpoint; None if there is none.
     """
 
     run: Run
@@ -128,7 +122,7 @@ class Saver:
         self.saved = state.step
 
     def save_evaluation(self) -> None:
-        """Put what an evaluation found into the checkpoint of its step.
+        """Write the result of an evaluation into the checkpoint of its step.
 
         Raises:
             TrainingError: the disk is full, or the folder can't be written.
@@ -142,17 +136,19 @@ class Saver:
                     self.folder, state.step, changes, self.run.settings.keep, best
                 )
             )
-        elif best is not None:  # before the first step: it may stay the best
+        elif best is not None:  # before the first step, which may stay the best
             self.save()
 
     def _write(self, write: Callable[[], object]) -> None:
-        """Have the first process write; all then know if it could, and if any is to stop."""
+        """Let the first process write. All processes then know whether it could, and whether to
+        stop.
+        """
         run = self.run
         failure: Exception | None = None
         if run.accelerator.is_main_process:
             try:
                 write()
-            except Exception as error:  # noqa: BLE001  raised below, once the others know
+            except Exception as error:  # noqa: BLE001  raised below, when the others know
                 failure = error
         flags = torch.tensor(
             [float(failure is not None), float(run.stop.number)], device=run.accelerator.device
@@ -161,12 +157,12 @@ class Saver:
         run.stop.is_agreed = stopped > 0
         if failed:
             raise failure or TrainingError(
-                "the first process could not write a checkpoint; it says why"
+                "the first process could not write a checkpoint; its message says why"
             )
 
     @contextlib.contextmanager
     def saving_on_failure(self) -> Iterator[None]:
-        """Save the newest whole step when an error ends the run, and let the error go on."""
+        """Save the newest complete step when an error ends the run, and re-raise the error."""
         try:
             yield
         except BaseException:
@@ -175,6 +171,7 @@ class Saver:
             raise
 
     def _try_to_save(self) -> None:
+        """Save the newest complete step if possible, and print what was saved or lost."""
         last = f"step {self.saved}" if self.saved else "the start"
         if self.run.accelerator.num_processes > 1 or not self.run.state.is_whole:
             why = (
@@ -186,7 +183,9 @@ class Saver:
             return
         try:
             self.save()
-        except Exception as error:  # noqa: BLE001  the first error is the one to tell of
+        except Exception as error:  # noqa: BLE001  the first error is the one to report
             self.run.log.note(f"the steps since {last} are lost: {error}")
         else:
-            self.run.log.note(f"step {self.run.state.step} is saved; the run can go on from there")
+            self.run.log.note(
+                f"step {self.run.state.step} is saved; the run can continue from there"
+            )

@@ -1,6 +1,4 @@
-"""A training run before its first step: what can't be trained is refused, and everything that steps
-need is made.
-"""
+"""Prepares a training run: refuses what can't be trained, and makes everything that steps need."""
 
 from __future__ import annotations
 
@@ -26,11 +24,11 @@ from latentkit.errors import TrainingError
 from latentkit.runtime.device import (
     can_compile,
     choose_device,
-    forked_random,
     has_bfloat16,
     has_float64,
     memory_format,
-    say_once,
+    restored_random_state,
+    warn_once,
 )
 from latentkit.runtime.key_errors import suggest
 from latentkit.runtime.launcher import check_launcher
@@ -49,19 +47,18 @@ from latentkit.training.settings import (
 from latentkit.training.shared_state import Run
 from latentkit.training.step import compute, to_device
 
-LONGEST_WAIT = timedelta(hours=2)
-"""For the other processes: the first one measures alone, which takes longer than torch's ten
-minutes on a large hold-out set.
+MAX_WAIT = timedelta(hours=2)
+"""Timeout of the other processes: the first one evaluates alone, which takes longer than torch's
+ten minutes on a large hold-out set.
 """
 
 GROUPED_KINDS = {"cuda", "xpu", "npu", "mlu", "musa", "sdaa", "hpu", "neuron"}
-"""Kinds of devices over which accelerate makes a process group; processes with others talk to each
-other over the CPU.
+"""Kinds of devices for which accelerate makes a process group. With others, processes communicate
+over the CPU.
 """
 
 HALVES = {"encoder": {"encoder", "quant_conv"}, "decoder": {"decoder", "post_quant_conv"}}
-"""Names, in a parameter's path, that belong to one half of an autoencoder, here and in diffusers.
-"""
+"""Names in a parameter's path that belong to one half of an autoencoder, here and in diffusers."""
 
 
 def check(
@@ -70,10 +67,10 @@ def check(
     settings: TrainSettings,
     evaluation: TrainEvaluation | None,
 ) -> None:
-    """Nothing, if a run can be made of these.
+    """Check that these can be trained together.
 
     Raises:
-        TrainingError: it can't; says why.
+        TrainingError: they can't; the message says why.
     """
     if not isinstance(source, Source):
         raise TrainingError(
@@ -93,11 +90,11 @@ def check(
         raise TrainingError(gap)
     for loss in losses:
         if loss.role == "adversarial" and not isinstance(loss.loss, Adversarial):
-            raise TrainingError(f"loss {loss.name!r} is adversarial, but it has no discriminator")
+            raise TrainingError(f"loss {loss.name!r} is adversarial, but has no discriminator")
         if loss.optimizer is not None and not isinstance(loss.loss, Adversarial):
             raise TrainingError(
-                f"loss {loss.name!r} has no discriminator, so its optimizer would have nothing to"
-                " do; leave it out"
+                f"loss {loss.name!r} has no discriminator, so its optimizer would have no effect."
+                " Leave it out"
             )
         if loss.schedule.start >= settings.steps:
             raise TrainingError(
@@ -110,18 +107,18 @@ def check(
 
 
 def join_processes(wanted: str = "auto") -> torch.device:
-    """Join the processes that a launcher has started, and return the device of this one, as
+    """Join the processes that a launcher has started, and return this one's device, as
     `choose_device` names it.
 
     Raises:
-        DeviceError: there is no such device.
-        LatentkitError: the launcher asks for what isn't done here, such as FSDP.
+        DeviceError: the device doesn't exist.
+        LatentkitError: the launcher asks for an unsupported feature, such as FSDP.
     """
     check_launcher()
     device = torch.device(choose_device(wanted))
     # Unless told to use the CPU, accelerate takes processes without a GPU that it knows for
     # strangers, each with a run of its own.
-    state = PartialState(cpu=device.type not in GROUPED_KINDS, timeout=LONGEST_WAIT)
+    state = PartialState(cpu=device.type not in GROUPED_KINDS, timeout=MAX_WAIT)
     # which accelerate leaves without its number, or takes for the CPU where it doesn't know the
     # kind
     state.device = device
@@ -131,47 +128,47 @@ def join_processes(wanted: str = "auto") -> torch.device:
 def open_accelerator(
     settings: TrainSettings, folder: Path, device: str = "auto"
 ) -> tuple[Accelerator, TrainSettings]:
-    """Return accelerate's object for this process, and the settings with what its device can't do
-    replaced.
+    """Return accelerate's object for this process, and the settings with unsupported ones replaced.
 
     Args:
-        settings: with the names of the run's trackers, whose files lie in `folder`/trackers.
-        device: as `choose_device` takes it.
+        settings: settings with the names of the run's trackers, whose files are in
+            `folder`/trackers.
+        device: device, as for `choose_device`.
     """
-    settings = _suit(settings, join_processes(device))
+    settings = _adapt_to_device(settings, join_processes(device))
     accelerator = Accelerator(
-        # its precision is the whole process's: a second run could not have another
+        # its precision applies to the whole process, so a second run couldn't have another
         mixed_precision="no",
         log_with=list(settings.trackers) or None,
         project_dir=folder / "trackers" if settings.trackers else None,
     )
-    atexit.unregister(_end_process_group)  # once is enough, however many runs there are
+    atexit.unregister(_end_process_group)  # once is enough for any number of runs
     atexit.register(_end_process_group)
     return accelerator, settings
 
 
-def _suit(settings: TrainSettings, device: torch.device) -> TrainSettings:
-    """Return the settings with what the device can't do replaced, which is said."""
+def _adapt_to_device(settings: TrainSettings, device: torch.device) -> TrainSettings:
+    """Return the settings with those that the device doesn't support replaced, with a warning."""
     if settings.precision == "bf16" and not has_bfloat16(device):
-        say_once(
+        warn_once(
             f"{device} can't compute in bfloat16; training in float32 instead of precision: bf16"
             " (fp16 is the other choice)"
         )
         settings = replace(settings, precision="float32")
     if settings.precision == "fp16" and device.type != "mps" and not has_float64(device):
-        say_once(
+        warn_once(
             f"{device} has no float64, which torch's loss scaling needs; training in float32"
             " instead of precision: fp16"
         )
         settings = replace(settings, precision="float32")
     if settings.compile and not can_compile(device):
-        say_once(f"{device}: torch can't compile for it; training without compile: true")
+        warn_once(f"{device}: torch can't compile for this device; training without compile: true")
         settings = replace(settings, compile=False)
     return settings
 
 
 def _end_process_group() -> None:
-    """The group's threads must not outlive the interpreter."""
+    """End the process group, whose threads must not outlive the interpreter."""
     PartialState().destroy_process_group()
 
 
@@ -182,11 +179,11 @@ def start(
     accelerator: Accelerator,
     log: TrainingLog,
 ) -> Run:
-    """A run before its first step.
+    """Return a run before its first step.
 
     Raises:
-        TrainingError: the weights aren't float32, the half that is to be trained isn't there, or a
-            loss can't be adaptive.
+        TrainingError: the weights aren't float32, the half to train doesn't exist, or a loss can't
+            be adaptive.
     """
     module = model.module
     dtypes = {str(parameter.dtype).removeprefix("torch.") for parameter in module.parameters()}
@@ -199,12 +196,12 @@ def start(
     last_layers = _find_last_layers(model, losses)
     if settings.gradient_checkpointing:
         _save_memory(module)
-    _adopt(module, accelerator)
+    _prepare_module(module, accelerator)
     torch.manual_seed(settings.seed + accelerator.process_index)
     if settings.compile:
         module.compile(dynamic=False)
     modules = {
-        loss.name: _adopt(loss.loss.module, accelerator)
+        loss.name: _prepare_module(loss.loss.module, accelerator)
         for loss in losses
         if isinstance(loss.loss, HasModule)
     }
@@ -230,14 +227,14 @@ def start(
     return Run(state, losses, last_layers, settings, accelerator, log)
 
 
-def rehearse(run: Run, batches: Iterator[Batch]) -> Iterator[Batch]:
-    """The same batches; the losses that count only later have been computed once on the first, so
-    that a misfit shows now.
+def check_losses_on_first_batch(run: Run, batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Compute the losses that only become active later once on the first batch, so that problems
+    show now. Return the same batches.
 
-    Discriminators stay out of it: they are not run before they count. Nothing of the run changes.
+    Discriminators aren't run before they are active. Nothing of the run changes.
 
     Raises:
-        TrainingError, PluginError: a loss that can't be computed with this model.
+        TrainingError, PluginError: a loss can't be computed with this model.
     """
     early = run.active_losses()
     late = [loss for loss in run.losses if loss not in early]
@@ -264,7 +261,7 @@ def _compute_once(run: Run, losses: Sequence[WeightedLoss], first: Batch) -> Non
     if not losses:
         return
     run.state.module.eval()
-    with forked_random(run.accelerator.device), torch.no_grad():
+    with restored_random_state(run.accelerator.device), torch.no_grad():
         inputs = to_device(first.inputs, run.accelerator)
         batch = LossBatch(inputs, run.forward(inputs), None, 0, run.encode, run.decode)
         for loss in losses:
@@ -276,17 +273,17 @@ def _compute_once(run: Run, losses: Sequence[WeightedLoss], first: Batch) -> Non
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Refuse trackers that there are none of, or that are not installed.
+    """Refuse trackers that don't exist or aren't installed.
 
     Raises:
-        TrainingError: names the tracker.
+        TrainingError: the message names the tracker.
     """
     installed = [str(found) for found in get_available_trackers()]
     for name in names:
         if name not in LOGGER_TYPE_TO_CLASS:
             known = ", ".join(sorted(LOGGER_TYPE_TO_CLASS))
             raise TrainingError(
-                f"log: there is no tracker {name!r}{suggest(name, LOGGER_TYPE_TO_CLASS)}; there are"
+                f"log: unknown tracker {name!r}{suggest(name, LOGGER_TYPE_TO_CLASS)}; available:"
                 f" {known}"
             )
         if name not in installed:
@@ -296,11 +293,7 @@ def check_trackers(names: Sequence[str]) -> None:
 
 
 def _choose_parameters(module: nn.Module, half: str) -> list[nn.Parameter]:
-    """The parameters that are trained; the others are frozen.
-
-    Raises:
-        TrainingError: none belongs to that half.
-    """
+    """Return the trained parameters, and freeze the others."""
     chosen = []
     for name, parameter in module.named_parameters():
         wanted = half == "all" or _belongs(name, half)
@@ -316,11 +309,8 @@ def _belongs(name: str, half: str) -> bool:
 
 
 def _find_last_layers(model: Trainable, losses: Sequence[WeightedLoss]) -> dict[str, nn.Parameter]:
-    """By role of an adaptive loss, the weight at which gradients are compared: the encoder's last
-    for latent losses, else the decoder's.
-
-    Raises:
-        TrainingError: there is none, or it isn't trained.
+    """Return, by role of an adaptive loss, the weight at which gradients are compared: the
+    encoder's last for latent losses, else the decoder's.
     """
     layers: dict[str, nn.Parameter] = {}
     for loss in losses:
@@ -334,22 +324,22 @@ def _find_last_layers(model: Trainable, losses: Sequence[WeightedLoss]) -> dict[
             ]
             if not weights:
                 raise TrainingError(
-                    f"loss {loss.name!r} can't be adaptive: the model has no part named encoder;"
-                    " give it a fixed weight"
+                    f"loss {loss.name!r} can't be adaptive: the model has no part named encoder."
+                    " Give it a fixed weight"
                 )
             layers[loss.role] = weights[-1]
         else:
             layers[loss.role] = model.last_layer()
         if not layers[loss.role].requires_grad:
             raise TrainingError(
-                f"loss {loss.name!r} can't be adaptive: the layer that it goes by isn't trained;"
-                " give it a fixed weight"
+                f"loss {loss.name!r} can't be adaptive: the layer for its gradient isn't trained."
+                " Give it a fixed weight"
             )
     return layers
 
 
 def _save_memory(module: nn.Module) -> None:
-    """Switch gradient checkpointing on, as diffusers' models have it."""
+    """Enable gradient checkpointing, through the method that diffusers' models have."""
     switches = [
         switch
         for part in module.modules()
@@ -359,26 +349,29 @@ def _save_memory(module: nn.Module) -> None:
         for switch in switches:
             switch()
     except ValueError as error:
-        raise TrainingError(f"gradient_checkpointing: the model can't do that: {error}") from error
+        raise TrainingError(
+            f"gradient_checkpointing: the model doesn't support it: {error}"
+        ) from error
     if not switches:
         raise TrainingError(
-            "gradient_checkpointing: the model can't do that (it has no"
-            " enable_gradient_checkpointing); leave it out"
+            "gradient_checkpointing: the model doesn't support it (no"
+            " enable_gradient_checkpointing). Leave it out"
         )
 
 
-def _lay_out(module: nn.Module, device: torch.device) -> None:
-    """Give weights the memory format in which the device's convolutions are fast."""
+def _set_memory_format(module: nn.Module, device: torch.device) -> None:
+    """Store weights in the memory format in which the device's convolutions are fast."""
     for parameter in module.parameters():
-        # `to`, as `contiguous` leaves the strides of 1 x 1 kernels, which then cost a few percent
+        # `to`, because `contiguous` keeps the strides of 1 x 1 kernels, which costs a few percent
         parameter.data = parameter.data.to(memory_format=memory_format(device, parameter.ndim))
 
 
-def _adopt(module: nn.Module, accelerator: Accelerator) -> nn.Module:
-    """The module on this process's device, in training mode, with the weights of the first process.
+def _prepare_module(module: nn.Module, accelerator: Accelerator) -> nn.Module:
+    """Return the module on this process's device, in training mode, with the first process's
+    weights.
     """
     module.to(accelerator.device).train()
-    _lay_out(module, accelerator.device)
+    _set_memory_format(module, accelerator.device)
     share_weights(module)
     return module
 
@@ -387,7 +380,7 @@ def _open_discriminator(
     loss: WeightedLoss, settings: TrainSettings, accelerator: Accelerator
 ) -> Discriminator:
     assert isinstance(loss.loss, Adversarial)
-    module = _adopt(loss.loss.discriminator, accelerator)
+    module = _prepare_module(loss.loss.discriminator, accelerator)
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     choice = loss.optimizer or settings.optimizer
     optimizer = _adamw(choice, [parameters])
@@ -401,7 +394,7 @@ def _open_discriminator(
 def _adamw(
     choice: OptimizerSettings, groups: Sequence[Sequence[nn.Parameter]]
 ) -> torch.optim.Optimizer:
-    """AdamW over groups of parameters; only the first group's weights decay."""
+    """Return AdamW over groups of parameters. Weight decay applies only to the first group."""
     described = [
         {"params": list(group), "weight_decay": 0.0 if number else choice.weight_decay}
         for number, group in enumerate(groups)

@@ -1,10 +1,10 @@
-"""One optimizer step: the model on every loss, and each discriminator on the same batches, its
-inputs detached.
+"""One optimizer step: the model with every loss, and each discriminator on the same batches with
+detached inputs.
 
-The two never mix: a discriminator's weights are frozen in the model's pass, so that no gradient is
-left in them, and it sees reconstructions that are cut off from the model. Before a loss counts,
-nothing of it is computed. Discriminators and losses compute in float32, also under fp16: only the
-model's loss is scaled, and a discriminator needs no scaler of its own.
+The two are separate. A discriminator's weights are frozen in the model's pass, so that it gets no
+gradient there, and its inputs are detached from the model. An inactive loss isn't computed.
+Discriminators and losses compute in float32, also with fp16: only the model's loss is scaled, so a
+discriminator needs no scaler.
 """
 
 from __future__ import annotations
@@ -28,18 +28,16 @@ from latentkit.training.settings import WeightedLoss, learning_rate
 from latentkit.training.shared_state import Run, in_float32
 
 NUM_NAMED = 4
-"""Weights that a message names."""
+"""Number of weights that a message names."""
 
 Values = dict[str, Tensor]
-"""Scalars by the name that the log has for them."""
+"""Scalars by their name in the log."""
 
 
 def take_step(run: Run, batches: Iterator[Batch]) -> tuple[dict[str, float] | None, list[str]]:
-    """What one optimizer step saw, averaged over its passes and processes; None when the model's
-    step was skipped.
-
-    The list names what was skipped, its loss or gradient not being finite: "the model",
-    discriminators by their loss.
+    """Make one optimizer step. Return its values averaged over passes and processes (None if the
+    model's step was skipped), and the names of what was skipped because loss or gradient weren't
+    finite: "the model", or discriminators by their loss.
     """
     state, settings, accelerator = run.state, run.settings, run.accelerator
     losses = run.active_losses()
@@ -80,25 +78,25 @@ def take_step(run: Run, batches: Iterator[Batch]) -> tuple[dict[str, float] | No
     skipped = []
     if not finite:
         skipped.append("the model")
-        put_back(buffers)
+        restore_buffers(buffers)
     for name, discriminator in discriminators.items():
         if not _step_discriminator(discriminator, name, averages, finite):
             skipped.append(f"the discriminator of {name!r}")
-            put_back(their_buffers[name])
+            restore_buffers(their_buffers[name])
     averages["lr"] = _step_model(run, finite)
     state.is_whole = True
     return averages if finite else None, skipped
 
 
 def copy_buffers(modules: Iterable[nn.Module]) -> list[tuple[Tensor, Tensor]]:
-    """Each buffer, such as a running statistic, with a copy: passes change them, also those of a
-    step that is then skipped.
+    """Return each buffer, such as a running statistic, with a copy, because passes change them even
+    if the step is then skipped.
     """
     return [(buffer, buffer.clone()) for module in modules for buffer in module.buffers()]
 
 
-def put_back(buffers: Iterable[tuple[Tensor, Tensor]]) -> None:
-    """Let buffers be what they were when they were copied."""
+def restore_buffers(buffers: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Restore buffers from their copies."""
     for buffer, before in buffers:
         buffer.copy_(before)
 
@@ -109,12 +107,12 @@ def put_back(buffers: Iterable[tuple[Tensor, Tensor]]) -> None:
 def model_pass(
     run: Run, prepared: Batch, losses: Sequence[WeightedLoss]
 ) -> tuple[LossBatch, Values]:
-    """Gradients of the weighted sum of `losses`, added to the model's; then the batch without its
-    graph, and what the log wants.
+    """Add the gradients of the weighted sum of `losses` to the model's. Return the batch without
+    its graph, and values for the log.
 
     Raises:
-        EncoderError: the reconstruction has another shape than the input.
-        PluginError: a loss that isn't one value a sample.
+        EncoderError: the reconstruction's shape differs from the input's.
+        PluginError: a loss isn't one value per sample.
         TrainingError: a loss can't be computed with this model.
     """
     inputs = to_device(prepared.inputs, run.accelerator)
@@ -129,7 +127,7 @@ def model_pass(
         found = run.decode_moments(Moments(mean, logvar))
     if found.output.shape != inputs.shape:
         raise EncoderError(
-            f"the model gave {tuple(found.output.shape)} for an input of {tuple(inputs.shape)}"
+            f"the model returned {tuple(found.output.shape)} for an input of {tuple(inputs.shape)}"
         )
     batch = LossBatch(inputs, found, None, run.state.step, run.encode, run.decode)
     total, values = _weigh(run, batch, losses)
@@ -145,11 +143,11 @@ def model_pass(
 
 
 def compute(loss: WeightedLoss, batch: LossBatch) -> Tensor:
-    """The loss of each sample, (N,).
+    """Return the loss of each sample, (N,).
 
     Raises:
-        PluginError: it isn't one value a sample.
-        TrainingError: it can't be computed with this model or these inputs.
+        PluginError: the loss isn't one value per sample.
+        TrainingError: the loss can't be computed with this model or these inputs.
     """
     try:
         value = loss.loss(batch)
@@ -160,15 +158,13 @@ def compute(loss: WeightedLoss, batch: LossBatch) -> Tensor:
 
 
 def to_device(inputs: Tensor, accelerator: Accelerator) -> Tensor:
-    """Return a batch on this process's device, in the memory format in which its convolutions are
-    fast.
-    """
+    """Return a batch on this process's device, in its fast memory format."""
     inputs = inputs.to(accelerator.device, non_blocking=True)
     return inputs.contiguous(memory_format=memory_format(accelerator.device, inputs.ndim))
 
 
 def _weigh(run: Run, batch: LossBatch, losses: Sequence[WeightedLoss]) -> tuple[Tensor, Values]:
-    """The weighted sum, a scalar, and what the log wants."""
+    """Return the weighted sum, a scalar, and values for the log."""
     means = {loss.name: compute(loss, batch).mean() for loss in losses}
     weighted = {
         loss.name: loss.weight * loss.schedule.factor(run.state.step) * means[loss.name]
@@ -184,7 +180,7 @@ def _weigh(run: Run, batch: LossBatch, losses: Sequence[WeightedLoss]) -> tuple[
         if loss.adaptive and loss.weight:
             if not plain:
                 raise TrainingError(
-                    f"loss {loss.name!r} is adaptive, but no reconstruction loss counts in step"
+                    f"loss {loss.name!r} is adaptive, but no reconstruction loss is active in step"
                     f" {run.state.step + 1}"
                 )
             ratio = gradient_ratio(run, torch.stack(plain).sum(), means[loss.name], loss)
@@ -204,12 +200,12 @@ def _check_shape(name: str, value: Tensor, batch: LossBatch) -> None:
     count = len(batch.inputs)
     if value.shape != (count,):
         raise PluginError(
-            f"loss {name!r}: expected one value a sample, shape ({count},), got"
+            f"loss {name!r}: expected one value per sample, shape ({count},), got"
             f" {tuple(value.shape)}"
         )
     if value.device != batch.inputs.device:
         raise PluginError(
-            f"loss {name!r}: expected values on {batch.inputs.device}, where the batch is, got them"
+            f"loss {name!r}: expected values on {batch.inputs.device}, like the batch, got values"
             f" on {value.device}"
         )
 
@@ -220,13 +216,13 @@ def _check_shape(name: str, value: Tensor, batch: LossBatch) -> None:
 def discriminator_pass(
     run: Run, loss: WeightedLoss, discriminator: Discriminator, batch: LossBatch
 ) -> Values:
-    """Gradients of the discriminator's own loss, added to its own; the model gets none.
+    """Add the gradients of the discriminator's own loss to its own. The model gets none.
 
     Args:
-        batch: as `model_pass` gives it, without a graph.
+        batch: as `model_pass` returns it, without a graph.
 
     Raises:
-        PluginError: its loss isn't one value a sample.
+        PluginError: its loss isn't one value per sample.
     """
     assert isinstance(loss.loss, Adversarial)
     _require_gradients(discriminator.parameters, True)
@@ -266,11 +262,11 @@ def _require_gradients(parameters: Iterable[nn.Parameter], wanted: bool) -> None
 
 
 def _gather_model_gradients(run: Run) -> Tensor:
-    """The norm of all gradients, the model's and those of losses' own weights, before it is
-    clipped.
+    """Return the norm of all gradients, of the model and of the losses' own weights, before
+    clipping.
 
-    They are averaged here, after all passes and without a wrapper around the model: whatever passes
-    there were, and whichever weights each of them reached.
+    They are averaged over processes here, after all passes and without a wrapper around the model,
+    so any passes may reach any weights.
     """
     trained = [
         parameter for group in run.state.optimizer.param_groups for parameter in group["params"]
@@ -281,12 +277,12 @@ def _gather_model_gradients(run: Run) -> Tensor:
 
 
 def _step_model(run: Run, finite: bool) -> float:
-    """The learning rate of the step, which is taken if all was finite."""
+    """Make the model's step if all was finite, and return its learning rate."""
     state, settings = run.state, run.settings
     rate = learning_rate(settings.optimizer, state.step, settings.steps)
     if finite:
         if state.step == 0:
-            _note_unreached(run)
+            _note_missing_gradients(run)
         _set_rate(state.optimizer, rate)
         state.scaler.step(state.optimizer)
         state.step += 1
@@ -302,8 +298,8 @@ def _step_model(run: Run, finite: bool) -> float:
     return rate
 
 
-def _note_unreached(run: Run) -> None:
-    """Say which of the model's weights the first step gave no gradient."""
+def _note_missing_gradients(run: Run) -> None:
+    """Print which of the model's weights got no gradient in the first step."""
     weights = dict(run.state.module.named_parameters())
     trained = [name for name, weight in weights.items() if weight.requires_grad]
     unreached = [name for name in trained if weights[name].grad is None]
@@ -312,16 +308,16 @@ def _note_unreached(run: Run) -> None:
         names = ", ".join(unreached[:NUM_NAMED])
         more = f" and {len(unreached) - NUM_NAMED} more" if len(unreached) > NUM_NAMED else ""
         run.log.note(
-            f"{len(unreached)} of {len(trained)} weights ({size:,} numbers) got no gradient in the "
-            f"first step; a weight stays as it is until it gets one: {names}{more}"
+            f"{len(unreached)} of {len(trained)} weights ({size:,} numbers) got no gradient in the"
+            f" first step; a weight doesn't change until it gets one: {names}{more}"
         )
 
 
 def _step_discriminator(
     discriminator: Discriminator, name: str, averages: dict[str, float], wanted: bool
 ) -> bool:
-    """Whether the discriminator's step was taken: the model's is (`wanted`), and its own loss and
-    gradient are finite.
+    """Make the discriminator's step if the model's was made (`wanted`) and its own loss and
+    gradient are finite. Return whether it was made.
     """
     names = [f"discriminators.{name}.loss", f"discriminators.{name}.grad_norm"]
     taken = wanted and all(math.isfinite(averages[part]) for part in names)

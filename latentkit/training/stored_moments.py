@@ -1,4 +1,4 @@
-"""Training a decoder from a latent dataset: its moments stand for the encoder, which then never
+"""Trains a decoder from a latent dataset: its stored moments replace the encoder, which never
 runs.
 """
 
@@ -9,23 +9,23 @@ from torch import Tensor
 
 from latentkit.contracts import Modality, Sample
 from latentkit.errors import SampleError, TrainingError
+from latentkit.preparing.sample_trier import prepared_by
 from latentkit.reading.dataset import open_dataset
-from latentkit.runtime.sample_faults import faults_cost_the_sample
 from latentkit.store.dataset_json import read_dataset, read_index
 from latentkit.store.open_folder import open_folder
 from latentkit.training.batches import Example, SampleLocation
 
 
 class StoredMoments:
-    """A `Prepare` that pairs each view of a picture with the moments it was once encoded to.
+    """A `Prepare` that pairs each view of an image with the moments it was encoded to.
 
     Args:
-        path: of the latent dataset.
-        modality: as that of the dataset, so that its views are those that were encoded.
+        modality: configured like that of the dataset, so that its views are those that were
+            encoded.
 
     Raises:
-        TrainingError: the dataset holds no moments.
-        StoreError: it is missing, unfinished or damaged.
+        TrainingError: the dataset stores no moments.
+        StoreError: the dataset is missing, unfinished or damaged.
     """
 
     def __init__(self, path: str, modality: Modality) -> None:
@@ -34,7 +34,7 @@ class StoredMoments:
         document = read_dataset(folder)
         if not open_dataset(path).has_moments:
             raise TrainingError(
-                f"latents: {folder} holds no moments (store: {document['store']}); encode with"
+                f"latents: {folder} stores no moments (store: {document['store']}). Encode with"
                 " store: moments"
             )
         index = read_index(folder, document, ["key", "view", "status", "content"]).to_pylist()
@@ -50,19 +50,17 @@ class StoredMoments:
         }
 
     def __call__(self, sample: Sample, place: SampleLocation) -> list[Example]:
-        """Every view that has moments; what the modality draws is what it drew for the dataset.
+        """Return every view that has moments. The modality's draws are the same as for the dataset.
 
         Raises:
-            SampleError: it has none, or the media isn't what was encoded.
+            SampleError: the sample has none, or its media isn't what was encoded.
         """
         if sample.key not in self._contents:
             raise SampleError("the latent dataset has no latents of it")
         if sample.content() != self._contents[sample.key]:
             raise SampleError("its media is not what the latent dataset was made from")
         examples = []
-        with faults_cost_the_sample(self._modality, sample.key):
-            views = list(self._modality.prepare(sample))
-        for view in views:
+        for view in prepared_by(self._modality)(sample):
             row = self._rows.get(view.view, {}).get(sample.key)
             if row is not None and isinstance(view.tensor, Tensor):
                 moments = self._datasets[view.view].moments(row)

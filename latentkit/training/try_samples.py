@@ -1,5 +1,5 @@
-"""Some samples of a source prepared before the first step, so that a source that can't be trained
-on shows at once.
+"""Prepares some samples of a source before the first step, so that a source that can't be used is
+noticed at once.
 """
 
 from __future__ import annotations
@@ -10,11 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from torch import Tensor
 
 from latentkit.contracts import Prepared, Sample, Source
-from latentkit.errors import SampleError, SourceError
-from latentkit.preparing.media_retry import retried
-from latentkit.runtime.bad_samples import are_too_many
+from latentkit.preparing.sample_trier import SampleTrier
+from latentkit.runtime.bad_samples import BadSamplePolicy
 from latentkit.runtime.cores import share_of_cores
-from latentkit.runtime.sample_faults import faults_cost_the_sample
 
 NUM_TRIED = 64
 
@@ -22,55 +20,26 @@ NUM_TRIED = 64
 def try_samples(
     source: Source,
     prepare: Callable[[Sample], Iterable[object]],
-    on_bad_sample: str,
-    max_bad: float,
+    policy: BadSamplePolicy,
 ) -> list[str]:
-    """Warnings about up to 64 samples, evenly spread over the source: pictures that are enlarged.
+    """Return warnings about up to 64 samples, spread over the source: images that are enlarged.
 
     Args:
-        source: of the run.
-        prepare: gives the views of a sample, `Prepared` where their geometry is to be looked at.
-        on_bad_sample: "skip" or "fail".
+        prepare: returns the views of a sample, as `Prepared` if their geometry is checked.
         max_bad: share of bad samples above which a run fails, when they are more than 10.
 
     Raises:
-        SourceError: as many of them can't be used as would end the run; or they can't be reached.
+        SourceError: enough of them are bad to end the run, or they can't be reached.
     """
-    count = min(len(source), NUM_TRIED)
-
-    def tried(place: int) -> tuple[str, bool]:
-        index = place * len(source) // count
-        name = f"sample {index}"
-
-        def views() -> list[object]:
-            nonlocal name
-            with faults_cost_the_sample(source):
-                sample = source[index]
-            name = repr(sample.key)
-            with faults_cost_the_sample(getattr(prepare, "__self__", prepare), sample.key):
-                return list(prepare(sample))
-
-        try:
-            return "", any(_is_enlarged(view) for view in retried(views, f"sample {name}"))
-        except SampleError as error:
-            return f"{name}: {error}", False
-
+    count, trier = min(len(source), NUM_TRIED), SampleTrier(source)
+    places = (place * len(source) // count for place in range(count))
     with ThreadPoolExecutor(share_of_cores()) as pool:
-        found = list(pool.map(tried, range(count)))
-    bad = [reason for reason, _ in found if reason]
-    if bad and (
-        on_bad_sample == "fail" or len(bad) == count or are_too_many(len(bad), count, max_bad)
-    ):
-        advice = (
-            "remove them, or set on_bad_sample: skip"
-            if on_bad_sample == "fail"
-            else f"max_bad is {max_bad:g}"
-        )
-        raise SourceError(
-            f"{len(bad)} of {count} samples that were tried before the first step can't be used,"
-            f" such as {bad[0]}; {advice}"
-        )
-    num_enlarged = sum(enlarged for _, enlarged in found)
+        found = list(pool.map(lambda place: trier.try_sample(place, prepare), places))
+    reasons = {tried.key: tried.reason for tried in found if tried.reason}
+    for key, reason in reasons.items():
+        policy.check_one(key, reason)
+    policy.check_all(reasons, count, what="samples that were tried before the first step")
+    num_enlarged = sum(any(map(_is_enlarged, tried.views)) for tried in found)
     if not num_enlarged:
         return []
     advice = "modality.with.min_size leaves small ones out"
@@ -82,9 +51,7 @@ def try_samples(
 
 
 def _is_enlarged(view: object) -> bool:
-    """Whether a view of a picture or video is of more pixels than that had, by its geometry's
-    height and width.
-    """
+    """Return whether a view of an image or video has more pixels than that, by its geometry."""
     if (
         not isinstance(view, Prepared)
         or not isinstance(view.tensor, Tensor)

@@ -23,13 +23,12 @@ from torch import Tensor
 from latentkit.runtime.masks import MASK
 from latentkit.runtime.paths import in_shell
 from latentkit.store import int8
+from latentkit.store.dataset_json import describe_again
+from latentkit.store.format import OFFSETS, unit_name
 from latentkit.store.index import ReadUnit, read_unit
 from latentkit.store.local_folder import LocalFolder
-from latentkit.store.ragged import OFFSETS
-from latentkit.store.writer import unit_name
 from latentkit.upkeep.encode_again import NO_LONGER_NEEDED, build_encode_of, encode_again
 from latentkit.upkeep.findings import Finding, Verification
-from latentkit.upkeep.verify import describe_again
 
 SHARE = 0.01
 
@@ -46,8 +45,7 @@ COMPARED_ROWS = 256
 def compare_values(
     found: Verification, seed: int | None = None, device: str = "auto"
 ) -> list[Finding]:
-    """A finding per unit that was compared: a remark where its values are the encoder's, damage
-    where not.
+    """Return a finding per unit compared: a remark where it fits the encoder, else damage.
 
     About 1 % of the sound units, at least one, are encoded again with the settings they were made
     with.
@@ -102,11 +100,9 @@ def _plain(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Difference:
-    """Between a unit's values and those that the encoder gives now, in standard deviations of each
-    value's channel.
+    """A unit's difference from what the encoder gives now, in channels' standard deviations.
 
     Args:
-        num_rows: rows that were compared.
         num_other: rows whose media have changed since.
         largest: of any value.
         row_rms: root mean square over a row, of the worst row.
@@ -186,9 +182,7 @@ def _compare_unit(found: Verification, again: LocalFolder, unit: ReadUnit) -> Di
 def _blocks(
     bucket: str, first: Any, second: Any, rows: Sequence[Tensor]
 ) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
-    """The same rows of a bucket from both files, some at a time, ragged ones singly: tensors by
-    name, (N, C, ...).
-    """
+    """Give the same rows of both files: tensors by name, (N, C, ...), ragged rows singly."""
     keys = first.keys()  # of a file, no mapping
     names = [name for name in keys if name.startswith(f"{bucket}/")]
     ours, theirs = (

@@ -29,6 +29,7 @@ from latentkit.encoding.make_plan import effective_settings
 from latentkit.encoding.unit_workers import make_worker
 from latentkit.errors import SampleError, SourceError, StoreError
 from latentkit.recipe.schema import EncodeRecipe
+from latentkit.store.columns import find_places
 from latentkit.store.fingerprint import check_parts
 from latentkit.store.index import ReadUnit
 from latentkit.store.local_folder import LocalFolder
@@ -41,8 +42,7 @@ NO_LONGER_NEEDED = "superseded by a later run, and left out when its unit was en
 
 
 def build_encode_of(found: Verification, device: str = "auto") -> BuiltEncode:
-    """Source, encoder and settings that made the dataset, the encoder on a device as
-    `choose_device` takes it.
+    """Return source, encoder and settings of the dataset, the encoder on a device.
 
     Raises:
         FingerprintError: they would make other latents now.
@@ -67,8 +67,7 @@ def build_encode_of(found: Verification, device: str = "auto") -> BuiltEncode:
 def encode_again(
     found: Verification, opened: BuiltEncode, names: Collection[str], workspace: Path
 ) -> LocalFolder:
-    """A folder at `workspace` with the units of these names, encoded now; media are decoded without
-    seeking, where that can be.
+    """Encode units of these names into `workspace`, media without seeking where possible.
 
     Raises:
         SourceError: samples of theirs are gone from the source.
@@ -99,8 +98,7 @@ def encode_again(
 
 
 def without_seeking(modality: Modality) -> Modality:
-    """The modality that decodes each file from its start, where this one has such a form; else
-    itself.
+    """Return the modality that decodes from files' starts, where there is such a form.
 
     A unit must not be checked by the seek that may have gone wrong when it was made.
     """
@@ -123,9 +121,7 @@ def _settings_of(unit: ReadUnit | None, planned: PlanSettings) -> PlanSettings:
 
 @dataclass(frozen=True)
 class PlannedSource:
-    """A source as a plan knew it: by row of the plan's work, under the keys of then; what nothing
-    needs any more is a bad sample.
-    """
+    """A source as a plan knew it, by row and key of then; unneeded rows are bad samples."""
 
     source: Source
     keys: Sequence[str]
@@ -149,11 +145,7 @@ class PlannedSource:
 def _as_planned(
     found: Verification, plan: Plan, units: Sequence[Unit], opened: BuiltEncode
 ) -> Source | StreamSource:
-    """The source to encode units of an earlier or the newest plan from.
-
-    Raises:
-        SourceError: it no longer has samples that are needed.
-    """
+    """The source to encode units of an earlier or the newest plan from."""
     source, now = opened.inputs.source, opened.inputs.entries
     needed = np.zeros(plan.num_samples, np.bool_)
     for unit in units:
@@ -170,11 +162,7 @@ def _as_planned(
         )
         return source
     keys = _keys_now(found, plan)
-    places = (
-        pc.fill_null(pc.index_in(keys, value_set=now["key"].combine_chunks(), skip_nulls=True), -1)
-        .to_numpy()
-        .astype(np.int64)
-    )
+    places = find_places(keys, now["key"])
     gone = needed & (places < 0) & keys.is_valid().to_numpy()
     _refuse(found, plan.work["key"].filter(pa.array(gone)).to_pylist())
     return PlannedSource(
@@ -196,9 +184,7 @@ def _refuse(found: Verification, gone: Sequence[str]) -> None:
 
 
 def _keys_now(found: Verification, plan: Plan) -> pa.ChunkedArray:
-    """Under which key the newest plan has each sample of a plan's work; null where it has none, or
-    has its latents from a later unit.
-    """
+    """Return the key under which the newest plan has each sample of a plan; else null."""
     keys = plan.work["key"]
     for number in range(plan.number + 1, found.newest + 1):
         later = found.plans.get(number)

@@ -23,7 +23,6 @@ class Finding:
     Args:
         part: what kind of file; "foreign" is nobody's, a "remark" is no damage.
         file: its name within the folder.
-        what: is wrong.
         fix: what repairs it; "" when nothing has to be done.
     """
 
@@ -41,7 +40,6 @@ class Report:
     """What a check of a dataset found.
 
     Args:
-        folder: its path or URL.
         state: "finished", or how far it is.
         findings: in the order of plans, units, index, dataset.json, and the rest.
         num_units, num_rows, num_bytes: units that were read whole, their ledger rows, and their
@@ -118,9 +116,7 @@ class Verification:
         return newest_number(self.document) if self.document else -1
 
     def chain(self, number: int) -> list[Plan] | None:
-        """The plan of a number and all that it builds on, from the oldest; None when one can't be
-        read.
-        """
+        """Return a plan and all it builds on, oldest first; None when one can't be read."""
         chain: list[Plan] = []
         for wanted in range(number, -1, -1):
             if wanted not in self.plans:

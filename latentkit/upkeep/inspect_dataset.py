@@ -19,8 +19,8 @@ from latentkit.store.contents import (
     Filling,
     column_filling,
     counted,
-    describe_filling,
-    on_one_line,
+    describe_fillings,
+    escape_line_breaks,
     row_remarks,
     skipped_samples,
     skipped_so_far,
@@ -28,17 +28,17 @@ from latentkit.store.contents import (
 )
 from latentkit.store.dataset_json import (
     DATASET,
+    count_superseded,
     newest_number,
-    num_superseded,
     read_dataset,
     read_index,
     read_units,
 )
 from latentkit.store.folder import Folder
-from latentkit.store.index import committed, superseded_rows
+from latentkit.store.format import unit_name
+from latentkit.store.index import committed_units, superseded_rows
 from latentkit.store.open_folder import open_folder
 from latentkit.store.plan import newest_plan, read_chain
-from latentkit.store.writer import unit_name
 
 COLUMNS = [
     *("key", "view", "status", "reason", "unit", "bucket", "row", "attributes"),
@@ -57,8 +57,7 @@ MOST_COLUMNS = 20
 
 
 def inspect_dataset(path: str, with_ledger: bool = False) -> dict[str, Any]:
-    """Everything that can be said without reading latents; with `with_ledger`, a list of every row
-    too, superseded ones at its end.
+    """Return all that can be said without latents; `with_ledger` adds a list of every row.
 
     Raises:
         StoreError: there is no latent dataset, or it is damaged.
@@ -81,7 +80,7 @@ def inspect_dataset(path: str, with_ledger: bool = False) -> dict[str, Any]:
         "masked",
     )
     good = index["attributes"].filter(pc.equal(index["status"], "ok"))
-    num_old = num_superseded(document, index.num_rows)
+    num_old = count_superseded(document, index.num_rows)
     found = {
         "path": str(folder),
         "finished": True,
@@ -138,7 +137,7 @@ def list_skipped(path: str) -> str:
     else:
         index = read_index(folder, read_dataset(folder), ["key", "status", "reason"])
         skipped = skipped_samples(index)
-    lines = [f"{on_one_line(key)}: {reason}" for key, reason in skipped.items()]
+    lines = [f"{escape_line_breaks(key)}: {reason}" for key, reason in skipped.items()]
     return "\n".join(lines or [f"{folder}: no sample was skipped"])
 
 
@@ -178,7 +177,7 @@ def _unfinished(folder: Folder) -> dict[str, Any] | None:
     plan = newest_plan(folder) if folder.list("plans") else None
     if plan is None:
         return None
-    units, done, skipped = plan.units(), committed(folder), skipped_so_far(folder, plan)
+    units, done, skipped = plan.units(), committed_units(folder), skipped_so_far(folder, plan)
     return {
         "path": str(folder),
         "finished": False,
@@ -225,7 +224,7 @@ def describe(found: dict[str, Any]) -> str:
             f"  latents    {layout['kind']}, {counted(layout['channels'], 'channel')}, axes"
             f" {layout['axes']}{_of_axes(found)}"
         ),
-        f"  stored as  {found['store']} in {found['dtype']}",
+        f"  stored as  {_stored(found)}",
         f"  source     {found['source'].get('use')} {found['source'].get('with') or ''}".rstrip(),
         f"  views      {_counts(found['views'])}",
         f"  buckets    {_counts(found['buckets'])}",
@@ -260,7 +259,7 @@ def describe_columns(found: Mapping[str, Any], most: int, command: str) -> list[
     Of more than `most`, the last names the command that lists all.
     """
     columns = {name: Filling(**filling) for name, filling in found["columns"].items()}
-    lines = describe_filling(columns, found["rows"].get("ok", 0), "row")
+    lines = describe_fillings(columns, found["rows"].get("ok", 0), "row")
     if len(lines) <= most:
         return lines
     return [*lines[: most - 1], f"{len(lines) - most + 1} other columns; `{command}` lists them"]
@@ -272,7 +271,6 @@ def describe_remarks(
     """A line for each remark of the source and of samples.
 
     Args:
-        found: the mapping of `inspect_dataset`.
         most: lines, the last of which names the command that lists all.
         source: what the source remarks now; None: what it did when the dataset was written.
     """
@@ -296,7 +294,7 @@ def _skipped(found: Mapping[str, Any], command: str) -> list[str]:
 
 def name_keys(found: Mapping[str, Any], reason: str) -> str:
     """The first few samples that were skipped for a reason."""
-    return "such as " + ", ".join(map(on_one_line, found["skipped_samples"].get(reason, [])))
+    return "such as " + ", ".join(map(escape_line_breaks, found["skipped_samples"].get(reason, [])))
 
 
 def _formula(found: dict[str, Any]) -> str:
@@ -311,6 +309,14 @@ def _formula(found: dict[str, Any]) -> str:
         f"(fold(z) - {_short(norm['shift'])}) * {_short(norm['scale'])}; fold puts {factors} into"
         f" channels: {channels} when read"
     )
+
+
+def _stored(found: dict[str, Any]) -> str:
+    """What is stored of a row; `store` only means something where there is a posterior."""
+    if found["layout"]["kind"] == "quantised":
+        return "indices"
+    is_posterior = found["layout"]["kind"] == "gaussian"
+    return f"{found['store'] if is_posterior else 'latents'} in {found['dtype']}"
 
 
 def _of_axes(found: dict[str, Any]) -> str:

@@ -15,21 +15,28 @@ from pathlib import Path, PurePosixPath
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from latentkit.encoding.encode_source import describe
+from latentkit.encoding.encode_source import describe_dataset_json
 from latentkit.encoding.make_plan import library_versions
 from latentkit.errors import LatentkitError, StoreError
 from latentkit.store.claims import Claims
-from latentkit.store.dataset_json import DATASET, finalize, read_index
+from latentkit.store.dataset_json import DATASET, describe_again, finalize, read_index
 from latentkit.store.folder import Folder
-from latentkit.store.index import committed, first_rows, read_unit
+from latentkit.store.format import unit_name
+from latentkit.store.index import committed_units, first_rows, read_unit
 from latentkit.store.local_folder import LocalFolder
 from latentkit.store.open_folder import open_folder
-from latentkit.store.plan import Plan, PlanSettings, number_of, plan_name, with_units, write_plan
-from latentkit.store.writer import unit_name
+from latentkit.store.plan import (
+    Plan,
+    PlanSettings,
+    number_of,
+    plan_name,
+    plan_with_units,
+    write_plan,
+)
 from latentkit.tasks.encode_task import BuiltEncode
 from latentkit.upkeep.encode_again import build_encode_of, encode_again
 from latentkit.upkeep.findings import Finding, Report, Verification
-from latentkit.upkeep.verify import describe_again, verify_folder
+from latentkit.upkeep.verify import verify_folder
 
 
 @dataclass(frozen=True)
@@ -60,14 +67,12 @@ class Repair:
 
 
 def repair_dataset(path: str, also: Sequence[Finding] = (), device: str = "auto") -> Repair:
-    """Repair the latent dataset at `path`: encode damaged units again, and write index and
-    dataset.json again where they are wrong.
+    """Encode a dataset's damaged units again; write index and dataset.json where wrong.
 
     No unit is removed before what takes its place has been made. Files that belong to no plan stay
     where they are.
 
     Args:
-        path: folder or URL.
         also: what `compare_values` found.
 
     Raises:
@@ -103,13 +108,11 @@ def repair_dataset(path: str, also: Sequence[Finding] = (), device: str = "auto"
 
 
 def _replace_units(found: Verification, opened: BuiltEncode, names: Sequence[str]) -> list[str]:
-    """Encode units and put them in the place of the old ones; names of those that are not byte for
-    byte what dataset.json describes.
-    """
+    """Encode units again and replace them; return those that are no longer byte for byte."""
     folder, stated, differing = found.folder, found.document["units"] if found.document else {}, []
     with tempfile.TemporaryDirectory(prefix="latentkit-") as workspace:
         again = encode_again(found, opened, names, Path(workspace))
-        missing = set(names) - committed(again)
+        missing = set(names) - committed_units(again)
         if missing:
             raise StoreError(
                 f"{folder}: no plan that can be read has the units {', '.join(sorted(missing))}"
@@ -135,9 +138,7 @@ def _header_sha256(found: Verification, name: str) -> str:
 
 
 def _close(found: Verification, opened: BuiltEncode | None, differing: bool) -> list[str]:
-    """Write index and dataset.json again where they are broken, or where units no longer are what
-    they describe; what was written.
-    """
+    """Write index and dataset.json again where they are wrong; return what was written."""
     folder = found.folder
     wrong = [*found.names("index"), *found.names("dataset.json")]
     if not wrong and not differing:
@@ -151,7 +152,7 @@ def _close(found: Verification, opened: BuiltEncode | None, differing: bool) -> 
         description = describe_again(found.document)
     elif opened:
         threads, device = chain[-1].settings.threads, opened.device
-        description = describe(
+        description = describe_dataset_json(
             opened.inputs, opened.inputs.open_encoder(device), opened.settings, threads, device
         )
     else:
@@ -166,16 +167,11 @@ def _close(found: Verification, opened: BuiltEncode | None, differing: bool) -> 
 
 
 def _restore_plans(found: Verification) -> list[str]:
-    """Make lost plans again, proven by their sha256 in dataset.json; take away damaged ones of
-    which there is no unit.
-
-    Raises:
-        StoreError: the index doesn't say all that was in it.
-    """
+    """Make lost plans again; remove damaged ones of which there is no unit."""
     names = found.names("plan")
     for name in names:
         number = number_of(name)
-        has_units = any(unit.startswith(f"{number:03d}-") for unit in committed(found.folder))
+        has_units = any(unit.startswith(f"{number:03d}-") for unit in committed_units(found.folder))
         if number > found.described and not has_units:
             found.folder.remove(name)
             continue
@@ -192,9 +188,7 @@ def _restore_plans(found: Verification) -> list[str]:
 
 
 def _rebuild(found: Verification, number: int) -> Plan | None:
-    """The plan of a finished dataset whose file has the sha256 that dataset.json names; None when
-    nothing gives that.
-    """
+    """Return the plan whose file has the sha256 in dataset.json; None without one."""
     document = found.document
     if not document or number != found.described or found.names("index"):
         return None
@@ -212,7 +206,7 @@ def _rebuild(found: Verification, number: int) -> Plan | None:
     previous = pc.if_else(own, None, rows["key"]).combine_chunks()
     with tempfile.TemporaryDirectory(prefix="latentkit-") as workspace:
         for compacts in (False, True):
-            plan = with_units(
+            plan = plan_with_units(
                 number,
                 rows.select(["key", "stamp", "attributes"]),
                 replace(settings, compacts=compacts),

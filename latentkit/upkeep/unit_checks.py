@@ -17,11 +17,10 @@ import pyarrow.compute as pc
 from latentkit.contracts import Unit
 from latentkit.errors import DamagedError
 from latentkit.store.folder import Folder
-from latentkit.store.format import StoredTensor, UnitHeader, read_header
+from latentkit.store.format import OFFSETS, StoredTensor, UnitHeader, read_header, unit_name
 from latentkit.store.index import ReadUnit, parse_rows
 from latentkit.store.plan import Plan
-from latentkit.store.ragged import OFFSETS, are_offsets
-from latentkit.store.writer import unit_name
+from latentkit.store.ragged import are_offsets
 
 READ_BYTES = 4 << 20
 
@@ -39,9 +38,7 @@ It and NaNs are the largest signed ones, and with the sign bit the largest unsig
 
 @dataclass(frozen=True)
 class WantedUnit:
-    """A unit that should be there: what its plan says (None: the plan can't be read), and what
-    dataset.json says of it.
-    """
+    """A unit that should be there, by its plan (None: unreadable) and by dataset.json."""
 
     name: str
     unit: Unit | None
@@ -86,9 +83,7 @@ def read_whole(folder: Folder, wanted: WantedUnit, headers: Mapping[str, str]) -
 
 
 def _read_data(file: BinaryIO, header: UnitHeader) -> dict[str, bytes]:
-    """The bytes of the tensor "rows" and of all offsets by name, from one walk through all of the
-    unit's data.
-    """
+    """Return the tensor "rows" and all offsets by name, from one walk through the unit."""
     digest, broken = hashlib.sha256(), None
     kept = {
         name: b""
@@ -127,9 +122,7 @@ def _is_finite(piece: bytes, tensor: StoredTensor) -> bool:
 def _check_ledger(
     rows: pa.Table, header: UnitHeader, offsets: Mapping[str, npt.NDArray[np.int64]]
 ) -> None:
-    """That every stored row is named once, and every other one has a reason; `offsets` of ragged
-    rows by their tensor's name.
-    """
+    """Check that the ledger names each row once, with a reason for those that are skipped."""
     status = rows["status"]
     ok = pc.equal(status, "ok")
     if (

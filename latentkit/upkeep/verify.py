@@ -6,32 +6,30 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import psutil
 import pyarrow as pa
 
-from latentkit.contracts import LatentLayout, Normalization
 from latentkit.errors import DamagedError, SourceError, StoreError
 from latentkit.runtime.cores import share_of_cores
 from latentkit.runtime.paths import in_shell
-from latentkit.store.claims import PART, Claims
+from latentkit.store.claims import Claims
 from latentkit.store.columns import read_parquet
 from latentkit.store.dataset_json import (
     DATASET,
     RECIPE,
-    Description,
     accepts_statistics,
     check_complete,
     dataset_json,
+    describe_again,
     read_dataset,
 )
-from latentkit.store.folder import ASIDE, Folder, host
-from latentkit.store.index import ReadUnit, committed, index_bytes, index_of_chain
+from latentkit.store.folder import Folder
+from latentkit.store.format import unit_name
+from latentkit.store.index import ReadUnit, committed_units, index_bytes, index_of_chain
 from latentkit.store.plan import Plan, number_of, plan_name, plan_numbers, read_plan
-from latentkit.store.writer import unit_name
 from latentkit.upkeep.findings import Verification
 from latentkit.upkeep.unit_checks import WantedUnit, plan_of_unit, read_whole
 
@@ -70,13 +68,12 @@ def _read_document(found: Verification) -> str | None:
 
 
 def _read_plans(found: Verification) -> None:
-    """The newest plans, back to the last compaction that is done; and those that dataset.json
-    names.
-    """
-    there, stated = plan_numbers(found.folder), (
-        dict(found.document["plans"]) if found.document else {}
+    """Read the plans back to the last finished compaction, and those in dataset.json."""
+    there, stated = (
+        plan_numbers(found.folder),
+        (dict(found.document["plans"]) if found.document else {}),
     )
-    done = committed(found.folder)
+    done = committed_units(found.folder)
     known = sorted({*there, *map(number_of, stated)}, reverse=True)
     for number in known:
         name = plan_name(number)
@@ -125,7 +122,7 @@ def _restore(folder: Folder) -> str:
 
 
 def _read_units(found: Verification) -> None:
-    there = committed(found.folder)
+    there = committed_units(found.folder)
     wanted = {
         unit.name: WantedUnit(unit.name, unit, plan, None)
         for plan in found.plans.values()
@@ -254,32 +251,11 @@ def _same_table(content: bytes, index: pa.Table) -> bool:
         return False
 
 
-def describe_again(document: Mapping[str, Any]) -> Description:
-    """What dataset.json says besides what follows from plans and units."""
-    layout, normalization = LatentLayout(**document["layout"]), Normalization(
-        **document["normalization"]
-    )
-    decoded = {
-        name: value for name, value in (document.get("quantisation") or {}).items() if name != "rms"
-    }
-    return Description(
-        layout,
-        normalization,
-        document["store"],
-        document["dtype"],
-        document["source"],
-        document["views"],
-        decoded,
-    )
-
-
 # ---------------------------------------------------------------- what else lies there
 
 
 def _list_foreign(found: Verification) -> None:
-    """Files among plans, units and indexes that belong to none of the plans; those a compaction
-    replaced are a remark.
-    """
+    """List files that belong to none of the plans; those a compaction replaced as a remark."""
     unreadable = {number_of(name) for name in found.names("plan")}
     numbers = {*found.plans, *unreadable}
     oldest = min(numbers, default=0)
@@ -329,34 +305,14 @@ def _list_left_over(found: Verification) -> None:
             "missing",
             "decoding and mending need it; run the recipe it was made with once more",
         )
-    left = list(_dead(found.folder))
+    left = Claims(found.folder).left_over()
     if left:
         what = (
             "left by a process that is gone"
             if len(left) == 1
             else f"and {len(left) - 1} more files left by processes that are gone"
         )
-        found.add("remark", f"{ASIDE}/{left[0]}", what, "the next run sweeps them away")
-
-
-def _dead(folder: Folder) -> Iterator[str]:
-    """Files among the claims whose process is gone; of files in the making, those of this host's
-    processes.
-    """
-    claims = Claims(folder)
-    for name in folder.list(ASIDE):
-        match = PART.search(name)
-        is_dead_part = (
-            match is not None
-            and match["host"] == host()
-            and not psutil.pid_exists(int(match["pid"]))
-        )
-        if (
-            is_dead_part
-            or name.endswith(".stale")
-            or (name.endswith(".json") and claims.is_free(name.removesuffix(".json")))
-        ):
-            yield name
+        found.add("remark", left[0], what, "the next run sweeps them away")
 
 
 def _short(folder: Folder, name: str, error: StoreError) -> str:

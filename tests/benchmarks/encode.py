@@ -7,7 +7,9 @@ that people write today.
 free    an encoder that costs nothing: how near does the pipeline come to decoding and resizing the
         same JPEGs in as many threads as there are cores?
 resize  the same encoder that costs nothing: how much quicker are the other ways of the option
-        `resize` than Pillow's, and on JPEGs of 12 megapixels?
+        `resize` than Pillow's, of the photographs and of some enlarged to 12 megapixels? And how
+        near does `lanczos`, the way of a new dataset, come to the same calls alone in as many
+        threads as there are cores? In seconds on the clock and of processor time.
 sleep   an encoder that sleeps as long as decoding takes: do the two overlap?
 bare    SD-sized AutoencoderKL with random weights at 256 px: how much is left of the same batches
         as ready tensors?
@@ -21,10 +23,12 @@ Contenders take turns in every round; ratios are formed inside a round.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -40,14 +44,19 @@ from latentkit.encoding.auto_sizes import measure_batches
 from latentkit.encoding.encode_source import encode_source
 from latentkit.encoding.make_plan import EncodeInputs, EncodeSettings
 from latentkit.executors.local import LocalExecutor
+from latentkit.modalities.decode_image import decode_levels
+from latentkit.modalities.geometry import crop_box
 from latentkit.modalities.image import ImageModality
+from latentkit.modalities.lanczos import resize_levels
 from latentkit.modalities.options import ImageConfig
+from latentkit.runtime.buffers import BufferPool
 from latentkit.sources.folder import FolderSource
 from latentkit.sources.options import FolderConfig
 from latentkit.store.local_folder import LocalFolder
 
 SIZE = 256
 PARTS = ["free", "resize", "sleep", "bare", "loops"]
+MEMORY = BufferPool(pinned=False)
 WAYS = ["pillow", "lanczos", "draft"]
 
 
@@ -88,6 +97,24 @@ def draw_photos(folder: Path, count: int, height: int = 375, width: int = 500) -
     return folder
 
 
+def enlarge_photos(photos: list[Path], folder: Path) -> Path:
+    """Photographs in the size of a phone's, 4,032 pixels along the longer side, with the grain of a
+    sensor.
+    """
+    generator = np.random.default_rng(0)
+    folder.mkdir()
+    for number, file in enumerate(photos):
+        with Image.open(file) as image:
+            scale = 4032 / max(image.size)
+            size = round(image.width * scale), round(image.height * scale)
+            large = np.asarray(image.convert("RGB").resize(size, Image.Resampling.BICUBIC))
+        grain = generator.normal(0, 2, large.shape).astype(np.float32)
+        Image.fromarray((large + grain).clip(0, 255).astype(np.uint8)).save(
+            folder / f"{number:05d}.jpg", quality=90
+        )
+    return folder
+
+
 def save_sd_sized(folder: Path) -> Path:
     """The SD 1.5 autoencoder's architecture with random weights, as a folder."""
     torch.manual_seed(0)
@@ -109,7 +136,7 @@ def time_pipeline(
     output: Path,
     batch_size: int,
     unit_size: int,
-    resize: str = "pillow",
+    resize: str = "lanczos",
 ) -> float:
     """Seconds from source to closed dataset."""
     modality = ImageModality(
@@ -134,6 +161,15 @@ def time_bare_encoder(encoder: Encoder, count: int, batch_size: int) -> float:
     for _ in range(count // batch_size):
         encoder.encode(batch)
     return time.perf_counter() - begun
+
+
+def load_levels(file: Path) -> None:
+    """A center crop of a picture, resized, by the calls of `resize: lanczos`."""
+    media = file.read_bytes()
+    with Image.open(io.BytesIO(media)) as image:
+        levels = decode_levels(image, media, "RGB", (255, 255, 255), MEMORY)
+    box = crop_box((levels.shape[0], levels.shape[1]), (SIZE, SIZE))
+    resize_levels(levels, box, (SIZE, SIZE), MEMORY)
 
 
 def load_picture(file: Path) -> Image.Image:
@@ -190,14 +226,14 @@ def time_single_loop(folder: Path, files: list[Path], output: Path) -> float:
     return time.perf_counter() - begun
 
 
-def time_decoding(files: list[Path]) -> float:
+def time_decoding(files: list[Path], load: Callable[[Path], object] = load_levels) -> float:
     """Seconds to decode, convert and resize all files in as many threads as there are cores, and no
     more.
     """
 
     begun = time.perf_counter()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(load_picture, files))
+        list(pool.map(load, files))
     return time.perf_counter() - begun
 
 
@@ -235,18 +271,30 @@ def measure_decoding(source: FolderSource, scratch: Path, rounds: int, sleeping:
 
 def measure_resizing(source: FolderSource, scratch: Path, rounds: int, title: str) -> None:
     """Part `resize`."""
-    times: dict[str, list[float]] = {way: [] for way in WAYS}
+    files = [Path(str(source[index].media)) for index in range(len(source))]
+    clocks: dict[str, list[float]] = {name: [] for name in ("bare lanczos", *WAYS)}
+    processors: dict[str, list[float]] = {name: [] for name in clocks}
     for number in range(rounds + 1):  # the first is the warm-up
-        for way in WAYS:
-            output = scratch / f"{title}-{way}-{number}"
-            times[way].append(time_pipeline(source, FreeEncoder(), output, 32, 512, way))
-    for way in WAYS[1:]:
-        report(
-            f"free encoder, {title}, pillow beside resize: {way}",
-            times["pillow"][1:],
-            times[way][1:],
-            len(source),
-        )
+        for name in clocks:
+            output, begun = scratch / f"{title}-{name}-{number}", time.process_time()
+            clocks[name].append(
+                time_pipeline(source, FreeEncoder(), output, 32, 512, name)
+                if name in WAYS
+                else time_decoding(files)
+            )
+            processors[name].append(time.process_time() - begun)
+    for unit, times in (("clock", clocks), ("processor time", processors)):
+        for one, other in (
+            ("pillow", "lanczos"),
+            ("pillow", "draft"),
+            ("bare lanczos", "lanczos"),
+        ):
+            report(
+                f"free encoder, {title}, {one} beside resize: {other}, {unit}",
+                times[one][1:],
+                times[other][1:],
+                len(source),
+            )
 
 
 def measure_bare(
@@ -331,10 +379,10 @@ def main() -> None:
         photos = given.photos or draw_photos(scratch / "photos", 1000)
         source = FolderSource(FolderConfig(path=str(photos)), BuildContext())
         if "resize" in given.parts:
-            large = FolderSource(
-                FolderConfig(path=str(draw_photos(scratch / "large", 16, 3024, 4032))),
-                BuildContext(),
-            )
+            places = range(0, len(source), -(-len(source) // 16))
+            files = [Path(str(source[place].media)) for place in places]
+            folder = enlarge_photos(files, scratch / "large")
+            large = FolderSource(FolderConfig(path=str(folder)), BuildContext())
             measure_resizing(source, scratch, given.rounds, "photos")
             measure_resizing(large, scratch, given.rounds, "12 megapixels")
         for part in ("free", "sleep"):

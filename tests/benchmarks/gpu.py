@@ -1,7 +1,7 @@
 """The first minutes on a GPU: the device tests, then encoding, training and reading beside the bare
 network, as rows of a table.
 
-    python tests/benchmarks/gpu.py [--device auto] [--minutes 8] [--rehearse] [--parts tests encode
+    python tests/benchmarks/gpu.py [--device auto] [--minutes 8] [--check_losses_on_first_batch] [--parts tests encode
         train read write]
 
 tests   what tests/devices asks of any accelerator, on this one
@@ -12,7 +12,7 @@ train   the same network at 256 px: steps per second beside the bare forward and
 read    moments to the device and through the decoder, beside the decoder alone
 write   rows of 16 x 64 x 64 that the writing thread takes, and that are committed
 
-A part that would begin after --minutes is left out, and said to be. --rehearse makes everything
+A part that would begin after --minutes is left out, and said to be. --check_losses_on_first_batch makes everything
 small: any device, the CPU too, runs it in a minute or two, and its figures mean nothing.
 """
 
@@ -80,14 +80,14 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--device", default="auto")
     parser.add_argument("--minutes", type=float, default=8.0)
-    parser.add_argument("--rehearse", action="store_true")
+    parser.add_argument("--check_losses_on_first_batch", action="store_true")
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     options = parser.parse_args()
     begun, failed = time.monotonic(), 0
     setting = Setting(
         choose_device(options.device),
         Path(tempfile.mkdtemp(prefix="latentkit-gpu-")),
-        options.rehearse,
+        options.check_losses_on_first_batch,
     )
     make_current(setting.device)
     name = getattr(module_of(setting.device), "get_device_name", platform.processor)

@@ -69,12 +69,12 @@ from latentkit.evaluation.evaluate import (
     evaluate_model,
 )
 from latentkit.plugins import discover
-from latentkit.training.loop import (
+from latentkit.training.loop import train
+from latentkit.training.settings import (
     OptimizerSettings,
     TrainEvaluation,
     TrainSettings,
     WeightedLoss,
-    train,
 )
 
 Digits = npt.NDArray[np.uint8]
@@ -312,7 +312,7 @@ def main() -> None:
     metrics: dict[str, dict[str, Any]] = {
         "elbo": {"likelihood": "bernoulli", "draws": 10},
         "active-units": {},
-        "iwae": {"likelihood": "bernoulli", "draws": options.draws, "chunk": 50},
+        "iwae": {"likelihood": "bernoulli", "draws": options.draws},
     }
     test = read_digits(options.data, "test")
     found = evaluate(module, test[:: max(len(test) // options.test_digits, 1)], options, metrics)

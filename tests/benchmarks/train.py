@@ -43,7 +43,7 @@ from latentkit.losses.reconstruction import l1
 from latentkit.plugins import discover
 from latentkit.training.batches import Batch, Position
 from latentkit.training.log import TrainingLog
-from latentkit.training.loop import TrainSettings, WeightedLoss, WeightSchedule
+from latentkit.training.settings import TrainSettings, WeightedLoss, WeightSchedule
 from latentkit.training.start import start
 from latentkit.training.step import take_step
 

@@ -194,7 +194,7 @@ def test_too_many_bad_samples_come_with_the_most_frequent_reasons(
     done = latentkit("encode", "photos", "out", *FAST, *views, cwd=tmp_path)
     assert done.returncode == 2
     (said,) = re.findall(
-        r"(\d+) of 20 samples could not be used so far: (.*), more than max_bad", done.stderr
+        r"(\d+) of 20 samples can't be used so far: (.*), more than max_bad", done.stderr
     )
     counts = [int(count) for count in re.findall(r"\((\d+) times\)", said[1])]
     # Of units of two, that with the eleventh bad one is the last; another may have been committed
@@ -230,16 +230,16 @@ def test_name_of_a_plugin_wins_over_a_path_and_says_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["encode", "nowhere", "out"], "there is no such path"),
+        (["encode", "nowhere", "out"], "no such path"),
         (["encode", "empty", "out"], "no file below"),
         (
             ["encode", "unreadable", "out", "--size", "32"],
             "none of the first 2 samples can be used",
         ),
-        (["encode", "photos", "out", "--encoder", "./nowhere"], "there is no such path"),
+        (["encode", "photos", "out", "--encoder", "./nowhere"], "no such path"),
         (["encode", "photos", "out", "--encoder", "no-weights"], "no weights"),
         (["encode", "photos", "photos/000.png"], "is a file"),
-        (["encode", "photos", "taken"], "holds something else"),
+        (["encode", "photos", "taken"], "contains other files"),
         (["encode", "photos", "out", "--size", "33"], "33"),
         (["encode", "photos", "out", "--set", "encodr.use=x"], "did you mean 'encoder'"),
         (["encode", "photos", "out", "--set", "output.dtype=float12"], "output.dtype"),
@@ -401,5 +401,5 @@ def test_check_downloads_nothing(
     }
     sets = [part for value in values[where] for part in ("--set", value)]
     assert cli.main(["check", str(recipe), *sets]) == 0
-    said = f"not looked at, as it may have to be downloaded: {where} ({name})"
+    said = f"not checked, because it may have to be downloaded: {where} ({name})"
     assert said in capsys.readouterr().out

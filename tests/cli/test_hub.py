@@ -117,7 +117,7 @@ def test_address_of_a_page_is_encoded_with_and_its_commit_is_kept(
     )
     assert wrong.returncode == 2
     assert (
-        "the hub shows no model of that name (somebody/nothing): check the spelling" in wrong.stderr
+        "the hub has no model of that name (somebody/nothing). Check the spelling" in wrong.stderr
     )
 
 

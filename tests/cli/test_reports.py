@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 
 import latentkit as lk
-from latentkit.cli.closing_words import SLOW_SECONDS, _slow, count_latents
+from latentkit.cli.closing_words import SLOW_SECONDS, count_latents, explain_slowness
 from latentkit.cli.main import main
 from latentkit.encoding.encode_source import EncodeSummary
 
 SAID = (
-    "1: left out by their ending .svg: a drawing or document without pixels; render it to PNG, such"
+    "1: left out because of their ending .svg: a drawing or document without pixels; render it to PNG, such"
     " as x.svg"
 )
 FIXED = {"batch_size": 2, "threads": 1, "compile": False, "preview": 0, "output.unit_size": 4}
@@ -121,11 +121,11 @@ def test_columns_may_be_a_single_name_and_are_none_where_a_row_lacks_them(
 
 def test_what_slows_a_run_is_said_with_what_to_do_where_it_cost_time() -> None:
     slow = EncodeSummary(100, 0, 2 * SLOW_SECONDS, SLOW_SECONDS, 200)
-    waited, full = _slow(slow)
+    waited, full = explain_slowness(slow)
     assert waited.startswith("the encoder waited for samples, 50% of the time; more CPU cores")
     assert full.startswith("batches were 50% full; fewer buckets")
-    assert _slow(EncodeSummary(100, 0, SLOW_SECONDS / 2, SLOW_SECONDS / 4, 200)) == []
-    assert _slow(EncodeSummary(100, 0, 2 * SLOW_SECONDS, 0.0, 100)) == []
+    assert explain_slowness(EncodeSummary(100, 0, SLOW_SECONDS / 2, SLOW_SECONDS / 4, 200)) == []
+    assert explain_slowness(EncodeSummary(100, 0, 2 * SLOW_SECONDS, 0.0, 100)) == []
     assert (
         count_latents({"ok": 1}, EncodeSummary(1, 0, 2.0))
         == "1 latent in 2.0 s (0.5/s); the encoder waited 0% of the time"
@@ -142,9 +142,9 @@ def test_samples_that_end_a_run_are_named(
     assert main(["encode", str(photos), str(tmp_path / "out"), "--size", "32", *words]) == 2
     said = capsys.readouterr().err
     assert re.search(
-        r"1[12] of 15 samples could not be used so far: empty file: 0 bytes \(1[12] times\), ", said
+        r"1[12] of 15 samples can't be used so far: empty file: 0 bytes \(1[12] times\), ", said
     )
-    assert "more than max_bad (0.05) allows, such as 002.png, 003.png, 004.png. " in said
+    assert "more than max_bad: 0.05 allows, such as 002.png, 003.png, 004.png. " in said
     assert main(["inspect", str(tmp_path / "out")]) == 0  # which is unfinished
     said = capsys.readouterr().out
     assert re.search(

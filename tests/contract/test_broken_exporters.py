@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from latentkit.contracts import Config, ExporterSpec
+from latentkit.contracts import (
+    Export,
+    ExportConfig,
+    ExporterSpec,
+    ExportItem,
+    ExportNeeds,
+)
 from latentkit.testing import ExporterContract, check_names, find_failures
 
 
@@ -87,10 +93,74 @@ class NamesTheDay(Numbered):
         (folder / str(time.perf_counter_ns())).touch()
 
 
+class SaysWhereItWrote(Numbered):
+    def finish(self, dataset: Any, folder: Path) -> None:
+        (folder / "where.txt").write_text(str(folder.resolve()))
+
+
+class Named:
+    """A good exporter of samples: a file per view, and names.txt; a hook for each way to fail."""
+
+    needs = ExportNeeds()
+
+    def views(self, item: ExportItem) -> Iterable[str]:
+        return item.rows
+
+    def name(self, item: ExportItem) -> str:
+        return f"{item.name}-"
+
+    def note(self, name: str, folder: Path) -> None:
+        """Nothing more."""
+
+    def write(self, items: Iterable[ExportItem], folder: Path, export: Export) -> list[str]:
+        records = []
+        for item in items:
+            for view in self.views(item):
+                name = f"{self.name(item)}{view}.npy"
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                np.save(folder / name, item.rows[view].latent.numpy())
+                self.note(name, folder)
+                records.append(f"{name.removesuffix('.npy')}\0{item.key}\0{view}\0")
+        return records
+
+    def finish(self, records: Iterable[str], folder: Path, export: Export) -> str:
+        (folder / "names.txt").write_text("\0".join(records), newline="")
+        return ""
+
+
+class AppendsToOneFile(Named):
+    def note(self, name: str, folder: Path) -> None:
+        with (folder / "log.txt").open("a") as file:
+            file.write(f"{name}\n")
+
+
+class CountsByItself(Named):
+    count = 0
+
+    def name(self, item: ExportItem) -> str:
+        self.count += 1
+        return str(self.count)
+
+
+class CutsNames(Named):
+    def name(self, item: ExportItem) -> str:
+        return Path(item.key.replace("\n", "")).stem
+
+
+class MirrorsUnasked(Named):
+    def views(self, item: ExportItem) -> Iterable[str]:
+        return ("plain", "hflip")
+
+
+class WantsCaptions(Named):
+    def name(self, item: ExportItem) -> str:
+        return f"{item.name}-{len(item.attributes['text'])}-"
+
+
 class NumberedContract(ExporterContract):
-    def __init__(self, exporter: type[Numbered]) -> None:
+    def __init__(self, exporter: type[Numbered] | type[Named]) -> None:
         self.spec = ExporterSpec(
-            "numbered", "a file per row", Config, lambda config, context: exporter()
+            "numbered", "a file per row", ExportConfig, lambda config, context: exporter()
         )
 
     def entry_point(self) -> str | None:
@@ -103,7 +173,7 @@ class NumberedContract(ExporterContract):
             yield key, view, torch.from_numpy(np.load(folder / f"{name}.npy"))
 
 
-BROKEN: dict[Callable[[], Numbered], str] = {
+BROKEN: dict[Callable[[], Numbered | Named], str] = {
     LosesARow: "test_every_row_is_there_with_its_latent",
     RoundsTooMuch: "test_every_row_is_there_with_its_latent",
     MixesRows: "test_every_row_is_there_with_its_latent",
@@ -112,18 +182,27 @@ BROKEN: dict[Callable[[], Numbered], str] = {
     TidiesUp: "test_an_export_leaves_the_dataset_alone",
     SaysWhen: "test_an_export_again_is_the_same",
     NamesTheDay: "test_an_export_again_is_the_same",
+    SaysWhereItWrote: "test_no_file_says_where_it_was_written",
+    AppendsToOneFile: "test_items_in_any_order_and_again_give_the_same_files",
+    CountsByItself: "test_items_in_any_order_and_again_give_the_same_files",
+    CutsNames: "test_every_row_is_there_with_its_latent",
+    MirrorsUnasked: "test_what_it_needs_is_enough",
+    WantsCaptions: "test_what_it_needs_is_enough",
 }
 
 
 @pytest.mark.parametrize("exporter", BROKEN, ids=lambda exporter: exporter.__name__)
 def test_an_exporter_broken_in_one_way_fails_the_check_for_it(
-    exporter: type[Numbered], tmp_path: Path
+    exporter: type[Numbered] | type[Named], tmp_path: Path
 ) -> None:
     assert set(find_failures(NumberedContract(exporter), tmp_path)) == {BROKEN[exporter]}
 
 
-def test_a_good_exporter_passes_every_check(tmp_path: Path) -> None:
-    assert find_failures(NumberedContract(Numbered), tmp_path) == {}
+@pytest.mark.parametrize("exporter", [Numbered, Named])
+def test_a_good_exporter_passes_every_check(
+    exporter: type[Numbered] | type[Named], tmp_path: Path
+) -> None:
+    assert find_failures(NumberedContract(exporter), tmp_path) == {}
 
 
 def test_every_check_for_exporters_is_proved() -> None:

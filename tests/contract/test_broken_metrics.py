@@ -163,7 +163,7 @@ def test_every_check_for_metrics_is_proved() -> None:
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
-    "iwae": {"scale": 1.0, "draws": 4, "chunk": 3},
+    "iwae": {"scale": 1.0, "draws": 4},
     "loss": {"use": "l1"},
     "rfid": {"encoder": {"use": "tiny-kl"}},
     "elbo": {"draws": 2},

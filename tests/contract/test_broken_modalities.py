@@ -9,9 +9,12 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from pydantic import Field
@@ -23,11 +26,14 @@ from latentkit.contracts import (
     InputSpec,
     ModalitySpec,
     Prepared,
+    RowMemory,
     Sample,
     SizeRule,
 )
 from latentkit.errors import RecipeError, SampleError
 from latentkit.testing import ModalityContract, PluginContract, check_names, find_failures
+
+Values = npt.NDArray[Any]
 
 
 class RowConfig(Config):
@@ -129,6 +135,23 @@ class RowsWithoutSeeking(Rows):
 
     def without_seeking(self) -> Rows:
         return self
+
+
+class RowsIntoMemory(Rows):
+    """Good, too: prepares where it is told to."""
+
+    def prepare(self, sample: Sample, memory: RowMemory | None = None) -> Iterator[Prepared]:
+        for view in super().prepare(sample):
+            assert isinstance(view.tensor, Tensor)
+            if memory is None:
+                yield view
+                continue
+            values = memory.get(tuple(view.tensor.shape), np.float32)
+            self.fill(values, view.tensor.numpy())
+            yield replace(view, tensor=torch.from_numpy(values))
+
+    def fill(self, values: Values, row: Values) -> None:
+        values[:] = row
 
 
 class RowsFromMinusOne(Rows):
@@ -322,6 +345,11 @@ class SeeksElsewhere(Rows):
         return other
 
 
+class LeavesTheEndAsItWas(RowsIntoMemory):
+    def fill(self, values: Values, row: Values) -> None:
+        values[..., :-1] = row[..., :-1]
+
+
 class RaisesValueError(Rows):
     def refusal(self, sample: Sample) -> Exception:
         return ValueError("too short")
@@ -401,6 +429,7 @@ BROKEN: dict[str, list[type[Rows]]] = {
     "test_a_pickled_copy_prepares_equal_tensors": [Unpicklable, OtherRangeByPickle],
     "test_threads_prepare_equal_tensors": [OneBufferForAllThreads],
     "test_rows_without_seeking_are_equal": [SeeksElsewhere],
+    "test_rows_prepared_into_memory_are_equal": [LeavesTheEndAsItWas],
     "test_bad_media_raises_sample_error": [RaisesValueError, GivesSomethingElse],
     "test_reason_of_bad_media_is_the_same_in_every_run": [
         CountsInReasons,
@@ -435,7 +464,8 @@ def test_a_mask_that_changes_is_another_row(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "good", [Rows, RowsWithAMask, RowsFromMinusOne, RowsToListenTo, RowsWithoutSeeking]
+    "good",
+    [Rows, RowsWithAMask, RowsFromMinusOne, RowsToListenTo, RowsWithoutSeeking, RowsIntoMemory],
 )
 def test_a_good_modality_passes_every_check(good: type[Rows], tmp_path: Path) -> None:
     assert find_failures(RowsContract(good), tmp_path) == {}

@@ -21,7 +21,6 @@ from latentkit import builtin
 from latentkit.builtin.exporters import latentkit_exporters
 from latentkit.contracts import ExecutorSpec, ExporterSpec
 from latentkit.exporters.options import SafetensorsConfig, WebdatasetConfig
-from latentkit.exporters.safetensors import SafetensorsExporter
 from latentkit.testing import ExecutorContract, ExporterContract
 
 EXPORTERS: dict[str, ExporterSpec] = {spec.name: spec for spec in latentkit_exporters()}
@@ -115,33 +114,13 @@ class TestAccelerate(ExecutorContract):
     spec = EXECUTORS["accelerate"]
 
 
-class OneNumberARow:
-    """A dataset without moments, of more rows than one folder takes, as far as an exporter looks.
-    """
-
-    folder, fingerprint, statistics = "latents", "f", None
-    has_moments = False
-
-    def __init__(self, good: Any, num_rows: int) -> None:
-        self.layout, self.normalization, self._num_rows = good.layout, good.normalization, num_rows
-
-    def __len__(self) -> int:
-        return self._num_rows
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"latent": torch.tensor([float(index)]), "key": str(index), "view": "plain"}
-
-
 def test_no_folder_holds_more_than_ten_thousand_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("latentkit.exporters.safetensors.ROWS_PER_FOLDER", 3)
-    good, _ = TestSafetensors().export(tmp_path)
-    (tmp_path / "out").mkdir()
-    few: Any = OneNumberARow(good, 7)
-    SafetensorsExporter("latent").export(few, tmp_path / "out")
-    assert [labels["file_name"] for labels, _ in read_files(tmp_path / "out", "latent")][2:4] == [
+    _, folder = TestSafetensors().export(tmp_path)
+    assert [labels["file_name"] for labels, _ in read_files(folder, "latent")][2:4] == [
         "0000/00000002.safetensors",
         "0001/00000003.safetensors",
     ]
-    assert len(list((tmp_path / "out").glob("*/*.safetensors"))) == 7
+    assert len(list(folder.glob("*/*.safetensors"))) == 12

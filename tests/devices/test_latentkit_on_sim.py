@@ -253,7 +253,7 @@ def test_training_falls_back_where_the_device_lacks_everything(folder: Path) -> 
         train(folder, 2, "out", precision="bf16", compile=True)
     assert said.getvalue().count("sim:0 can't compute in bfloat16; training in float32") == 1
     assert (
-        said.getvalue().count("sim:0: torch can't compile for it; training without compile: true")
+        said.getvalue().count("sim:0: torch can't compile for this device; training without compile: true")
         == 1
     )
     assert all(tensor.isfinite().all() for tensor in weights(folder / "out").values())

@@ -30,7 +30,7 @@ hide: [navigation, toc]
 
 # The autoencoders of diffusers
 
-The encoder `diffusers` drives every autoencoder class that diffusers 0.42.1 exports under that name, 31 of 32, and a few more; the last
+The encoder `diffusers` supports every autoencoder class that diffusers 0.42.1 exports under that name, 31 of 32, and a few more; the last
 can't be an encoder of samples, for the reason given. This page is made by `tests/docs/autoencoders.py` from
 `latentkit/encoders/diffusers_table.py`, which holds what can't be measured; sizes are measured on each model when it is opened.
 

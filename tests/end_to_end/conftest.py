@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from latentkit.executors.local import LocalExecutor
 from latentkit.plugins import discover
 from latentkit.store.format import TensorToWrite, read_header, write_unit
 
@@ -177,3 +179,19 @@ def waves(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     )  # classes of its own for each test: what one lacks of a protocol is remembered for a class
     yield importlib.import_module("acme_waves")
     discover.cache_clear()
+
+
+@pytest.fixture
+def begun(monkeypatch: pytest.MonkeyPatch) -> Callable[[], AbstractContextManager[None]]:
+    """A context whose run ends as soon as it has planned its units, as by Ctrl-C."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    @contextmanager
+    def interrupted() -> Iterator[None]:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(LocalExecutor, "run", interrupt)
+            yield
+
+    return interrupted

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from launching import launch_line
 
 LONGEST_SECONDS = 240.0
 
@@ -88,16 +89,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
     ) -> Run:
         line = [*prefix, sys.executable, "-m", "latentkit", *map(str, arguments)]
         if processes > 1:
-            # What `accelerate launch` itself runs on several GPUs; without any, it would start one
-            # process whatever number it is given.
-            launcher = [
-                "-m",
-                "torch.distributed.run",
-                "--standalone",
-                "--nproc-per-node",
-                str(processes),
-            ]
-            line = [*prefix, sys.executable, *launcher, *line[len(prefix) + 1 :]]
+            line = [*prefix, *launch_line(processes), *line[len(prefix) + 1 :]]
         log = tmp_path / f"log-{len(begun)}.txt"
         with open(log, "wb") as file:
             process = subprocess.Popen(

@@ -109,7 +109,7 @@ def make(folder: Path) -> None:
             ]
             if position == 4:
                 for label in labels:
-                    writer.skip(label, "not a picture")
+                    writer.skip(label, "not an image")
             else:
                 writer.add(
                     "16x16",

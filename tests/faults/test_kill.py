@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from latentkit.store.folder import host
-from latentkit.store.index import committed
+from latentkit.store.index import committed_units
 from latentkit.store.local_folder import LocalFolder
 
 NUM_PHOTOS = 40
@@ -40,15 +40,15 @@ def test_signal_ends_a_run_cleanly_and_it_says_how_to_go_on(
 ) -> None:
     output = tmp_path / "out"
     run = start(encode_line(photos, output, kl_folder, SIZE))
-    run.wait_until(lambda: len(committed(LocalFolder(output))) >= 2)
+    run.wait_until(lambda: len(committed_units(LocalFolder(output))) >= 2)
     run.interrupt(number)
     printed = run.finish(code)
     assert f"go on with: latentkit run {output}/recipe.yaml" in printed
     assert "Traceback" not in printed
     assert not list((output / "claims").iterdir())
-    assert 2 <= len(committed(LocalFolder(output))) < NUM_PHOTOS // 2
+    assert 2 <= len(committed_units(LocalFolder(output))) < NUM_PHOTOS // 2
     start(["run", f"{output}/recipe.yaml"]).finish()
-    assert len(committed(LocalFolder(output))) == NUM_PHOTOS // 2
+    assert len(committed_units(LocalFolder(output))) == NUM_PHOTOS // 2
 
 
 def test_two_runs_on_one_output_share_the_work(
@@ -82,7 +82,7 @@ def test_claim_of_a_dead_process_is_taken_over_and_that_of_a_living_one_waited_f
     elsewhere.write_text(json.dumps({"host": "another-host", "pid": 77}))
     run = start(line)
     assert run.wait_until(lambda: "waiting for process 77 on another-host" in run.log.read_text())
-    assert len(committed(LocalFolder(tmp_path / "out"))) == NUM_PHOTOS // 2 - 1
+    assert len(committed_units(LocalFolder(tmp_path / "out"))) == NUM_PHOTOS // 2 - 1
     elsewhere.unlink()
     run.finish()
     assert not list(claims.iterdir())

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from latentkit.store.index import committed
+from latentkit.store.index import committed_units
 from latentkit.store.local_folder import LocalFolder
 
 Contents = Callable[[Path], dict[str, bytes]]
@@ -33,7 +33,7 @@ def begun(
     """The command of a run that was stopped half-way."""
     line: list[str] = encode_line(make_photos(20), tmp_path / "out", kl_folder, 128)
     run = start(line)
-    run.wait_until(lambda: len(committed(LocalFolder(tmp_path / "out"))) >= 2)
+    run.wait_until(lambda: len(committed_units(LocalFolder(tmp_path / "out"))) >= 2)
     run.kill()
     return line
 

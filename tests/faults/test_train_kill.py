@@ -118,7 +118,7 @@ def test_training_killed_at_random_moments_ends_bit_identical(
         process.communicate()
         assert process.returncode == -signal.SIGKILL, "it was done before it could be killed"
     printed = finish(start(recipe))
-    assert "going on from step" in printed
+    assert "continuing from step" in printed
     assert contents(output) == contents(tmp_path / "straight")
     assert measured(output) == measured(tmp_path / "straight")
     assert [step for step, _ in measured(output)] == [0, 3, 6, 9, 12]
@@ -149,8 +149,8 @@ def test_a_training_stopped_by_signals_loses_no_step_and_ends_bit_identical(
         assert (
             f"what is committed is kept; go on with: latentkit run {output}/recipe.yaml" in printed
         )
-        assert ("going on from step" in printed) == (number == signal.SIGINT)
-    assert "going on from step" in finish(start(output / "recipe.yaml"))
+        assert ("continuing from step" in printed) == (number == signal.SIGINT)
+    assert "continuing from step" in finish(start(output / "recipe.yaml"))
     assert contents(output) == contents(tmp_path / "straight")
 
 
@@ -181,5 +181,5 @@ def test_a_second_run_on_one_output_is_refused_until_the_first_is_dead(
     assert first.poll() is None
     first.send_signal(signal.SIGKILL)
     first.communicate()
-    assert "going on from step" in finish(start(recipe, "--set", "steps=5"))
+    assert "continuing from step" in finish(start(recipe, "--set", "steps=5"))
     assert not (tmp_path / "shared" / "claims").exists()

@@ -69,7 +69,7 @@ def test_a_metric_of_a_plugin_is_checked_and_measured(tmp_path: Path) -> None:
         ("offst", 1, "metrics[1].use: no metric is named 'offst', did you mean 'offset'?"),
         ("offset", "x", "metrics[1].with.factor: expected a number, got 'x'"),
         ("offset", 0, "metrics[1].with.factor: expected a number above 0.0, got 0"),
-        ("nowhere", 1, "metric 'nowhere' makes no sense for this modality"),
+        ("nowhere", 1, "metric 'nowhere' doesn't apply to this modality"),
     ],
 )
 def test_a_wrong_metric_is_one_message_before_any_work(

@@ -117,7 +117,7 @@ LACKING = (
         "replacing an open file",
         WINDOWS,
         "import os; os.replace(other, file)",
-        "store.commit.patiently tries again; files are closed first",
+        "store.commit.retry_while_in_use tries again; files are closed first",
     ),
     Lack(
         "renaming an open file",

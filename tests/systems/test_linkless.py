@@ -33,12 +33,12 @@ OF_COMMITS = {
     ],
 }
 
-WAYS = """
+RENAME_METHODS = """
 import os, sys
 from pathlib import Path
 from latentkit.store import commit
 Path("part").write_text("")
-for way in commit.WAYS:
+for way in commit.RENAME_METHODS:
     try:
         way(Path("part"), Path("taken"))
         print(way.__name__, "works")
@@ -46,7 +46,7 @@ for way in commit.WAYS:
     except OSError as error:
         print(way.__name__, os.strerror(error.errno))
 try:
-    commit.publish(Path("taken"), Path("taken"))
+    commit.give_final_name(Path("taken"), Path("taken"))
 except FileExistsError:
     print("taken")
 """
@@ -117,13 +117,13 @@ def finish(process: subprocess.Popen[str]) -> list[str]:
     ("kind", "expected"),
     [
         ("nothing", ["link works", "taken"]),
-        ("links", ["link Operation not permitted", "rename_new works", "taken"]),
+        ("links", ["link Operation not permitted", "rename_without_replacing works", "taken"]),
         (
             "links,renames",
             [
                 "link Operation not permitted",
-                "rename_new Invalid argument",
-                "rename_locked works",
+                "rename_without_replacing Invalid argument",
+                "rename_under_lock works",
                 "taken",
             ],
         ),
@@ -132,7 +132,7 @@ def finish(process: subprocess.Popen[str]) -> list[str]:
 def test_a_file_is_published_in_the_best_way_that_there_is(
     kind: str, expected: list[str], start: Start
 ) -> None:
-    assert finish(start(kind, WAYS)) == expected
+    assert finish(start(kind, RENAME_METHODS)) == expected
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -216,7 +216,7 @@ def test_disk_that_has_no_way_at_all_says_so_and_what_to_do(
     def refuse(*_: object) -> None:
         raise OSError(95, "Operation not supported")
 
-    monkeypatch.setattr(commit, "WAYS", (refuse, refuse, commit.rename_locked))
+    monkeypatch.setattr(commit, "RENAME_METHODS", (refuse, refuse, commit.rename_under_lock))
     monkeypatch.setattr("fcntl.flock", refuse)
     with (
         pytest.raises(
@@ -231,4 +231,4 @@ def test_disk_that_has_no_way_at_all_says_so_and_what_to_do(
 
 def test_real_failure_is_not_taken_for_a_disk_without_links(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        commit.publish(tmp_path / "part", tmp_path / "missing" / "a")
+        commit.give_final_name(tmp_path / "part", tmp_path / "missing" / "a")

@@ -42,7 +42,7 @@ def encode_and_read(output: str) -> list[float]:
     Path("photos/new.png").unlink()
     assert compact(open_folder(output)).units_after < 4
     Path("exported").mkdir()
-    assert export_dataset(output, "exported", "safetensors", {}) == 7
+    assert export_dataset(output, "exported", "safetensors", {}).what == "7 rows"
     shutil.rmtree("exported")
     data = lk.open(output, posterior="moments", cache=("cache", 1))
     assert sum(len(batch["key"]) for batch in data.batches(2, shuffle=True)) == len(data) == 7

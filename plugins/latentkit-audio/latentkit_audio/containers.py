@@ -1,14 +1,13 @@
-"""The sound of containers that libsndfile doesn't know, by FFmpeg (PyAV): m4a, webm, wma, amr, and
-videos.
+"""Reads audio from containers that libsndfile doesn't know, with FFmpeg (PyAV): m4a, webm, wma,
+amr, and videos.
 """
 
 from __future__ import annotations
 
-import errno
 import functools
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -18,9 +17,9 @@ import numpy as np
 
 from latentkit.contracts import Sample
 from latentkit.errors import SampleError
-from latentkit.kit import file_state
+from latentkit.kit import av_errors, file_state, open_with_av
 from latentkit_audio.forward import Frames
-from latentkit_audio.sndfile import id3_size, open_media, read_bytes
+from latentkit_audio.sndfile import id3_size, read_bytes
 
 if TYPE_CHECKING:
     from av.audio import AudioFrame, AudioStream
@@ -42,32 +41,30 @@ SIGNATURES = (
     (8, b"AVI ", "avi"),
     *((4, name, "mov") for name in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")),
 )
-"""Where, what, and FFmpeg's name of the container. No other is opened: FFmpeg also reads
+"""Offset, bytes, and FFmpeg's name of the container. No other is opened, because FFmpeg also reads
 playlists, which name other files and addresses.
 """
 
 TRANSPORT_PACKET_BYTES = 188
 
-READ_BYTES = 1 << 18
-
 MS_PER_SECOND = 1000
-"""Of the durations in an mp4 file's edit lists, mostly: they are rounded to that."""
+"""Unit of the durations in most mp4 edit lists, which are rounded to it."""
 
 WITHOUT_LEAD_IN = ("aac", "mpegts", "avi", "flv")
 LEAD_IN = (
-    "its container doesn't say how long the encoder's lead-in is: "
-    "some hundredths of a second stay in front"
+    "its container doesn't contain the length of the encoder's lead-in: some hundredths of a"
+    " second remain at the start"
 )
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What there is to know of a file before its frames are read.
+class FileProperties:
+    """Properties of a file that are known before its frames are read.
 
     Args:
-        num_frames: counted, or what the header says where that is clearly more.
-        num_there: counted.
-        rate_hz, num_channels: of what is decoded.
+        num_frames: counted, or the header's number if that is clearly larger.
+        num_there: counted number of frames.
+        rate_hz, num_channels: rate and channels of the decoded audio.
         remarks: what a user should know.
     """
 
@@ -79,7 +76,7 @@ class Facts:
 
 
 def find_container(sample: Sample) -> str | None:
-    """FFmpeg's name of the container by its first bytes; None for none of those that are opened
+    """Return FFmpeg's name of the container, recognized by its first bytes; None if it isn't opened
     here.
 
     Raises:
@@ -97,60 +94,60 @@ def find_container(sample: Sample) -> str | None:
     return None
 
 
-def read_facts(sample: Sample, container: str) -> Facts:
-    """The facts of a sample's file; those of a file that many samples are spans of are found once.
+def read_properties(sample: Sample, container: str) -> FileProperties:
+    """Return the properties of a sample's file. Those of a file with many spans are read once.
 
     Raises:
-        SampleError: no sound in it, one that can't be decoded, or PyAV is missing.
+        SampleError: the file contains no audio, or it can't be decoded, or PyAV is missing.
         OSError: the file can't be reached.
     """
     if isinstance(sample.media, os.PathLike):
-        return _facts_of_file(Path(sample.media), file_state(sample.media), container)
-    return _find_facts(sample, container)
+        return _properties_of_file(Path(sample.media), file_state(sample.media), container)
+    return _find_properties(sample, container)
 
 
 @functools.lru_cache(maxsize=256)
-def _facts_of_file(path: Path, state: tuple[int, int], container: str) -> Facts:
-    return _find_facts(Sample("", path), container)
+def _properties_of_file(path: Path, state: tuple[int, int], container: str) -> FileProperties:
+    return _find_properties(Sample("", path), container)
 
 
-def _find_facts(sample: Sample, container: str) -> Facts:
+def _find_properties(sample: Sample, container: str) -> FileProperties:
     with ExitStack() as stack:
         track = _open(sample, container, stack)
         num_frames = sum(len(frames) for frames in track.chunks())
         if track.format is None:
-            raise SampleError("a sound of zero length")
+            raise SampleError("audio of zero length")
         remarks = [LEAD_IN] if container in WITHOUT_LEAD_IN else []
         if track.num_tracks > 1:
-            remarks.append("several sound tracks: the default one is taken, or the first")
-        return Facts(
+            remarks.append("several audio tracks: the default one is used, or the first")
+        return FileProperties(
             max(num_frames, track.broken_off(num_frames)), num_frames, *track.format, tuple(remarks)
         )
 
 
 def decode_container(sample: Sample, container: str, stack: ExitStack) -> Iterator[Frames]:
-    """All frames of a sample's sound in chunks, without the lead-in and the padding of its
-    encoder; the file is closed by the stack.
+    """Yield all frames of a sample's audio in chunks, without the encoder's lead-in and padding.
+    `stack` closes the file.
 
     Raises:
-        SampleError: no sound in it, or it is damaged.
+        SampleError: the file contains no audio, or is damaged.
         OSError: the file can't be reached.
     """
     return _open(sample, container, stack).chunks()
 
 
 class Track:
-    """The sound of an open file: its default track, or the first.
+    """The default audio track of an open file, or the first.
 
     Args:
-        container: just opened.
+        container: container that was just opened.
 
     Raises:
-        SampleError: there is none, or none that can be decoded.
+        SampleError: there is no track that can be decoded.
     """
 
     format: tuple[int, int] | None = None
-    """Rate in Hz and number of channels, of what was decoded."""
+    """Rate in Hz and number of channels of the decoded audio."""
 
     def __init__(self, container: InputContainer) -> None:
         from av.stream import Disposition
@@ -158,40 +155,43 @@ class Track:
         tracks = container.streams.audio
         if not tracks:
             others = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
-            raise SampleError(f"no sound in it: the file holds {others}")
+            raise SampleError(f"no audio: the file contains {others}")
         self._container, self.num_tracks = container, len(tracks)
         self._stream: AudioStream = next(
             (track for track in tracks if track.disposition & Disposition.default), tracks[0]
         )
         if self._stream.codec_context is None:
-            raise SampleError("no decoder for its sound")
-        self._stream.codec_context.thread_count = 1  # files are decoded side by side
+            raise SampleError("no decoder for its audio")
+        self._stream.codec_context.thread_count = 1  # files are decoded in parallel
         self._stream.codec_context.options = {"err_detect": "explode"}
         self._is_mp4 = container.format.name == "mov"
 
     def chunks(self) -> Iterator[Frames]:
-        """All frames, in chunks.
+        """Yield all frames, in chunks.
 
         Raises:
             SampleError: they are damaged.
         """
         held, num_before = None, 0
-        with _explained("damaged, or cut off"):
+        with av_errors("damaged, or cut off"):
             for frame in self._container.decode(self._stream):
                 if held is not None:
                     yield self._to_array(held)
                     num_before += held.samples
                 held = frame
         if held is not None:
-            # FFmpeg takes the encoder's lead-in away, and of mp4 leaves the padding behind the end.
+            # FFmpeg removes the encoder's lead-in, but leaves the padding at the end of mp4 files.
             yield self._to_array(held)[: self._kept_of_last(held, num_before)]
 
     def broken_off(self, num_frames: int) -> int:
-        """Frames that the header states, if that is clearly more than these; else 0."""
+        """Return the number of frames in the header if it is clearly larger than `num_frames`; else
+        0.
+        """
         stated = self._stated_frames()
         return stated if self.format and stated > num_frames + self.format[0] // 10 else 0
 
     def _kept_of_last(self, frame: AudioFrame, num_before: int) -> int:
+        """Return how many samples of a frame belong to the audio, without padding."""
         tick = (self._stream.time_base or 0) * frame.sample_rate
         if not self._is_mp4 or not tick or Fraction(tick).denominator != 1:
             return frame.samples
@@ -202,7 +202,7 @@ class Track:
         return max(kept, 0)
 
     def _stated_frames(self) -> int:
-        """By the edit list of an mp4 file; 0 where nothing states them to the frame."""
+        """Return the frames in an mp4 file's edit list; 0 if nothing states them exactly."""
         if (
             not self._is_mp4
             or self.format is None
@@ -213,12 +213,13 @@ class Track:
         return int(self._stream.duration * self._stream.time_base * self.format[0])
 
     def _to_array(self, frame: AudioFrame) -> Frames:
+        """Return a decoded frame as float32, after checking that the format hasn't changed."""
         found = frame.sample_rate, frame.layout.nb_channels
         self.format = self.format or found
         if found != self.format:
             raise SampleError(
-                f"its sound changes from {self.format} to {found} (rate in Hz, channels) on the"
-                " way; convert it to one of both"
+                f"its audio changes from {self.format} to {found} (rate in Hz, channels); convert"
+                " it to one format"
             )
         if frame.is_corrupt:
             raise SampleError("damaged, or cut off")
@@ -232,41 +233,4 @@ class Track:
 
 
 def _open(sample: Sample, container: str, stack: ExitStack) -> Track:
-    try:
-        import av
-    except ImportError:
-        raise SampleError(
-            f"sound in a container ({container}), which takes PyAV to read: {INSTALL}"
-        ) from None
-    # Through Python's file, so that OSErrors stay those of the medium, and FFmpeg sees no name
-    # that it could take for an address.
-    media = stack.enter_context(open_media(sample))
-    with _explained("not a sound file, or damaged at its start"):
-        options = {"protocol_whitelist": "none"}
-        opened = av.open(
-            media,
-            "r",
-            format=container,
-            buffer_size=READ_BYTES,
-            options=options,
-            metadata_errors="replace",
-        )
-    return Track(stack.enter_context(opened))
-
-
-@contextmanager
-def _explained(what: str) -> Iterator[None]:
-    """Turn what FFmpeg raises about a file into a `SampleError` whose text is the same in every
-    run.
-    """
-    import av
-
-    try:
-        yield
-    except av.FFmpegError as err:
-        raise SampleError(f"{what}: {err.strerror}") from err
-    except OSError as err:
-        if err.errno != errno.EINVAL:
-            raise
-        # A size in the file is wrong: FFmpeg seeks to before its start, which files on disk refuse.
-        raise SampleError(f"{what}: Invalid data found when processing input") from err
+    return Track(stack.enter_context(open_with_av(sample, "a sound file", [container], INSTALL)))

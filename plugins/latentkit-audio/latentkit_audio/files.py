@@ -1,5 +1,5 @@
-"""Sound files: what they hold, and any part of them, equal to that part of the whole decoded from
-its start.
+"""Audio files: their properties, and any part of them, equal to that part of the whole file decoded
+from its start.
 """
 
 from __future__ import annotations
@@ -17,76 +17,78 @@ import soundfile
 from latentkit.contracts import Sample
 from latentkit.errors import SampleError
 from latentkit.kit import BufferPool, file_state
-from latentkit_audio.containers import decode_container, find_container, read_facts
+from latentkit_audio.containers import decode_container, find_container, read_properties
 from latentkit_audio.forward import Chunks, Frames, open_forward
 from latentkit_audio.sndfile import (
     SYSTEM_ERROR,
     LengthUnknownError,
     SndFile,
+    convert_error,
     decode_forward,
-    explained,
     open_sndfile,
 )
 
 RATES_HZ = (1_000, 1_000_000)
-"""Lowest and highest sample rate that is believed."""
+"""Lowest and highest sample rate that is considered valid."""
 
 MP3_TOLERANCE_SECONDS = 0.1
-"""By which an mp3 file may be shorter than its Xing header says."""
+"""Tolerance by which an mp3 file may be shorter than its Xing header says."""
 
 CONTEXT_SECONDS = 2
-"""In front of a span, where its first part may begin: resampling reads at most 0.24 s of context,
-and begins on a frame that both rates share, of which there is at least one per second.
+"""How far before a span its first part may begin. Resampling reads at most 0.24 s of context, and
+starts at a frame that both rates share; there is at least one per second.
 """
 
 
-class Facts(Protocol):
-    """What there is to know of a file before its frames are read."""
+class FileProperties(Protocol):
+    """Properties of a file that are known before its frames are read."""
 
     @property
     def num_frames(self) -> int:
-        """By the header, or counted."""
+        """Return the number of frames in the header, or counted."""
 
     @property
     def num_there(self) -> int:
-        """Fewer where the file is broken off."""
+        """Return the number of frames in the file, which is smaller if it is cut off."""
 
     @property
     def rate_hz(self) -> int:
-        """Frames per second."""
+        """Return the frames per second."""
 
     @property
     def num_channels(self) -> int:
-        """Of a frame."""
+        """Return the number of channels."""
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """What a user should know of it."""
+        """Return what a user should know about it."""
 
 
 Read = Callable[[int, int, BufferPool], Frames]
-"""The frames from one to before another, fewer where the file ends before."""
+"""Takes start, stop and a pool, and returns the frames in that range, fewer at the end of the
+file.
+"""
 
 
 @dataclass(frozen=True)
-class Sound:
-    """An open file.
+class AudioFile:
+    """An open audio file.
 
     Args:
-        facts: of it.
+        properties: its properties.
         tolerance: frames that may be missing at its end.
     """
 
-    facts: Facts
+    properties: FileProperties
     tolerance: int
     _read: Read
 
     def read(self, start: int, stop: int, pool: BufferPool) -> Frames:
-        """The frames from `start` to before `stop`, any integer or float format as float32; it may
-        be memory of the pool.
+        """Return the frames from `start` to before `stop` as float32, from any integer or float
+        format. They may use memory of the pool.
 
         Raises:
-            SampleError: they are damaged or missing.
+            SampleError: frames are damaged or missing.
             OSError: the file can't be reached.
         """
         frames = self._read(start, stop, pool)
@@ -94,48 +96,48 @@ class Sound:
         if 0 < num_missing <= self.tolerance:
             frames = np.pad(frames, ((0, num_missing), (0, 0)))
         elif num_missing:
-            rate_hz = self.facts.rate_hz
-            end = min(start + len(frames), self.facts.num_there) / rate_hz
+            rate_hz = self.properties.rate_hz
+            end = min(start + len(frames), self.properties.num_there) / rate_hz
             raise SampleError(
-                f"the sound breaks off at {end:.3f} s, "
-                f"its header says {self.facts.num_frames / rate_hz:.3f} s"
+                f"the audio is cut off at {end:.3f} s, but its header says"
+                f" {self.properties.num_frames / rate_hz:.3f} s"
             )
         return frames
 
 
 @contextmanager
-def open_sound(sample: Sample, seeks: bool = True) -> Iterator[Sound]:
-    """The sound of a sample; a path is read where it lies.
+def open_audio(sample: Sample, seeks: bool = True) -> Iterator[AudioFile]:
+    """Open a sample's audio. A path is read in place.
 
     Args:
-        seeks: False decodes every file from its start, True only those in which a seek could lead
-            elsewhere.
+        seeks: False decodes every file from its start; True only those in which a seek may be
+            inexact.
 
     Raises:
-        SampleError: it is not a sound, is empty, or has a sample rate that can't be.
+        SampleError: this isn't an audio file, is empty, or has an invalid sample rate.
         OSError: the file can't be reached.
     """
     with ExitStack() as stack:
         file = _open_or_none(sample, stack)
         if file is None:
             container = find_container(sample) or ""
-            facts: Facts = read_facts(sample, container)
+            properties: FileProperties = read_properties(sample, container)
             chunks, tolerance = partial(decode_container, sample, container), 0
         else:
-            facts, chunks = file, partial(decode_forward, sample)
+            properties, chunks = file, partial(decode_forward, sample)
             tolerance = round(MP3_TOLERANCE_SECONDS * file.rate_hz) if file.is_mp3 else 0
-        _check(facts)
+        _check(properties)
         if file is not None and seeks and file.is_seekable:
-            yield Sound(facts, tolerance, file.read)
+            yield AudioFile(properties, tolerance, file.read)
         else:
-            yield Sound(facts, tolerance, _forward(sample, facts, chunks, stack))
+            yield AudioFile(properties, tolerance, _open_forward(sample, properties, chunks, stack))
 
 
 def _open_or_none(sample: Sample, stack: ExitStack) -> SndFile | None:
-    """The file by libsndfile; None where it takes PyAV.
+    """Open the file with libsndfile; None if it needs PyAV.
 
     Raises:
-        SampleError: it is not a sound.
+        SampleError: this isn't an audio file.
         OSError: the file can't be reached.
     """
     try:
@@ -143,29 +145,32 @@ def _open_or_none(sample: Sample, stack: ExitStack) -> SndFile | None:
     except LengthUnknownError:
         return None
     except soundfile.LibsndfileError as err:
-        # A medium that fails once must not choose another decoder, whose sound differs.
+        # A read error must not lead to another decoder, whose audio differs.
         if err.code == SYSTEM_ERROR or find_container(sample) is None:
-            raise explained(err, "not a sound file, or damaged") from err
+            raise convert_error(err, "not an audio file, or damaged") from err
         return None
 
 
-def _check(facts: Facts) -> None:
-    if not facts.num_frames:
+def _check(properties: FileProperties) -> None:
+    """Check that the file isn't empty and its rate is valid."""
+    if not properties.num_frames:
         raise SampleError("a sound of zero length")
-    if not RATES_HZ[0] <= facts.rate_hz <= RATES_HZ[1]:
+    if not RATES_HZ[0] <= properties.rate_hz <= RATES_HZ[1]:
         raise SampleError(
-            f"a sample rate of {facts.rate_hz} Hz; expected {RATES_HZ[0]} to {RATES_HZ[1]}"
+            f"a sample rate of {properties.rate_hz} Hz; expected {RATES_HZ[0]} to {RATES_HZ[1]}"
         )
 
 
-def _forward(sample: Sample, facts: Facts, chunks: Chunks, stack: ExitStack) -> Read:
-    """What reads a file from its start; that of a file with spans goes on where this thread's last
-    one ended.
+def _open_forward(
+    sample: Sample, properties: FileProperties, chunks: Chunks, stack: ExitStack
+) -> Read:
+    """Return a function that reads a file from its start. For a file with spans it continues where
+    this thread's last one ended.
     """
     media, name = sample.media, None
     if sample.span is not None and isinstance(media, os.PathLike):
         name = os.fspath(media), file_state(media)
-    reader = stack.enter_context(open_forward(name, chunks, facts.num_channels))
-    if sample.span is not None:  # views of a span are in no order
-        reader.keep_from = int((sample.span[0] - CONTEXT_SECONDS) * facts.rate_hz)
+    reader = stack.enter_context(open_forward(name, chunks, properties.num_channels))
+    if sample.span is not None:  # views of a span come in any order
+        reader.keep_from = int((sample.span[0] - CONTEXT_SECONDS) * properties.rate_hz)
     return lambda start, stop, _: reader.read(start, stop)

@@ -1,4 +1,4 @@
-"""Frames in the order in which they are decoded: exact where a seek is not."""
+"""Reads frames by decoding forward, which is exact where a seek isn't."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ Frames = npt.NDArray[np.float32]
 """(frames, channels); full scale is 1.0."""
 
 Chunks = Callable[[ExitStack], Iterator[Frames]]
-"""Opens a file from its start; what has to be closed afterwards goes on the stack."""
+"""Opens a file at its start and yields its frames; the stack closes what must be closed."""
 
 
 KEPT_FRAMES = 1 << 24
-"""The most that is kept for a part that begins earlier: 6 minutes at 44.1 kHz."""
+"""Most frames that are kept for a part that begins earlier: 6 minutes at 44.1 kHz."""
 
 
 class ForwardReader:
-    """Any part of a file, decoded from its start: a part of which nothing was dropped yet goes on
-    from there, another begins at the start again.
+    """Reads any part of a file by decoding from its start. It continues if nothing of the part was
+    dropped yet, otherwise it starts again.
 
     Args:
-        open_chunks: what decodes.
+        open_chunks: opens the decoder.
         num_channels: of a frame.
     """
 
     keep_from: int | None = None
-    """First frame that later parts may begin with; None drops all that lies before each part."""
+    """First frame at which later parts may begin; None drops everything before each part."""
 
     def __init__(self, open_chunks: Chunks, num_channels: int) -> None:
         self._open, self._num_channels = open_chunks, num_channels
@@ -39,7 +39,7 @@ class ForwardReader:
         self._begin()
 
     def read(self, start: int, stop: int) -> Frames:
-        """The frames from `start` to before `stop`, fewer where the file ends before."""
+        """Return the frames from `start` to before `stop`, fewer at the end of the file."""
         if start < self._start:
             self._begin()
         while self._end < stop and (chunk := next(self._chunks, None)) is not None:
@@ -53,12 +53,17 @@ class ForwardReader:
             at += len(piece)
         return np.concatenate(parts)
 
+    @property
+    def num_held(self) -> int:
+        """Frames that were decoded and are held for the parts that follow."""
+        return sum(map(len, self._pieces))
+
     def close(self) -> None:
         """Close the file."""
         self._stack.close()
 
     def __del__(self) -> None:
-        """Close the file of a thread that has ended."""
+        """Close the file when its thread has ended."""
         self._stack.close()
 
     def _begin(self) -> None:
@@ -69,34 +74,34 @@ class ForwardReader:
         """What was decoded last, from `_start` to `_end`: the next part may overlap this one."""
 
     def _drop_before(self, start: int) -> None:
+        """Drop decoded frames that no later part needs."""
         if self.keep_from is not None:
             start = min(start, max(self.keep_from, self._end - KEPT_FRAMES))
         while self._pieces and self._start + len(self._pieces[0]) <= start:
             self._start += len(self._pieces.popleft())
 
 
-class _Kept(threading.local):
+class _ThreadReader(threading.local):
     """The reader that a thread used last."""
 
     name: Hashable = None
     reader: ForwardReader | None = None
 
 
-_KEPT = _Kept()
+THREAD_READER = _ThreadReader()
 
 
 @contextmanager
 def open_forward(name: Hashable, open_chunks: Chunks, num_channels: int) -> Iterator[ForwardReader]:
-    """A reader of a file; the one of the same name that this thread used last goes on where it was.
+    """Return a reader of a file. If this thread's last reader has the same name, it continues.
 
-    Spans of a long file, in their order, are so decoded once in each thread, not from the start
-    each.
+    So the spans of a long file, in order, are decoded once per thread and not each from the start.
 
     Args:
-        name: of the file and its state; None for one that is used once.
+        name: identifies the file and its state; None for a reader that is used once.
     """
-    kept, _KEPT.reader = _KEPT.reader, None
-    if kept is not None and (name is None or name != _KEPT.name):
+    kept, THREAD_READER.reader = THREAD_READER.reader, None
+    if kept is not None and (name is None or name != THREAD_READER.name):
         kept.close()
         kept = None
     reader = kept or ForwardReader(open_chunks, num_channels)
@@ -108,4 +113,4 @@ def open_forward(name: Hashable, open_chunks: Chunks, num_channels: int) -> Iter
     if name is None:
         reader.close()
     else:
-        _KEPT.name, _KEPT.reader = name, reader
+        THREAD_READER.name, THREAD_READER.reader = name, reader

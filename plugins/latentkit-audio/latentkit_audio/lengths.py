@@ -1,4 +1,6 @@
-"""Lengths of rows that an encoder takes, and where in a file they come from: pure arithmetic."""
+"""Computes the lengths of rows that an encoder accepts, and which part of a file each row comes
+from.
+"""
 
 from __future__ import annotations
 
@@ -10,21 +12,21 @@ from dataclasses import dataclass
 from latentkit.contracts import MelSpec, SizeRule
 
 CONTEXT_SAMPLES = 240
-"""Of the lower rate, read beyond both ends of a part that is resampled, so that it is the same
-part of the whole resampled: the best filter of soxr reaches 160 of them, by measurement.
+"""Samples of the lower rate that are read beyond both ends of a part before resampling, so that it
+equals that part of the resampled whole. soxr's best filter reaches 160 of them (measured).
 """
 
 
 @dataclass(frozen=True)
 class LengthRule:
-    """Which numbers of samples the encoder takes, where a row of `size` steps is `(size - extra) *
-    hop` samples long.
+    """Which numbers of samples the encoder accepts. A row of `size` steps has `(size - extra) *
+    hop` samples.
 
     Args:
-        rule: of the sizes.
-        hop: samples to a step.
-        extra: steps more than hops, 1 for frames that are centered.
-        fewest: samples a row must have.
+        rule: allowed numbers of steps.
+        hop: samples per step.
+        extra: steps in addition to hops, 1 for centered frames.
+        fewest: minimum number of samples.
     """
 
     rule: SizeRule
@@ -33,17 +35,19 @@ class LengthRule:
     fewest: int = 1
 
     @classmethod
-    def of_mel(cls, rule: SizeRule, mel: MelSpec) -> LengthRule:
-        """The rule of frames; mirroring the ends takes more than half a window."""
+    def for_mel(cls, rule: SizeRule, mel: MelSpec) -> LengthRule:
+        """Return the rule for spectrogram frames. Mirroring the ends needs more than half a
+        window.
+        """
         return cls(rule, mel.hop, 1, mel.n_fft // 2 + 1)
 
     def allows(self, num_samples: int) -> bool:
-        """Whether rows can be that long."""
+        """Return whether rows may have this length."""
         whole, size = num_samples % self.hop == 0, num_samples // self.hop + self.extra
         return num_samples >= self.fewest and whole and self.rule.allows(size)
 
     def at_most(self, num_samples: int) -> int | None:
-        """The greatest length not above `num_samples`; None when there is none."""
+        """Return the largest allowed length up to `num_samples`, or None."""
         highest = num_samples // self.hop + self.extra
         if self.rule.maximum is not None:
             highest = min(highest, self.rule.maximum)
@@ -54,7 +58,7 @@ class LengthRule:
         return next((length for length in lengths if self.allows(length)), None)
 
     def at_least(self, num_samples: int) -> int | None:
-        """The smallest length not below `num_samples`; None when there is none."""
+        """Return the smallest allowed length from `num_samples` up, or None."""
         lowest = max(-(-max(num_samples, self.fewest) // self.hop) + self.extra, self.rule.minimum)
         lengths = (
             (size - self.extra) * self.hop for size in range(lowest, lowest + self.rule.multiple)
@@ -64,11 +68,11 @@ class LengthRule:
 
 @dataclass(frozen=True)
 class Cut:
-    """The frames of a file that a row is made of, and which of them come out of resampling.
+    """The frames of a file that a row needs, and which of the resampled frames it keeps.
 
     Args:
-        start, stop: frames to read, context included.
-        skip: resampled frames that are context in front.
+        start, stop: frames to read, including context.
+        skip: resampled frames of context at the start.
         count: resampled frames to keep.
     """
 
@@ -79,18 +83,18 @@ class Cut:
 
 
 def resampled_count(num_frames: int, from_hz: int, to_hz: int) -> int:
-    """Frames that so many become at another rate: rounded to the nearest, halves by the floats
-    that soxr has there.
+    """Return the number of frames after resampling, rounded to nearest; halves are decided by the
+    floats that soxr computes.
     """
     return int(num_frames / (from_hz / to_hz) + 0.5)
 
 
 def find_cut(first: int, count: int, num_frames: int, from_hz: int, to_hz: int) -> Cut:
-    """What to read for `count` frames from number `first` on, of a file of `num_frames` that is
-    resampled as a whole.
+    """Return what to read for `count` frames starting at `first`, from a file of `num_frames`
+    frames that is resampled as a whole.
 
-    What is read begins where a frame of one rate is one of the other, so that both sides count
-    from there.
+    Reading starts at a frame that is also a frame of the other rate, so that both rates count from
+    there.
     """
     if from_hz == to_hz:
         return Cut(first, first + count, 0, count)
@@ -102,6 +106,8 @@ def find_cut(first: int, count: int, num_frames: int, from_hz: int, to_hz: int) 
 
 
 def draw_fraction(seed: int, key: str, view: str) -> float:
-    """A number, evenly spread over [0, 1), that depends on the three alone."""
+    """Return a number, uniformly distributed over [0, 1), that depends only on seed, key and
+    view.
+    """
     digest = hashlib.sha256(json.dumps([seed, key, view]).encode("ascii")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64

@@ -1,5 +1,5 @@
-"""Log-mel spectrograms, as librosa 0.11 and torchaudio's `MelSpectrogram` with `center=True`
-compute them.
+"""Log-mel spectrograms, computed like librosa 0.11 and torchaudio's `MelSpectrogram` with
+`center=True`.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ SLANEY_MEL_PER_NEPER = 27 / math.log(6.4)
 
 
 class LogMel:
-    """Waveforms to log(max(mel, floor)).
+    """Converts waveforms to log(max(mel, floor)).
 
     Args:
         spec: bins, windows and scale.
-        rate_hz: of the waveforms.
+        rate_hz: sample rate of the waveforms.
 
     Raises:
-        RecipeError: bins beyond half the rate.
+        RecipeError: bins exceed half the rate.
     """
 
     def __init__(self, spec: MelSpec, rate_hz: int) -> None:
@@ -37,8 +37,8 @@ class LogMel:
         self._filters = mel_filters(spec, rate_hz)
 
     def __call__(self, waveform: Tensor) -> Tensor:
-        """(C, L) float32 to (C, 1 + L // hop, bins) float32; frame t is centered on sample t * hop,
-        the ends are mirrored.
+        """Convert (C, L) float32 to (C, 1 + L // hop, bins) float32. Frame t is centered on sample
+        t * hop; the ends are mirrored.
         """
         spec = self._spec
         spectrum = torch.stft(
@@ -56,8 +56,8 @@ class LogMel:
 
 
 def mel_filters(spec: MelSpec, rate_hz: int) -> Tensor:
-    """Weights from frequencies to mel bins, (bins, n_fft / 2 + 1) float32: triangles that overlap
-    by half.
+    """Return weights from frequencies to mel bins, (bins, n_fft / 2 + 1) float32: triangles that
+    overlap by half.
 
     Raises:
         RecipeError: as `LogMel`.
@@ -65,7 +65,7 @@ def mel_filters(spec: MelSpec, rate_hz: int) -> Tensor:
     high_hz = rate_hz / 2 if spec.high_hz is None else spec.high_hz
     if not 0 <= spec.low_hz < high_hz <= rate_hz / 2:
         raise RecipeError(
-            f"the encoder's mel bins reach from {spec.low_hz} to {high_hz} Hz; sound of {rate_hz}"
+            f"the encoder's mel bins reach from {spec.low_hz} to {high_hz} Hz; audio of {rate_hz}"
             f" Hz has 0 to {rate_hz / 2}"
         )
     ends = torch.tensor(

@@ -1,4 +1,4 @@
-"""What the plugin declares. Importing this loads no torch."""
+"""Plugin declarations. Importing this loads no torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from latentkit.contracts import BuildContext, Config, Modality, ModalitySpec, So
 from latentkit.hooks import hookimpl
 from latentkit.kit import FolderConfig
 
-SOUND_SUFFIXES = (
+AUDIO_SUFFIXES = (
     *(
         ".wav",
         ".flac",
@@ -29,45 +29,45 @@ SOUND_SUFFIXES = (
     ),
     *(".m4a", ".m4b", ".aac", ".mka", ".weba", ".wma", ".amr", ".wv", ".tta", ".ape"),
 )
-"""Those of the second line are read by PyAV."""
+"""PyAV reads those in the second line."""
 
 VIEW_HELP = "plain, crop-1, crop-2 ... (further random crops)"
 
 
 class AudioClipsConfig(FolderConfig):
-    """Source `audio-clips`: the sounds below a folder, whole or cut into spans."""
+    """Options of the source `audio-clips`: audio files below a folder, whole or cut into spans."""
 
     suffixes: list[str] = Field(
-        list(SOUND_SUFFIXES),
+        list(AUDIO_SUFFIXES),
         min_length=1,
-        description="endings of the files to take, in any case, with the dot",
+        description="endings of the files to use, in any case, with the dot",
     )
     length: float | None = Field(
-        None, gt=0, description="of a span, in seconds; none: each file is one sample"
+        None, gt=0, description="length of a span, in seconds; none: each file is one sample"
     )
     stride: float | None = Field(
         None,
         gt=0,
-        description="from the start of a span to that of the next, in seconds; none: the length",
+        description="seconds from the start of a span to the start of the next; none: the length",
     )
     tail: Literal["keep", "drop"] = Field(
-        "keep", description="whether what is left at the end, shorter than length, is a sample too"
+        "keep", description="whether the rest at the end, shorter than length, is a sample too"
     )
 
     @model_validator(mode="after")
     def _cut_or_whole(self) -> Self:
         if self.length is None and {"stride", "tail"} & self.model_fields_set:
-            raise ValueError("stride and tail say how files are cut: give length too")
+            raise ValueError("stride and tail need length: give it too")
         return self
 
 
 class AudioConfig(Config):
-    """Modality `audio`."""
+    """Options of the modality `audio`."""
 
     length: float = Field(
         10.0,
         gt=0,
-        description="of a row, in seconds; rounded down to a length that the encoder takes",
+        description="length of a row in seconds, rounded down to one that the encoder accepts",
     )
     num_samples: int | None = Field(
         None,
@@ -77,23 +77,21 @@ class AudioConfig(Config):
     crop: Literal["start", "center", "random"] = Field(
         "start",
         description=(
-            "which part of a longer sound is kept: the first, the middle, or a draw from seed"
-            " and key"
+            "which part of longer audio is kept: the start, the center, or a random one (from seed"
+            " and key)"
         ),
     )
     views: list[str] = Field(["plain"], min_length=1, description=VIEW_HELP)
     on_short: Literal["pad", "keep", "skip"] = Field(
         "pad",
         description=(
-            "a shorter sound is padded with silence to the length, or (keep) only to the next one"
-            " the encoder takes; or left out"
+            "shorter audio is padded with silence to the length, or (keep) only to the next length"
+            " that the encoder accepts, or skipped"
         ),
     )
     on_many_channels: Literal["skip", "mix"] = Field(
         "skip",
-        description=(
-            "a sound of more than two channels is left out, or (mix) becomes the mean of them"
-        ),
+        description=("audio with more than two channels is skipped, or (mix) becomes their mean"),
     )
     peak_dbfs: float | None = Field(
         None,
@@ -114,10 +112,7 @@ class AudioConfig(Config):
     )
     on_loud: Literal["scale", "clip", "skip"] = Field(
         "scale",
-        description=(
-            "a row that goes beyond full scale is turned down until it doesn't, clipped, or"
-            " left out"
-        ),
+        description=("a row that exceeds full scale is scaled down to it, clipped, or skipped"),
     )
 
     @field_validator("views")
@@ -154,10 +149,10 @@ def _build_audio(config: AudioConfig, context: BuildContext) -> Modality:
 
 @hookimpl
 def latentkit_sources() -> SourceSpec:
-    """The source `audio-clips`."""
+    """Declare the source `audio-clips`."""
     return SourceSpec(
         "audio-clips",
-        "sound files below a folder, long ones cut into spans",
+        "audio files below a folder, long ones cut into spans",
         AudioClipsConfig,
         _build_audio_clips,
     )
@@ -165,12 +160,12 @@ def latentkit_sources() -> SourceSpec:
 
 @hookimpl
 def latentkit_modalities() -> ModalitySpec:
-    """The modality `audio`."""
+    """Declare the modality `audio`."""
     return ModalitySpec(
         "audio",
-        "sounds, as waveforms or log-mel spectrograms",
+        "audio, as waveforms or log-mel spectrograms",
         AudioConfig,
         _build_audio,
         version=2,
-        suffixes=SOUND_SUFFIXES,
+        suffixes=AUDIO_SUFFIXES,
     )

@@ -1,4 +1,4 @@
-"""Rows as something a person can listen to or look at."""
+"""Writes rows as audio or images for people."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from latentkit_audio.forward import Frames
 
 PAUSE_SECONDS = 0.25
-"""Silence between the sounds of one row."""
+"""Silence between the tensors of one row."""
 ROW_PAUSE_SECONDS = 0.75
 """Silence between rows."""
 
@@ -23,13 +23,13 @@ BIN_PIXELS = 3
 GAP_LEVEL = 255
 
 
-def write_sounds(rows: Sequence[Sequence[Tensor]], path: Path, rate_hz: int) -> None:
-    """Write one wav file of 16 bits with all sounds after each other.
+def write_audio(rows: Sequence[Sequence[Tensor]], path: Path, rate_hz: int) -> None:
+    """Write one 16-bit wav file with all audio one after the other.
 
     Args:
-        rows: (C, L) float32 from -1 to 1 each, all of one C; what lies outside is clipped.
+        rows: (C, L) float32 from -1 to 1 each, all with the same C; other values are clipped.
         path: file to write, whatever its ending.
-        rate_hz: of the sounds.
+        rate_hz: sample rate.
     """
     channels = rows[0][0].shape[0]
     pieces: list[Frames] = []
@@ -44,7 +44,7 @@ def write_sounds(rows: Sequence[Sequence[Tensor]], path: Path, rate_hz: int) -> 
 
 
 def write_spectrograms(rows: Sequence[Sequence[Tensor]], path: Path) -> None:
-    """Write a gray PNG: a row of spectrograms per inner sequence, channels below each other, time
+    """Write a gray PNG: one row of spectrograms per inner sequence, channels below each other, time
     to the right, high bins on top.
 
     Args:
@@ -73,7 +73,7 @@ def write_spectrograms(rows: Sequence[Sequence[Tensor]], path: Path) -> None:
 
 
 def _to_levels(mel: Tensor) -> np.ndarray[tuple[int, int], np.dtype[np.uint8]]:
-    """(height, width) of a (C, T, M) spectrogram from 0 to 255."""
+    """Return a (C, T, M) spectrogram as (height, width) levels from 0 to 255."""
     bins_up = mel.clamp(0, 255).round().numpy().astype(np.uint8).transpose(0, 2, 1)[:, ::-1]
     channels = [np.repeat(channel, BIN_PIXELS, axis=0) for channel in bins_up]
     gap = np.full((GAP_PIXELS, mel.shape[1]), GAP_LEVEL, np.uint8)

@@ -1,4 +1,4 @@
-"""Sound files by libsndfile: what their headers say, and any part of them."""
+"""Reads audio files with libsndfile: their headers, and any part of them."""
 
 from __future__ import annotations
 
@@ -22,67 +22,73 @@ from latentkit_audio.forward import Frames
 CHUNK_FRAMES = 1 << 16
 
 SEEKABLE = {"PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW"}
-"""Encodings whose values stand alone, FLAC's too: a seek leads to the frame it says. Of Ogg
-Vorbis, libsndfile's leads elsewhere now and then, and what others decode depends on what came
-before.
+"""Encodings whose values are independent, also in FLAC, so a seek is exact. Seeks in Ogg Vorbis
+sometimes lead elsewhere, and other encodings depend on earlier data.
 """
 
 MP3_PREROLL_FRAMES = 16_384
-"""Decoded and dropped in front of a part of an mp3 file: after a seek its bits begin in frames
-before, which libsndfile doesn't look for. Ten frames of 576 at 8 kbit/s fill that reservoir, the
-most there can be.
+"""Frames decoded and dropped before a part of an mp3 file: after a seek its bits start in earlier
+frames, which libsndfile doesn't look for. Ten frames of 576 at 8 kbit/s fill the largest possible
+reservoir.
 """
 
-COUNTED = "mp3 without a Xing header: its length is counted, the encoder's lead-in stays in front"
-GUESSED = "mp3 without a Xing header: its length is a guess, and what may follow is left out"
+COUNTED_REMARK = (
+    "mp3 without a Xing header: its length is counted, and the encoder's lead-in remains at the"
+    " start"
+)
+GUESSED_REMARK = (
+    "mp3 without a Xing header: its length is a guess, and anything after it is left out"
+)
 
 MP3_TAGS = (b"Xing", b"Info", b"VBRI")
-"""In the first frame of an mp3 file that says its length; otherwise libsndfile works it out from
-the size.
+"""In the first frame of an mp3 file that contains its length. Without it libsndfile estimates the
+length from the size.
 """
 
 ID3_TAG = b"ID3\x04\x00\x00\x00\x00\x00\x20" + bytes(32)
-"""An empty one: libsndfile knows an mp3 file by it, or by the ending of its name; a frame in
-stereo alone it doesn't know.
+"""An empty tag: libsndfile recognizes an mp3 file by it, or by the file's ending, but not by a
+stereo frame alone.
 """
 
 OGG_PAGE_BYTES = 65_307
-"""The most a page has (RFC 3533, section 6)."""
+"""Largest size of a page (RFC 3533, section 6)."""
 
 STATED_SIZE = re.compile(
     r"^ *(?:data|SSND|Data Size|Riff size|riff) *: (\d+) \(should be (\d+)\)$", re.MULTILINE
 )
-"""In libsndfile's log: the bytes of sound by the header of a wav, aiff, au, rf64 or w64 file, and
-the bytes that are there. It opens such a file as a shorter one, and says so nowhere else.
+"""In libsndfile's log: the bytes of audio stated in the header of a wav, aiff, au, rf64 or w64
+file, and the bytes that exist. It opens such a file as a shorter one and reports that nowhere else.
 """
 
 SIZE_TOLERANCE_BYTES = 64
-"""By which a stated size is believed to be the writer's mistake: some count the header too."""
+"""Difference that is considered a mistake of the program that wrote the file: some count the header
+too.
+"""
 
 UNKNOWN_SIZE_BYTES = 0x7F00_0000
-"""From which on a size isn't believed: what programs that write to a pipe state, ffmpeg all ones,
-sox a little under 2 GiB.
+"""From this size on, a stated size means unknown: programs that write to a pipe state it, ffmpeg
+all ones, sox slightly less than 2 GiB.
 """
 
 ENDLESS_FRAMES = 2**62
-"""libsndfile states 2 ** 63 - 1 where it doesn't know."""
+"""libsndfile returns 2 ** 63 - 1 if the length is unknown."""
 
 SYSTEM_ERROR = 2
-"""libsndfile's SF_ERR_SYSTEM: the file couldn't be read, whatever is in it."""
+"""libsndfile's SF_ERR_SYSTEM: the file couldn't be read, whatever it contains."""
 
 
 class LengthUnknownError(Exception):
-    """A FLAC stream that doesn't say its length, of which libsndfile can't read the end."""
+    """A FLAC stream that doesn't contain its length, and whose end libsndfile can't find."""
 
 
 class SndFile:
     """An open file.
 
     Args:
-        sample: whose file it is.
-        file: just opened.
-        num_frames: by its header.
-        remarks: about its length.
+        sample: the sample with the file.
+        file: file that was just opened.
+        num_frames: frames by its header.
+        remarks: remarks on its length.
     """
 
     def __init__(
@@ -97,24 +103,24 @@ class SndFile:
         self.is_seekable: bool = file.seekable() and (file.subtype in SEEKABLE or self.is_mp3)
 
     def read(self, start: int, stop: int, pool: BufferPool) -> Frames:
-        """The frames from `start` to before `stop`, fewer where the file ends before.
+        """Return the frames from `start` to before `stop`, fewer at the end of the file.
 
         Raises:
-            SampleError: they are damaged.
+            SampleError: the frames are damaged.
             OSError: the file can't be reached.
         """
         begin = min(max(start - MP3_PREROLL_FRAMES * self.is_mp3, 0), self._file.frames)
         with (
             ExitStack() as stack,
-            explaining(
+            as_sample_error(
                 f"damaged between {start / self.rate_hz:.3f} s and {stop / self.rate_hz:.3f} s"
             ),
         ):
-            # What an mp3 file gives depends on where its decoder was before.
+            # The decoded values of an mp3 file depend on the decoder's previous position.
             file = _open(self._sample, stack) if self.is_mp3 else self._file
             if begin or not self.is_mp3:
                 file.seek(begin)
-            # In one go: soundfile ends every read with a seek.
+            # Read at once, because soundfile ends every read with a seek.
             room = pool.get((stop - begin, self.num_channels), np.float32)
             frames: Frames = file.read(dtype="float32", out=room)
         return frames[start - begin :]
@@ -122,12 +128,12 @@ class SndFile:
 
 @contextmanager
 def open_sndfile(sample: Sample) -> Iterator[SndFile]:
-    """The file of a sample; a path is read where it lies, and no more of it than is asked for.
+    """Open a sample's file. A path is read in place, and only as much as requested.
 
     Raises:
-        soundfile.LibsndfileError: libsndfile knows no such file.
-        LengthUnknownError: nor how long it is.
-        SampleError: it is empty.
+        soundfile.LibsndfileError: libsndfile doesn't know the format.
+        LengthUnknownError: the length is unknown.
+        SampleError: the file is empty.
         OSError: the file can't be reached.
     """
     with ExitStack() as stack:
@@ -141,20 +147,20 @@ def open_sndfile(sample: Sample) -> Iterator[SndFile]:
 
 
 def decode_forward(sample: Sample, stack: ExitStack) -> Iterator[Frames]:
-    """All frames of a sample's file, in chunks; the file is closed by the stack.
+    """Yield all frames of a sample's file, in chunks. `stack` closes the file.
 
     Raises:
-        SampleError: it is damaged.
+        SampleError: the file is damaged.
         OSError: the file can't be reached.
     """
-    with explaining("damaged at its start"):
+    with as_sample_error("damaged at its start"):
         file, position = _open(sample, stack), 0
     rate_hz = file.samplerate
 
     def chunks() -> Iterator[Frames]:
         nonlocal position
         while True:
-            with explaining(
+            with as_sample_error(
                 f"damaged between {position / rate_hz:.3f} s and "
                 f"{(position + CHUNK_FRAMES) / rate_hz:.3f} s"
             ):
@@ -167,22 +173,25 @@ def decode_forward(sample: Sample, stack: ExitStack) -> Iterator[Frames]:
     return chunks()
 
 
-def explained(error: soundfile.LibsndfileError, what: str) -> Exception:
-    """The error to raise. Not libsndfile's own text as a whole: it holds the file's name, or an
-    address.
+def convert_error(error: soundfile.LibsndfileError, what: str) -> Exception:
+    """Return the error to raise. libsndfile's whole text is not used, because it contains the
+    file's name or a memory address.
     """
     if error.code == SYSTEM_ERROR:
         return OSError(f"{what}: {error.error_string}")
-    return SampleError(f"{what}: {error.error_string}")
+    text: str = error.error_string
+    if text.startswith("File does not exist"):  # libmpg123's word for a file without a frame
+        text = "no frame in it can be decoded"
+    return SampleError(f"{what}: {text}")
 
 
 @contextmanager
-def explaining(what: str) -> Iterator[None]:
-    """Turn libsndfile's errors into ours."""
+def as_sample_error(what: str) -> Iterator[None]:
+    """Turn libsndfile's errors into latentkit's."""
     try:
         yield
     except soundfile.LibsndfileError as err:
-        raise explained(err, what) from err
+        raise convert_error(err, what) from err
 
 
 # ---------------------------------------------------------------- opening
@@ -204,7 +213,7 @@ def _open(sample: Sample, stack: ExitStack) -> soundfile.SoundFile:
 
 
 def open_media(sample: Sample) -> IO[bytes]:
-    """The media of a sample as an open file.
+    """Open a sample's media as a file.
 
     Raises:
         OSError: the file can't be reached.
@@ -214,7 +223,7 @@ def open_media(sample: Sample) -> IO[bytes]:
 
 
 def read_bytes(sample: Sample, num_bytes: int, start: int = 0) -> bytes:
-    """So many bytes of a sample's media, from `start` on; a negative one counts from the end.
+    """Return `num_bytes` of a sample's media from `start` on; a negative start counts from the end.
 
     Raises:
         OSError: the file can't be reached.
@@ -227,8 +236,8 @@ def read_bytes(sample: Sample, num_bytes: int, start: int = 0) -> bytes:
 
 
 def _begins_with_mp3(sample: Sample) -> bool:
-    """Whether the first bytes are those of a frame of layer III: 11 bits of ones, a version, and
-    the layer (ISO 11172-3, 2.4.1.3).
+    """Return whether the first bytes are a frame of layer III: 11 bits of ones, a version, and the
+    layer (ISO 11172-3, 2.4.1.3).
     """
     head = read_bytes(sample, 2)
     return len(head) == 2 and head[0] == 0xFF and head[1] & 0xE6 == 0xE2
@@ -238,7 +247,8 @@ def _begins_with_mp3(sample: Sample) -> bool:
 
 
 def id3_size(sample: Sample) -> int:
-    """Bytes of the tag in front of the sound (id3.org/id3v2.4.0-structure, 3.1); 0 without one.
+    """Return the bytes of the tag before the audio (id3.org/id3v2.4.0-structure, 3.1); 0 without
+    one.
 
     Raises:
         OSError: the file can't be reached.
@@ -250,29 +260,30 @@ def id3_size(sample: Sample) -> int:
 
 
 def _says_its_length(mp3: Sample) -> bool:
-    """Whether the first frame of an mp3 file holds the number of frames."""
+    """Return whether the first frame of an mp3 file contains the number of frames."""
     first = read_bytes(mp3, 1500, id3_size(mp3))
     return any(tag in first for tag in MP3_TAGS)
 
 
 def _measured_frames(sample: Sample, file: soundfile.SoundFile) -> tuple[int, tuple[str, ...]]:
-    """Frames of an mp3 file that doesn't say them: what there are up to libsndfile's guess, and
-    what to say of a file that may go on; of a file that many samples are spans of, found once.
+    """Return the frames of an mp3 file whose header doesn't contain them, counted up to
+    libsndfile's guess, and remarks on a file that may continue. Those of a file with many spans are
+    counted once.
     """
-    media, facts = sample.media, (file.frames, file.samplerate)
+    media, properties = sample.media, (file.frames, file.samplerate)
     if isinstance(media, os.PathLike):
-        return _measured_of_file(Path(media), file_state(media), *facts)
-    return _measure(sample, *facts)
+        return _measured_of_file(Path(media), file_state(media), *properties)
+    return count_frames(sample, *properties)
 
 
 @functools.lru_cache(maxsize=256)
 def _measured_of_file(
     path: Path, state: tuple[int, int], guess: int, rate_hz: int
 ) -> tuple[int, tuple[str, ...]]:
-    return _measure(Sample("", path), guess, rate_hz)
+    return count_frames(Sample("", path), guess, rate_hz)
 
 
-def _measure(sample: Sample, guess: int, behind: int) -> tuple[int, tuple[str, ...]]:
+def count_frames(sample: Sample, guess: int, behind: int) -> tuple[int, tuple[str, ...]]:
     """See `_measured_frames`.
 
     Args:
@@ -280,18 +291,18 @@ def _measure(sample: Sample, guess: int, behind: int) -> tuple[int, tuple[str, .
     """
     while True:
         begin = max(guess - behind, 0)
-        with ExitStack() as stack, explaining("damaged near its end"):
+        with ExitStack() as stack, as_sample_error("damaged near its end"):
             end = _open(sample, stack)
             end.seek(begin)
             found = len(end.read(guess - begin, dtype="float32"))
         if found or not begin:
             break
         behind *= 4
-    return begin + found, (COUNTED if begin + found < guess else GUESSED,)
+    return begin + found, (COUNTED_REMARK if begin + found < guess else GUESSED_REMARK,)
 
 
 def _remarks(sample: Sample, file: soundfile.SoundFile) -> tuple[str, ...]:
-    """What to say of an Ogg file whose last page isn't marked as such (RFC 3533, section 6: flag
+    """Return remarks on an Ogg file whose last page isn't marked as such (RFC 3533, section 6: flag
     4).
     """
     if file.format != "OGG":
@@ -300,11 +311,11 @@ def _remarks(sample: Sample, file: soundfile.SoundFile) -> tuple[str, ...]:
     last = tail.rfind(b"OggS")
     if last >= 0 and tail[last + 5 : last + 6] and tail[last + 5] & 4:
         return ()
-    return ("its last page is missing (Ogg): what is there is taken for all of it",)
+    return ("its last page is missing (Ogg): what exists is used as the whole",)
 
 
 def _stated_frames(file: soundfile.SoundFile) -> int:
-    """The frames by the header, more than there are of a file that is broken off."""
+    """Return the frames in the header, which are more than exist in a file that is cut off."""
     found = STATED_SIZE.search(file.extra_info)
     stated, there = (int(size) for size in found.groups()) if found else (0, 0)
     num_frames: int = file.frames

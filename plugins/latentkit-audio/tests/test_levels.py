@@ -143,10 +143,10 @@ def test_what_is_too_loud_is_left_out_where_the_recipe_says_so(
     ("frames", "options", "remarks"),
     [
         (np.full(4, 0.5), {}, []),
-        (TOO_LOUD, {}, ["turned down, as it went beyond full scale"]),
-        (TOO_LOUD, {"on_loud": "clip"}, ["clipped, as it went beyond full scale"]),
+        (TOO_LOUD, {}, ["turned down, because it exceeded full scale"]),
+        (TOO_LOUD, {"on_loud": "clip"}, ["clipped, because it exceeded full scale"]),
         (np.zeros(4), {}, ["silent: all its values are 0"]),
-        (np.full(2, 0.5), {}, ["shorter than the row: padded with silence, which the mask shows"]),
+        (np.full(2, 0.5), {}, ["shorter than the row: padded with silence, which the mask marks"]),
         (np.full(2, 0.5), {"on_short": "keep"}, ["shorter than the row: kept at its own length"]),
         (np.full((4, 2), 0.5), {}, ["2 channels mixed to their mean"]),
         (np.full((4, 6), 0.5), {"on_many_channels": "mix"}, ["6 channels mixed to their mean"]),

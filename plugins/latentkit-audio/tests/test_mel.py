@@ -92,7 +92,7 @@ def test_power_squares_the_magnitudes() -> None:
 
 
 def test_bins_beyond_half_the_rate_are_refused() -> None:
-    with pytest.raises(RecipeError, match=r"reach from 0\.0 to 9000\.0 Hz; sound of 16000 Hz"):
+    with pytest.raises(RecipeError, match=r"reach from 0\.0 to 9000\.0 Hz; audio of 16000 Hz"):
         mel_filters(MelSpec(64, 1024, 160, high_hz=9000.0), 16_000)
 
 

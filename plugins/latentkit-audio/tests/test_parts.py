@@ -293,9 +293,9 @@ def test_long_spans_keep_no_more_than_a_limit(
     for view in modality.prepare(Sample("b", path, span=(1.0, 20.0))):
         first = round(view.geometry["start"] * 44_100)
         assert np.array_equal(view.tensor["audio"][0].numpy(), whole[first : first + 8820])
-    kept = forward._KEPT.reader
+    kept = forward.THREAD_READER.reader
     assert kept is not None
-    assert sum(map(len, kept._pieces)) <= 1 << 18
+    assert kept.num_held <= 1 << 18
 
 
 @pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.ogg", "a.caf", "a.mp3", "bare.mp3"])
@@ -390,13 +390,13 @@ def test_the_length_of_an_mp3_is_counted_once_for_all_its_spans(
     tmp_path: Path, open_audio: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And again when the file has changed."""
-    path, measured, original = tmp_path / "a.mp3", [], sndfile._measure
+    path, measured, original = tmp_path / "a.mp3", [], sndfile.count_frames
 
     def measure(*args: Any) -> Any:
         measured.append(original(*args))
         return measured[-1]
 
-    monkeypatch.setattr(sndfile, "_measure", measure)
+    monkeypatch.setattr(sndfile, "count_frames", measure)
     for seconds in (3.0, 2.0):
         path.write_bytes(bare_mp3(seconds=seconds))
         whole, _ = soundfile.read(path, dtype="float32")

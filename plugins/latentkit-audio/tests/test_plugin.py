@@ -119,7 +119,7 @@ def test_options_that_contradict_each_other_are_refused(
 
 
 def test_stride_without_length_is_refused() -> None:
-    with pytest.raises(ValidationError, match="give length too"):
+    with pytest.raises(ValidationError, match="give it too"):
         AudioClipsConfig(path="sounds", stride=1.0)
 
 
@@ -128,10 +128,10 @@ def test_stride_without_length_is_refused() -> None:
     [
         ({"axes": "CHW"}, "the encoder takes CHW"),
         ({"channels": 6}, "the encoder takes 6"),
-        ({"sample_rate_hz": None}, "doesn't say its sample rate"),
+        ({"sample_rate_hz": None}, "doesn't declare its sample rate"),
         (
             {"axes": "CTM", "mel": MelSpec(bins=16, n_fft=1024, hop=160, high_hz=9000.0)},
-            "from 0.0 to 9000.0 Hz; sound of 16000 Hz",
+            "from 0.0 to 9000.0 Hz; audio of 16000 Hz",
         ),
     ],
 )

@@ -252,8 +252,9 @@ def test_long_files_become_spans_and_short_ones_stay(tmp_path: Path, write_sound
     source = open_audio_clips(config, BuildContext(recipe_dir=tmp_path))
     assert isinstance(source, SpanSource)
     said = {remark.text: (remark.count, remark.example) for remark in source.remarks()}
-    assert said["not cut into spans, being damaged or shorter than one"] == (2, "broken.mp3")
-    assert said["what lies behind the last span is left out (tail: drop)"] == (1, "long.wav")
+    damaged = "not cut into spans, because they are damaged or shorter than one"
+    assert said[damaged] == (2, "broken.mp3")
+    assert said["the end after the last span is left out (tail: drop)"] == (1, "long.wav")
     assert keys(length=1.0, stride=0.75, tail="drop")[1:4] == [
         "long.wav#t=0,1",
         "long.wav#t=0.75,1.75",

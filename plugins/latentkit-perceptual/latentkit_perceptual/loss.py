@@ -1,4 +1,4 @@
-"""Loss `perceptual`: distance of two pictures in the features of a classifier, from weights on this
+"""Loss `perceptual`: distance of two images in the features of a classifier, with weights from this
 machine.
 """
 
@@ -34,19 +34,18 @@ BACKBONE_FILES = {"vgg": "vgg16-397923af.pth", "alex": "alexnet-owt-7be5be79.pth
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 """Of each color in [-1, 1], before the network: LPIPS 0.1."""
 SMALLEST_SQUARED_LENGTH = 1e-10
-"""Added to that of a feature vector, whose direction has no gradient where it is zero."""
+"""Added to the squared length of a feature vector, whose direction has no gradient at zero."""
 
 
 class Lpips(nn.Module):
-    """Zhang et al.
+    """LPIPS: Zhang et al. 2018, "The Unreasonable Effectiveness of Deep Features as a Perceptual
+    Metric", eq. 1.
 
-    2018, "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric", eq. 1.
-
-    It has no dropout and no statistics, so that `train()` changes nothing, and its weights are
-    frozen; gradients go to the pictures.
+    It has no dropout and no running statistics, so `train()` changes nothing, and its weights are
+    frozen. Gradients go to the images.
 
     Args:
-        network: to feature maps.
+        network: computes feature maps.
         heads: weights of each map's channels, (1, C, 1, 1).
     """
 
@@ -64,16 +63,16 @@ class Lpips(nn.Module):
         self.requires_grad_(False).eval()
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
-        """Distances (N,) float32 of two batches of pictures, (N, 3, H, W) or (N, 1, H, W) in [-1,
-        1]; 0 for equal ones.
+        """Return distances (N,) float32 of two batches of images, (N, 3, H, W) or (N, 1, H, W) in
+        [-1, 1]; 0 for equal images.
 
         Raises:
-            TrainingError: they are not pictures, or too small for the network.
+            TrainingError: the inputs aren't images, or are too small for the network.
         """
         smallest = self.network.smallest_side
         if first.ndim != 4 or first.shape[1] not in (1, 3) or min(first.shape[2:]) < smallest:
             raise TrainingError(
-                "loss 'perceptual': expected pictures (N, 3, H, W) with sides of at least"
+                "loss 'perceptual': expected images (N, 3, H, W) with sides of at least"
                 f" {smallest} pixels, got {tuple(first.shape)}"
             )
         with torch.autocast(first.device.type, enabled=False):
@@ -85,7 +84,7 @@ class Lpips(nn.Module):
         return torch.stack(found).sum(0)
 
     def _features(self, pictures: Tensor) -> list[Tensor]:
-        """Each map's feature vectors, made of length 1."""
+        """Return each map's feature vectors, scaled to length 1."""
         normed = (pictures.float().expand(-1, 3, -1, -1) - self.shift) / self.scale
         return [
             found * (found.square().sum(1, keepdim=True) + SMALLEST_SQUARED_LENGTH).rsqrt()
@@ -94,11 +93,11 @@ class Lpips(nn.Module):
 
 
 class Perceptual:
-    """LPIPS of reconstruction and input. A masked pixel of the reconstruction is taken as right.
+    """LPIPS of reconstruction and input. Masked pixels of the reconstruction count as correct.
 
     Args:
-        distance: frozen; moved to where the pictures are.
-        input_range: lowest and highest value of the pictures.
+        distance: frozen; moved to the images' device.
+        input_range: lowest and highest value of the images.
     """
 
     def __init__(self, distance: Lpips, input_range: tuple[float, float] = (-1.0, 1.0)) -> None:
@@ -106,10 +105,10 @@ class Perceptual:
         self._low, self._high = input_range
 
     def __call__(self, batch: LossBatch) -> Tensor:
-        """(N,) float32.
+        """Return the loss of each sample, (N,) float32.
 
         Raises:
-            TrainingError: the pictures are too small for the network, or none.
+            TrainingError: the inputs aren't images, or are too small for the network.
         """
         inputs, output = batch.inputs.float(), batch.reconstruction.output.float()
         if batch.mask is not None:
@@ -124,18 +123,18 @@ class Perceptual:
 
 
 def open_perceptual(config: PerceptualConfig, context: BuildContext) -> Perceptual:
-    """The loss of a recipe.
+    """Return the loss of a recipe.
 
     Raises:
-        EncoderError: a file of weights isn't there, isn't one, or is another network's; names the
-            file.
+        EncoderError: a weights file is missing, isn't one, or is another network's; the message
+            names the file.
     """
     distance = open_lpips(config, context.recipe_dir)
     return Perceptual(distance, context.input.range) if context.input else Perceptual(distance)
 
 
 def open_lpips(config: PerceptualConfig, base: Path) -> Lpips:
-    """The distance that a config names; relative paths start from `base`.
+    """Return the distance that a config names. Relative paths start from `base`.
 
     Raises:
         EncoderError: as for `open_perceptual`.
@@ -171,7 +170,7 @@ def _find_model(config: PerceptualConfig, backbone: str, base: Path) -> Path:
 
 
 def _where_from(net: str) -> str:
-    """How to get what a net needs, all at once."""
+    """Return how to get everything that a net needs."""
     if net.startswith("st-"):
         return f"net {net} comes with pip install --no-deps stlpips-pytorch==0.0.2, without model"
     file = BACKBONE_FILES[net.rpartition("-")[2]]
@@ -191,10 +190,10 @@ def _find_heads(config: PerceptualConfig, backbone: str, base: Path) -> Path:
 
 
 def _load(network: networks.Network, layers: Mapping[str, Tensor], path: Path, net: str) -> None:
-    """Give the network its weights; those of layers that it doesn't have are left out.
+    """Load the network's weights. Layers that the network doesn't have are ignored.
 
     Raises:
-        EncoderError: weights are missing, or have other shapes.
+        EncoderError: weights are missing or have other shapes.
     """
     wanted = network.layers.state_dict()
     missing = [name for name in wanted if name not in layers]
@@ -217,10 +216,10 @@ def _load(network: networks.Network, layers: Mapping[str, Tensor], path: Path, n
 def _check_heads(
     heads: Mapping[int, Tensor], widths: list[int], path: Path, net: str
 ) -> list[Tensor]:
-    """The heads in order.
+    """Return the heads in order.
 
     Raises:
-        EncoderError: one is missing or has another size.
+        EncoderError: a head is missing or has another size.
     """
     found = [heads[number].numel() if number in heads else 0 for number in range(len(widths))]
     if found != widths:

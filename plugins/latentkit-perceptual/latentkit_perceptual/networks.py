@@ -1,4 +1,4 @@
-"""The convolutional halves of AlexNet and VGG16, numbered as in torchvision, plain and
+"""The convolutional parts of AlexNet and VGG16, with torchvision's layer numbers, plain and
 shift-tolerant.
 """
 
@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, pad
 
 VGG_WIDTHS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
-"""Output channels of each convolution; between the groups the picture is halved."""
+"""Output channels of each convolution. Between the groups the image size is halved."""
 
 
 class Network(nn.Module):
-    """Pictures to the feature maps behind each group of layers.
+    """Returns the feature maps after each group of layers.
 
     Args:
-        groups: of layers, each ending in the activation that is looked at.
-        smallest_side: of a picture, in pixels.
+        groups: groups of layers, each ending in the activation that is returned.
+        smallest_side: smallest side of an image, in pixels.
     """
 
     def __init__(self, groups: Sequence[Sequence[nn.Module]], smallest_side: int) -> None:
@@ -44,11 +44,11 @@ class Network(nn.Module):
 
 
 class Blur(nn.Module):
-    """Halves the picture behind a binomial filter: Zhang 2019, "Making Convolutional Networks
+    """Halves the size after a binomial filter: Zhang 2019, "Making Convolutional Networks
     Shift-Invariant Again".
 
-    The border is reflected by two pixels on every side, as Ghildyal and Liu 2022, "Shift-tolerant
-    Perceptual Similarity Metric", have it.
+    The border is reflected by two pixels on every side, as in Ghildyal and Liu 2022,
+    "Shift-tolerant Perceptual Similarity Metric".
     """
 
     filt: Tensor
@@ -65,8 +65,8 @@ class Blur(nn.Module):
 
 
 def alexnet() -> Network:
-    """Krizhevsky 2014, "One weird trick for parallelizing convolutional neural networks", as
-    torchvision has it.
+    """Krizhevsky 2014, "One weird trick for parallelizing convolutional neural networks", as in
+    torchvision.
     """
     return Network(
         [
@@ -80,7 +80,7 @@ def alexnet() -> Network:
 
 
 def shift_tolerant_alexnet() -> Network:
-    """AlexNet with all its strides behind a blur: Ghildyal and Liu 2022."""
+    """AlexNet with a blur before every stride: Ghildyal and Liu 2022."""
     return Network(
         [
             [nn.Conv2d(3, 64, 11, 1, 2), Blur(64), _relu()],
@@ -100,7 +100,7 @@ def vgg16() -> Network:
 
 
 def shift_tolerant_vgg16() -> Network:
-    """VGG16 with all its strides behind a blur: Ghildyal and Liu 2022."""
+    """VGG16 with a blur before every stride: Ghildyal and Liu 2022."""
     return Network(
         list(_vgg_groups(lambda channels: [nn.MaxPool2d(2, 1), Blur(channels)])), smallest_side=18
     )

@@ -1,4 +1,4 @@
-"""What the plugin declares. Importing this loads no torch."""
+"""Plugin declarations. Importing this loads no torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from latentkit.hooks import hookimpl
 
 
 class PerceptualConfig(Config):
-    """Options of `perceptual`."""
+    """Options of the loss `perceptual`."""
 
     net: Literal["lpips-vgg", "lpips-alex", "st-lpips-vgg", "st-lpips-alex"] = Field(
         "lpips-vgg",
@@ -45,7 +45,7 @@ def _build(config: PerceptualConfig, context: BuildContext) -> Loss:
 
 @hookimpl
 def latentkit_losses() -> LossSpec:
-    """The loss `perceptual`."""
+    """Declare the loss `perceptual`."""
     return LossSpec(
         "perceptual",
         "distance of deep features, LPIPS or ST-LPIPS, from local weights",

@@ -1,6 +1,4 @@
-"""Weights of LPIPS networks from the files that people have, by number of the layer and of the
-head.
-"""
+"""Finds weights of LPIPS networks in common files, by number of the layer and of the head."""
 
 from __future__ import annotations
 
@@ -12,16 +10,16 @@ from pathlib import Path
 from torch import Tensor
 
 LAYER = re.compile(r"(?:features\.|(?:.*\.)?slice\d+\.)?(\d+)\.(weight|bias|filt)")
-"""torchvision's "features.0.weight", LPIPS's "net.slice1.0.weight", also behind a prefix, or
+"""torchvision's "features.0.weight", LPIPS's "net.slice1.0.weight", with or without a prefix, or
 "0.weight".
 """
 HEAD = re.compile(r"(?:.*\.)?lin(\d)\.model\.\d+\.weight")
-"""LPIPS's "lin0.model.1.weight", also behind a prefix."""
+"""LPIPS's "lin0.model.1.weight", with or without a prefix."""
 
 
 def split_tensors(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[int, Tensor]]:
-    """Tensors of layers as "0.weight", and of heads by number; all others, such as a classifier's,
-    are left out.
+    """Return tensors of layers as "0.weight", and tensors of heads by number. All others, such as a
+    classifier's, are ignored.
     """
     layers = {
         f"{found[1]}.{found[2]}": value
@@ -35,7 +33,7 @@ def split_tensors(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dic
 
 
 def find_packaged(package: str, file: str) -> Path | None:
-    """The file inside an installed package, which is not imported; None when it isn't there."""
+    """Return the file inside an installed package, which isn't imported; None if it is missing."""
     spec = importlib.util.find_spec(package)
     for folder in (spec.submodule_search_locations or []) if spec else []:
         if (Path(folder) / file).is_file():

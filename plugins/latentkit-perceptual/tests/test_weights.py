@@ -62,7 +62,7 @@ BAD_FILES: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "objects, the old way": (
         "vgg.pth",
         lambda path: path.write_bytes(pickle.dumps(Thing(), protocol=2)),
-        "holds Python objects",
+        "contains other Python objects",
     ),
     "a pointer": (
         "vgg.pth",

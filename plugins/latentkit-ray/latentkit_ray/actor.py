@@ -1,6 +1,4 @@
-"""The half of a worker that lives on the cluster: it asks for units one by one, and reports what
-becomes of them.
-"""
+"""The cluster's side of a worker: it asks for units one at a time, and reports results."""
 
 from __future__ import annotations
 
@@ -16,24 +14,24 @@ from latentkit.kit import choose_device
 
 
 class Signal(Enum):
-    """What an actor says besides results."""
+    """What an actor reports in addition to results."""
 
     WANTS = "the worker is ready for another unit"
-    ENDED = "the worker was told that there is no more, and has done what it had"
+    ENDED = "the worker was told that no units are left, and has finished"
 
 
 Event = UnitResult | Signal
 
 
 class UnitActor:
-    """One worker in a thread; `next_event` and `stop` are called from others.
+    """Runs one worker in a thread; `next_event` and `stop` are called from other threads.
 
-    The worker prepares the head of a unit while the tail of the last one is encoded, so it asks for
-    the next one early.
+    The worker prepares the start of a unit while the end of the last one is encoded, so it asks for
+    the next unit early.
 
     Args:
-        make_worker: as an executor gets it.
-        device: as `choose_device` takes it, in this process.
+        make_worker: takes a device and returns a worker, as for an executor.
+        device: device in this process, as for `choose_device`.
     """
 
     def __init__(self, make_worker: Callable[[str], Worker], device: str) -> None:
@@ -48,11 +46,11 @@ class UnitActor:
         self._thread: threading.Thread | None = None
 
     def next_event(self, *given: Unit | None) -> Event:
-        """The next thing that happens; waits for it.
+        """Wait for the next event and return it.
 
         Args:
-            given: the answer to `Signal.WANTS`, a unit, or None when there is no more. Nothing
-                starts the worker where none is running.
+            given: the answer to `Signal.WANTS`: a unit, or None if none is left. Without an
+                argument the worker is started if it isn't running.
 
         Raises:
             Exception: what the worker raised.
@@ -71,13 +69,13 @@ class UnitActor:
         return event
 
     def stop(self) -> None:
-        """Break the worker off wherever it is; returns when it has dropped its units in flight and
-        its claims.
+        """Interrupt the worker, and return when it has dropped its unfinished units and its
+        claims.
         """
         if self._thread is None or self._thread.ident is None:
             return
-        # What a signal does to a main thread. It arrives between two steps of Python: after the
-        # batch that is being encoded.
+        # Like a signal in a main thread. It arrives between two Python instructions, after the
+        # current batch.
         ctypes.pythonapi.PyThreadState_SetAsyncExc(
             ctypes.c_ulong(self._thread.ident), ctypes.py_object(SystemExit)
         )
@@ -85,6 +83,7 @@ class UnitActor:
         self._thread.join()
 
     def _work(self) -> None:
+        """Run the worker, and report its results and its end or error."""
         try:
             for result in self._make_worker(self._device)(iter(self._ask, None)):
                 self._events.put(result)
@@ -93,5 +92,6 @@ class UnitActor:
             self._events.put(error)
 
     def _ask(self) -> Unit | None:
+        """Ask for the next unit."""
         self._events.put(Signal.WANTS)
         return self._given.get()

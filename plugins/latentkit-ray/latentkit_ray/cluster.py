@@ -1,4 +1,4 @@
-"""The connection to a Ray cluster, and what it has room for."""
+"""Connects to a Ray cluster, and computes how many workers fit."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Resources = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Share:
-    """CPUs and GPUs that one worker takes of a node."""
+    """CPUs and GPUs of a node that one worker takes."""
 
     cpus: float
     gpus: float
@@ -38,15 +38,13 @@ class Share:
 
     @property
     def device(self) -> str:
-        """The device in a worker's process, where Ray shows only the GPU that it has, of whatever
-        kind.
-        """
+        """Return the device in a worker's process, where Ray shows only the worker's GPU."""
         return "auto" if self.gpus else "cpu"
 
     def num_fitting(self, nodes: Sequence[Resources]) -> int:
-        """Workers that the nodes have room for, were they otherwise idle."""
+        """Return the number of workers that would fit on the nodes if they were idle."""
         wanted = {"CPU": self.cpus, "GPU": self.gpus}
-        # A tenth fits ten times into one, in spite of how it is rounded.
+        # A tenth must fit ten times into one, despite rounding.
         return sum(
             min(int(node.get(name, 0) / part + 1e-6) for name, part in wanted.items() if part)
             for node in nodes
@@ -54,18 +52,17 @@ class Share:
 
 
 @contextmanager
-def connected(address: str | None) -> Iterator[None]:
-    """Connected to the cluster inside the block; a connection that is there already is used, and
-    stays.
+def connect_to_cluster(address: str | None) -> Iterator[None]:
+    """Connect to the cluster inside the block. An existing connection is used and kept.
 
     Raises:
-        RecipeError: no cluster can be reached.
+        RecipeError: the cluster can't be reached.
     """
     if ray.is_initialized():
         yield
         return
-    # In the main thread Ray would put its own signal handler in the place of ours. What Ray starts
-    # here ends with the thread it was started from, so the thread stays.
+    # In the main thread Ray would replace our signal handler. What Ray starts here ends with the
+    # thread that started it, so the thread is kept.
     with ThreadPoolExecutor(1, "ray") as thread:
         try:
             _connect(address, thread)
@@ -82,8 +79,7 @@ def _connect(address: str | None, thread: Executor) -> None:
     # worker_pool says what was lost.
     ray._private.worker._worker_logs_enabled = False
     try:
-        # Left to itself, Ray tries for minutes to reach what isn't there, and then ends the
-        # process.
+        # By default Ray tries for minutes to reach a missing cluster, and then ends the process.
         if named and (match := re.fullmatch(r"(?:ray://)?([^/:]+):(\d+)", named)):
             socket.create_connection((match[1], int(match[2])), CONNECT_SECONDS).close()
         init = functools.partial(
@@ -92,7 +88,7 @@ def _connect(address: str | None, thread: Executor) -> None:
         thread.submit(init, address).result()
         _restore_sigterm()
     except (OSError, RuntimeError, ValueError) as error:
-        where = f"at {named}" if named else "on this machine, and none be started"
+        where = f"at {named}" if named else "on this machine, and none could be started"
         advice = "give executor.with.address the one that `ray start --head` prints"
         raise RecipeError(
             f"executor.with.address: no Ray cluster can be reached {where}: {error}; {advice}"
@@ -102,7 +98,7 @@ def _connect(address: str | None, thread: Executor) -> None:
 def _restore_sigterm() -> None:
     """Make SIGTERM call the program's own handler again.
 
-    Ray's library has put one below it that prints a trace, calls the one above, and aborts the
+    Ray's library installs a handler that prints a trace, calls the program's, and aborts the
     process three seconds later.
     """
     handler = signal.getsignal(signal.SIGTERM)
@@ -110,14 +106,14 @@ def _restore_sigterm() -> None:
         signal.signal(signal.SIGTERM, handler)
 
 
-def living_nodes() -> list[Resources]:
-    """What each living node of the cluster has, used or not."""
+def list_nodes() -> list[Resources]:
+    """Return the resources of each living node, used or not."""
     nodes = ray.nodes()  # type: ignore[no-untyped-call]
     return [node["Resources"] for node in nodes if node["Alive"]]
 
 
 def share_of(config: RayConfig, nodes: Sequence[Resources]) -> Share:
-    """What one worker takes, by the config and what the nodes have."""
+    """Return what one worker takes, from the config and the nodes' resources."""
     gpus, cpus = config.gpus_per_worker, config.cpus_per_worker
     if gpus is None:
         gpus = 1.0 if any(node.get("GPU") for node in nodes) else 0.0
@@ -126,11 +122,11 @@ def share_of(config: RayConfig, nodes: Sequence[Resources]) -> Share:
     return Share(cpus, gpus)
 
 
-def check_room(share: Share, nodes: Sequence[Resources]) -> None:
-    """Nothing, where one worker would fit on a node.
+def check_that_worker_fits(share: Share, nodes: Sequence[Resources]) -> None:
+    """Check that at least one worker fits on a node.
 
     Raises:
-        RecipeError: none would.
+        RecipeError: no worker fits.
     """
     if share.num_fitting(nodes):
         return

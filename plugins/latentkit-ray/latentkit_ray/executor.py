@@ -1,4 +1,4 @@
-"""Executor `ray`: the driver hands units to actors on the cluster, as they ask for them."""
+"""Executor `ray`: the driver gives units to actors on the cluster when they ask for them."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from collections.abc import Callable, Iterable, Sequence
 
 from latentkit.contracts import Unit, UnitResult, Worker
 from latentkit.kit import Progress, choose_device, free_memory
-from latentkit_ray.cluster import check_room, connected, living_nodes, share_of
+from latentkit_ray.cluster import check_that_worker_fits, connect_to_cluster, list_nodes, share_of
 from latentkit_ray.plugin import RayConfig
 from latentkit_ray.worker_pool import WorkerPool
 
 
 class RayExecutor:
-    """Workers on a Ray cluster.
+    """Runs workers on a Ray cluster.
 
-    `device` is what the driver itself measures on: its own first GPU, unless the workers have none.
+    `device` is the device that the driver measures on: its first GPU, unless workers have none.
     """
 
     def __init__(self, config: RayConfig) -> None:
@@ -25,20 +25,20 @@ class RayExecutor:
     def run(
         self, units: Sequence[Unit], make_worker: Callable[[str], Worker]
     ) -> Iterable[UnitResult]:
-        """Results of all units that a worker did, as they come.
+        """Yield the results of all units, as they arrive.
 
         Raises:
-            RecipeError: the cluster can't be reached, or has no room for one worker.
-            LatentkitError: of a worker; or workers are lost again and again.
+            RecipeError: the cluster can't be reached, or no worker fits on it.
+            LatentkitError: a worker failed, or workers were lost repeatedly.
         """
         if not units:
             return
         free_memory(
             self.device
         )  # of batches that were measured here: a worker on the same GPU needs it
-        with connected(self.config.address):
-            share = share_of(self.config, living_nodes())
-            check_room(share, living_nodes())
+        with connect_to_cluster(self.config.address):
+            share = share_of(self.config, list_nodes())
+            check_that_worker_fits(share, list_nodes())
             # A unit's rows are samples, or the shards of a stream: either way the entries of the
             # source.
             with Progress(
@@ -58,8 +58,7 @@ class RayExecutor:
 
 
 def _is_shown(make_worker: Callable[[str], Worker]) -> bool:
-    """Whether to print the live line: as the job says that workers are made of, where there is one.
-    """
+    """Return whether to print the progress line: the job's setting, if the worker has a job."""
     parts = [
         part
         for given in getattr(make_worker, "args", ())

@@ -1,4 +1,4 @@
-"""What the plugin declares. Importing this loads neither ray nor torch."""
+"""Plugin declarations. Importing this loads neither ray nor torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from latentkit.hooks import hookimpl
 
 
 class RayConfig(Config):
-    """Options of `ray`."""
+    """Options of the executor `ray`."""
 
     address: str | None = neutral(
         None,
@@ -21,7 +21,7 @@ class RayConfig(Config):
         ),
     )
     num_workers: int | None = neutral(
-        None, ge=1, description="workers at most; left out: as many as the cluster has room for"
+        None, ge=1, description="most workers; left out: as many as fit on the cluster"
     )
     gpus_per_worker: float | None = neutral(
         None,
@@ -42,8 +42,8 @@ class RayConfig(Config):
         3,
         ge=0,
         description=(
-            "workers that may be lost, for each that should run, before a unit is finished again;"
-            " one more ends the run"
+            "how many workers, per running worker, may be lost without a unit being finished in"
+            " between; one more ends the run"
         ),
     )
 
@@ -69,7 +69,7 @@ def _build(config: RayConfig, context: BuildContext) -> Executor:
 
 @hookimpl
 def latentkit_executors() -> ExecutorSpec:
-    """The executor `ray`."""
+    """Declare the executor `ray`."""
     return ExecutorSpec(
         "ray",
         "actors on a Ray cluster, one per GPU or share of CPUs; units of lost ones go to others",

@@ -1,4 +1,4 @@
-"""The driver's half: who is working on which units, and what happens when somebody is lost."""
+"""The driver's side: which actor works on which units, and what happens if an actor is lost."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from latentkit.contracts import Unit, UnitResult, Worker
 from latentkit.errors import LatentkitError
 from latentkit_ray.actor import Event, Signal, UnitActor
-from latentkit_ray.cluster import Share, check_room, living_nodes
+from latentkit_ray.cluster import Share, check_that_worker_fits, list_nodes
 from latentkit_ray.plugin import RayConfig
 
 TICK_SECONDS = 1.0
-"""How often the nodes are looked at when nothing happens."""
+"""Interval at which the nodes are checked if nothing happens."""
 
 BUSY_CLUSTER_SECONDS = 30.0
-"""When no actor has started for so long, the user is told."""
+"""If no actor has started for this long, the user is told."""
 
 STOP_SECONDS = 20.0
-"""Workers get so long to drop what they have in hand, before their processes are killed."""
+"""Time that workers have to drop their units before their processes are killed."""
 
 
 class State(Enum):
-    """What an actor is doing, as far as the driver knows."""
+    """State of an actor, as far as the driver knows."""
 
     STARTING = "it waits for its share, or loads"
     BUSY = "its worker runs"
@@ -42,8 +42,7 @@ class State(Enum):
 
 @dataclass(eq=False)
 class WorkerHandle:
-    """One actor, with the units that it got and that may not be finished, in the order it got them.
-    """
+    """One actor with its unfinished units, in the order in which it got them."""
 
     actor: Any
     state: State = State.STARTING
@@ -51,12 +50,12 @@ class WorkerHandle:
 
 
 class WorkerPool:
-    """Actors that share out units among them.
+    """Actors that share the units among them.
 
     Args:
-        config: how many, and how many may be lost.
+        config: how many actors, and how many may be lost.
         share: what each takes of a node.
-        make_worker: as an executor gets it.
+        make_worker: takes a device and returns a worker, as for an executor.
     """
 
     def __init__(
@@ -73,7 +72,7 @@ class WorkerPool:
         self._began, self._said_waiting = time.monotonic(), False
 
     def run(self, units: Sequence[Unit]) -> Iterator[UnitResult]:
-        """Results as they come; units that another process has or did give none.
+        """Yield results as they arrive. Units of other processes give none.
 
         Raises:
             LatentkitError: of a worker; or workers are lost again and again, or can't start.
@@ -81,32 +80,33 @@ class WorkerPool:
         """
         self._units.extend(units)
         try:
-            while self._units or any(member.state is State.BUSY for member in self._members):
+            while self._units or any(
+                actor_handle.state is State.BUSY for actor_handle in self._members
+            ):
                 if self._units:
-                    self._hire()
-                # All are answered before a result is given away, so that nobody waits for what its
-                # receiver does.
-                events = [self._take(member, future) for member, future in self._wait()]
+                    self._start_actors()
+                # All actors are answered before a result is yielded, so none waits for the caller.
+                events = [self._take(actor_handle, future) for actor_handle, future in self._wait()]
                 yield from (event for event in events if isinstance(event, UnitResult))
         finally:
-            self._dismiss()
+            self._stop_actors()
 
     # ------------------------------------------------------------ who is there
 
-    def _hire(self) -> None:
-        """As many actors as the living nodes have room for and units are left for."""
-        nodes = living_nodes()
-        check_room(self.share, nodes)
-        at_work = sum(member.state is State.BUSY for member in self._members)
+    def _start_actors(self) -> None:
+        """Start as many actors as fit on the living nodes, up to the number of units left."""
+        nodes = list_nodes()
+        check_that_worker_fits(self.share, nodes)
+        at_work = sum(actor_handle.state is State.BUSY for actor_handle in self._members)
         self.num_wanted = min(
             self.share.num_fitting(nodes),
             self.config.num_workers or sys.maxsize,
             len(self._units) + at_work,
         )
-        for member in self._members:
-            if member.state is State.IDLE:
-                member.state = State.BUSY
-                self._listen(member)
+        for actor_handle in self._members:
+            if actor_handle.state is State.IDLE:
+                actor_handle.state = State.BUSY
+                self._listen(actor_handle)
         options = {
             "num_cpus": self.share.cpus,
             "num_gpus": self.share.gpus,
@@ -114,65 +114,66 @@ class WorkerPool:
             "scheduling_strategy": "SPREAD",
         }
         while len(self._members) < self.num_wanted:
-            member = WorkerHandle(
+            actor_handle = WorkerHandle(
                 ray.remote(UnitActor)
                 .options(**options)
                 .remote(self._make_worker, self.share.device)
             )
-            self._members.append(member)
-            self._listen(member)
+            self._members.append(actor_handle)
+            self._listen(actor_handle)
         if not self._said_waiting and time.monotonic() - self._began > BUSY_CLUSTER_SECONDS:
             self._said_waiting = True
-            if all(member.state is State.STARTING for member in self._members):
-                say(
-                    "no worker has started yet; is all of the cluster in use? Each needs"
+            if all(actor_handle.state is State.STARTING for actor_handle in self._members):
+                print_remark(
+                    "no worker has started yet; is the whole cluster in use? Each worker needs"
                     f" {self.share}"
                 )
 
-    def _lose(self, member: WorkerHandle, error: RayError) -> None:
-        """Put a lost actor's units back; they are taken last, so that one that kills its worker
-        holds up no other.
+    def _handle_lost_actor(self, actor_handle: WorkerHandle, error: RayError) -> None:
+        """Put a lost actor's units at the end of the queue, so that one that kills its workers
+        delays no other.
 
         Raises:
-            LatentkitError: too many were lost, or they can't start.
+            LatentkitError: too many actors were lost, or they can't start.
         """
-        self._members.remove(member)
-        ray.kill(member.actor)
-        self._units.extend(member.held)
+        self._members.remove(actor_handle)
+        ray.kill(actor_handle.actor)
+        self._units.extend(actor_handle.held)
         self._num_lost += 1
         reason = textwrap.shorten(str(error).strip().splitlines()[-1], 200)
         if isinstance(error, RayActorError) and error.actor_init_failed:
             advice = "install the same latentkit, latentkit-ray and plugins on every node"
             raise LatentkitError(f"ray: a worker can't start: {reason}; {advice}") from error
-        names = ", ".join(unit.name for unit in member.held) or "no unit"
+        names = ", ".join(unit.name for unit in actor_handle.held) or "no unit"
         if self._num_lost > self.config.retries * self.num_wanted:
             advice = "where memory ran out, lower batch_size or give each worker more of a node"
             raise LatentkitError(
-                f"ray: {self._num_lost} workers were lost and no unit was finished between; the"
-                f" last had {names}: {reason}; {advice}"
+                f"ray: {self._num_lost} workers were lost without a unit being finished in"
+                f" between; the last had {names}: {reason}; {advice}"
             ) from error
-        say(f"lost a worker that had {names}, which goes to others: {reason}")
+        print_remark(f"lost a worker that had {names}, which goes to others: {reason}")
 
-    def _dismiss(self) -> None:
-        """Break off what is running, and end all actors."""
+    def _stop_actors(self) -> None:
+        """Interrupt what is running, and end all actors."""
         stopping = [
-            member.actor.stop.remote().future()
-            for member in self._members
-            if member.state is State.BUSY
+            actor_handle.actor.stop.remote().future()
+            for actor_handle in self._members
+            if actor_handle.state is State.BUSY
         ]
         wait(stopping, timeout=STOP_SECONDS)
-        for member in self._members:
-            ray.kill(member.actor)
+        for actor_handle in self._members:
+            ray.kill(actor_handle.actor)
 
-    # ------------------------------------------------------------ what they say
+    # ------------------------------------------------------------ what they print_remark
 
-    def _listen(self, member: WorkerHandle, *given: Unit | None) -> None:
+    def _listen(self, actor_handle: WorkerHandle, *given: Unit | None) -> None:
+        """Wait for an actor's next event in the background."""
         # Waiting in Ray itself would lose the exceptions that signal handlers raise.
-        future: Future[Event] = member.actor.next_event.remote(*given).future()
-        future.add_done_callback(lambda done: self._inbox.put((member, done)))
+        future: Future[Event] = actor_handle.actor.next_event.remote(*given).future()
+        future.add_done_callback(lambda done: self._inbox.put((actor_handle, done)))
 
     def _wait(self) -> Iterator[tuple[WorkerHandle, Future[Event]]]:
-        """What has come in; waits a while for the first."""
+        """Yield events that have arrived; wait a while for the first."""
         try:
             yield self._inbox.get(timeout=TICK_SECONDS)
             while True:
@@ -180,36 +181,36 @@ class WorkerPool:
         except Empty:
             return
 
-    def _take(self, member: WorkerHandle, future: Future[Event]) -> Event | None:
-        """What an actor said, answered; None when it is lost."""
+    def _take(self, actor_handle: WorkerHandle, future: Future[Event]) -> Event | None:
+        """Answer an actor, and return its event; None if the actor is lost."""
         try:
             event = future.result()
         except RayTaskError as error:
             cause = error.cause
             raise cause from (None if isinstance(cause, LatentkitError) else error)
         except RayError as error:
-            self._lose(member, error)
+            self._handle_lost_actor(actor_handle, error)
             return None
         if event is Signal.ENDED:
-            member.state = State.IDLE
-            member.held.clear()
+            actor_handle.state = State.IDLE
+            actor_handle.held.clear()
         elif event is Signal.WANTS:
-            member.state = State.BUSY
+            actor_handle.state = State.BUSY
             unit = self._units.popleft() if self._units else None
-            member.held += [unit] if unit else []
-            self._listen(member, unit)
+            actor_handle.held += [unit] if unit else []
+            self._listen(actor_handle, unit)
         elif isinstance(event, UnitResult):
             self._num_lost = 0
-            # Those before it that gave no result are somebody else's: results come in the order of
-            # the units. Where several encoders share a pass, each of them gives a result, under its
-            # own plan's number; the first has taken the unit off the list.
-            numbers = [unit.number for unit in member.held]
+            # Earlier units without a result belong to other processes, because results come in the
+            # order of the units. If several encoders share a pass, each gives a result with its
+            # own plan's number; the first has removed the unit from the list.
+            numbers = [unit.number for unit in actor_handle.held]
             if event.unit.number in numbers:
-                del member.held[: numbers.index(event.unit.number) + 1]
-            self._listen(member)
+                del actor_handle.held[: numbers.index(event.unit.number) + 1]
+            self._listen(actor_handle)
         return event
 
 
-def say(text: str) -> None:
-    """A remark for the user."""
+def print_remark(text: str) -> None:
+    """Print a remark for the user."""
     print(f"ray: {text}", file=sys.stderr, flush=True)

@@ -153,7 +153,8 @@ def test_error_of_a_worker_is_the_error_of_the_run(
     photos = make_photos(4)
     (photos / "002.png").write_bytes(b"no picture")
     values = recipe(photos, tmp_path / "ray", kl_folder, on(head)) | {"on_bad_sample": "fail"}
-    with pytest.raises(SourceError, match=r"^sample '002\.png': .*on_bad_sample: skip") as caught:
+    said = r"^sample '002\.png' can't be used: .*on_bad_sample: skip"
+    with pytest.raises(SourceError, match=said) as caught:
         lk.run(values)
     assert caught.type is SourceError
     assert not list((tmp_path / "ray" / "claims").iterdir())

@@ -83,7 +83,10 @@ def test_unit_that_kills_every_worker_ends_the_run_when_all_others_are_done(
 
     with pytest.raises(
         LatentkitError,
-        match=r"2 workers were lost and no unit was finished between; the last had 000-000002: ",
+        match=(
+            r"2 workers were lost without a unit being finished in between; the last had"
+            r" 000-000002: "
+        ),
     ):
         run(head, worker_that(kill), retries=1)
     assert len(list(tmp_path.iterdir())) == 7

@@ -1,4 +1,4 @@
-"""Encoder `text-encoder`: tokens to the hidden states of a text encoder."""
+"""Encoder `text-encoder`: encodes tokens to the hidden states of a text encoder."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from latentkit_text.tokens import Tokenizer, text_input
 if TYPE_CHECKING:
     from latentkit_text.plugin import TextEncoderConfig
 
-NOT_COMPUTED_WITH = (
+UNUSED_CONFIG_KEYS = (
     "_name_or_path",
     "architectures",
     "dtype",
     "torch_dtype",
     "transformers_version",
 )
-"""Config keys that no value depends on; the dtype is the recipe's."""
+"""Config keys that don't affect values; the dtype is the recipe's."""
 POOLED_NAMES = ("text_embeds", "pooler_output")
 
 
@@ -32,12 +32,12 @@ class TextEncoder:
     """An `Encoder` around a text encoder of transformers.
 
     Args:
-        network: in eval mode, on its device.
-        tokenizer: that texts are prepared with.
+        network: network in eval mode, on its device.
+        tokenizer: tokenizer that prepares texts.
         config: padding, layer and output.
 
     Raises:
-        EncoderError: the network has no such layer, or fewer positions than `max_length`.
+        EncoderError: the network lacks the layer, or has fewer positions than `max_length`.
     """
 
     modality = "text"
@@ -75,22 +75,22 @@ class TextEncoder:
             )
 
     def encode(self, batch: Any) -> dict[str, Tensor]:
-        """Hidden states of a batch of texts.
+        """Return hidden states of a batch of texts.
 
         Args:
             batch: "tokens", (N, L) ids, and "mask", (N, L), 1 where a token counts.
 
         Returns:
-            "latent", (N, C, L), or (N, C) with output pooled, in the network's dtype. What stands
-            in the padding means nothing, unless tokens attend to it.
+            "latent", (N, C, L), or (N, C) with output pooled, in the network's dtype. Values in the
+            padding are meaningless, unless tokens attend to it.
 
         Raises:
-            ValueError: more tokens than `max_length`.
+            ValueError: there are more tokens than `max_length`.
         """
         tokens, mask = batch["tokens"], batch["mask"]
         if not self.input.sizes["L"].allows(tokens.shape[1]):
             raise ValueError(
-                f"L of a batch is {tokens.shape[1]}; the encoder takes {self.input.sizes['L']}"
+                f"L of the batch is {tokens.shape[1]}; the encoder accepts {self.input.sizes['L']}"
             )
         device = self.network.device
         seen = (
@@ -107,11 +107,11 @@ class TextEncoder:
         return {"latent": self._select(found)}
 
     def fingerprint(self) -> dict[str, str]:
-        """Class, config and weights of the network, and the tokenizer."""
+        """Return the class, config and weights of the network, and the tokenizer."""
         values = {
             name: value
             for name, value in self.network.config.to_dict().items()
-            if name not in NOT_COMPUTED_WITH
+            if name not in UNUSED_CONFIG_KEYS
         }
         text = json.dumps(values, sort_keys=True, default=str)
         return {
@@ -122,6 +122,7 @@ class TextEncoder:
         }
 
     def _select(self, found: Any) -> Tensor:
+        """Return the layer or vector that the config asks for."""
         if self._config.output == "tokens":
             states: Tensor = (
                 found.last_hidden_state
@@ -134,12 +135,12 @@ class TextEncoder:
             if pooled is not None:
                 return pooled
         raise EncoderError(
-            f"{type(self.network).__name__} gives no vector of a whole text; set"
+            f"{type(self.network).__name__} gives no vector for a whole text; set"
             " encoder.with.output: tokens"
         )
 
     def _try(self) -> int:
-        """The number of channels, by encoding one token."""
+        """Return the number of channels, by encoding one token."""
         tokens = torch.full((1, 1), self._tokenizer.pad_id, device=self.network.device)
         with torch.inference_mode():
             found = self.network(

@@ -1,4 +1,4 @@
-"""From a folder or a hub id to a text encoder with its tokenizer."""
+"""Loads a text encoder with its tokenizer from a folder or a hub id."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ TOKENIZER_FILES = (
     "vocab.txt",
 )
 UNLIMITED = 100_000
-"""Tokenizers without a limit of their own name a huge one."""
+"""Tokenizers without a limit state a huge one."""
 HUB_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
 
 
 def open_text_encoder(config: TextEncoderConfig, context: BuildContext) -> TextEncoder:
-    """The encoder of a recipe.
+    """Return the encoder that a recipe names.
 
     Raises:
-        EncoderError: there is no such model, its weights don't fit, or its tokenizer has no limit
+        EncoderError: the model doesn't exist, its weights don't fit, or its tokenizer has no limit
             and `max_length` is not given.
     """
     prefixes = [
@@ -94,7 +94,7 @@ def _open_tokenizer(root: Path, network_folder: Path, config: TextEncoderConfig)
     max_length = config.max_length or int(tokenizer.model_max_length)
     if max_length > UNLIMITED:
         raise EncoderError(
-            f"{folder}: the tokenizer names no limit; set encoder.with.max_length, such as 256"
+            f"{folder}: the tokenizer has no limit; set encoder.with.max_length, such as 256"
         )
     return Tokenizer(tokenizer, max_length, config.padding == "max_length")
 
@@ -119,15 +119,15 @@ def _open_network(folder: Path, config: TextEncoderConfig, needs_pooled: bool) -
     if missing or loaded["mismatched_keys"]:
         wrong = ", ".join([*missing, *map(str, loaded["mismatched_keys"])][:8])
         raise EncoderError(
-            f"{folder}: the weights don't fit; missing or of another shape are {wrong}. It would"
-            " run, and be wrong"
+            f"{folder}: the weights don't fit; missing or of another shape are {wrong}. Loading it"
+            " anyway would give silently wrong results"
         )
     return _text_half(network).eval().requires_grad_(False)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence transformers' bars, and its warnings about what becomes an error here."""
+    """Silence transformers' progress bars, and its warnings about problems that are errors here."""
     level, has_bar = (
         transformers.logging.get_verbosity(),
         transformers.logging.is_progress_bar_enabled(),
@@ -143,8 +143,8 @@ def _quiet() -> Iterator[None]:
 
 
 def _network_class(config: Any) -> Any:
-    """The class of transformers for a config: the architecture it names where that is a text
-    encoder, else what encodes text.
+    """Return transformers' class for a config: the architecture in it if that is a text encoder,
+    else the class that encodes text.
     """
     named = (getattr(config, "architectures", None) or [""])[0]
     if named in (
@@ -159,8 +159,8 @@ def _network_class(config: Any) -> Any:
 
 
 def _text_half(network: Any) -> Any:
-    """The part of a network that encodes text: all of most, a half of CLIP's pair, the encoder of a
-    translator.
+    """Return the part of a network that encodes text: usually the whole network, one half of CLIP's
+    pair, or the encoder of an encoder-decoder model.
     """
     if getattr(network.config, "is_encoder_decoder", False) and hasattr(network, "decoder"):
         return network.get_encoder()

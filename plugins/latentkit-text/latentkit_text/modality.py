@@ -1,4 +1,4 @@
-"""Modality `text`: a caption to the tokens of the encoder that it is prepared for."""
+"""Modality `text`: converts captions to the tokens of the encoder that they are prepared for."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class TextModality:
     """Prepares {"tokens": (L,) int64 ids, "mask": (L,) 1 where a token counts}.
 
     Raises:
-        RecipeError: the encoder is no text encoder.
+        RecipeError: the encoder isn't a text encoder.
     """
 
     metrics: Sequence[str] = ()
@@ -36,10 +36,11 @@ class TextModality:
         self._config, self._tokenizer = config, given.tokenizer
 
     def prepare(self, sample: Sample) -> Iterator[Prepared]:
-        """The one view, "plain"; geometry says how many tokens the text had and how many are kept.
+        """Yield the only view, "plain". Its geometry has the number of tokens of the text and how
+        many are kept.
 
         Raises:
-            SampleError: there is no text, it is empty or far too long, or not UTF-8.
+            SampleError: there is no text, or it is empty, far too long, or not UTF-8.
             OSError: its file can't be reached.
         """
         text = self._read(sample)
@@ -57,7 +58,7 @@ class TextModality:
                 f"the text has {num_tokens} tokens, more than the encoder's max_length ({len(ids)})"
             )
         if not ids:
-            raise SampleError("the tokenizer makes no token of the text")
+            raise SampleError("the tokenizer returns no tokens for the text")
         length = self._tokenizer.padded_length(len(ids))
         tokens = torch.full((length,), self._tokenizer.pad_id)
         tokens[: len(ids)] = torch.tensor(ids)
@@ -65,15 +66,14 @@ class TextModality:
         mask[: len(ids)] = 1
         geometry = {"tokens": num_tokens, "kept": len(ids)}
         cut = (
-            f"cut to {len(ids)} tokens, the encoder's most (modality.with.on_long: skip leaves them"
-            " out)"
+            f"cut to {len(ids)} tokens, the encoder's limit (modality.with.on_long: skip leaves"
+            " them out)"
         )
         remarks = (cut,) if num_tokens > len(ids) else ()
         yield Prepared("plain", str(length), {"tokens": tokens, "mask": mask}, geometry, remarks)
 
     def render(self, tensors: Sequence[Sequence[Tensor]], path: Path) -> None:
-        """Write a line per row at `path`: of each text the number of its tokens, then what they
-        say.
+        """Write one line per row to `path`: for each text its number of tokens, then its text.
 
         Args:
             tensors: (L,) token ids, without their padding.
@@ -87,13 +87,14 @@ class TextModality:
     def _describe(self, ids: list[int]) -> str:
         # Tokens don't say whether a text of just as many was cut, or ended there.
         limit = " (the limit)" if len(ids) == self._tokenizer.max_length else ""
-        # Line ends, and what would move a terminal's cursor or change its colors, are escaped.
+        # Line ends and control characters for terminals are escaped.
         text = "".join(
             char if char.isprintable() else repr(char)[1:-1] for char in self._tokenizer.text(ids)
         )
         return f"{len(ids)} tokens{limit}: {text}"
 
     def _read(self, sample: Sample) -> str:
+        """Return a sample's text, from the attribute or the media."""
         column = self._config.column
         if column is not None and not isinstance(sample.attributes.get(column), str):
             advice = "name another in modality.with.column, or null to take the media"
@@ -105,12 +106,9 @@ class TextModality:
 
 
 def _what_is_there(attributes: Mapping[str, object], column: str) -> str:
-    """Why an attribute gives no text."""
+    """Return why an attribute contains no text."""
     if column not in attributes:
-        return (
-            f"there is no attribute {column!r}; attributes:"
-            f" {', '.join(sorted(attributes)) or 'none'}"
-        )
+        return f"no attribute {column!r}; attributes: {', '.join(sorted(attributes)) or 'none'}"
     value = attributes[column]
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     found = (

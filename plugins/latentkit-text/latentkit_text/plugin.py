@@ -1,4 +1,4 @@
-"""What the plugin declares. Importing this loads no torch."""
+"""Plugin declarations. Importing this loads no torch."""
 
 from __future__ import annotations
 
@@ -19,33 +19,35 @@ from latentkit.hooks import hookimpl
 
 
 class TextConfig(Config):
-    """Modality `text`."""
+    """Options of the modality `text`."""
 
     column: str | None = Field(
-        "text", description="attribute that holds the text; null: the media is the text"
+        "text", description="attribute that contains the text; null: the media is the text"
     )
     on_empty: Literal["skip", "encode"] = Field(
-        "skip", description="whether an empty text is recorded and left out, or encoded"
+        "skip", description="whether an empty text is skipped (and recorded) or encoded"
     )
     on_long: Literal["truncate", "skip"] = Field(
         "truncate",
         description=(
-            "whether a text of more tokens than max_length loses its end (how many is recorded), or"
-            " is left out"
+            "whether a text with more than max_length tokens is cut (the number is recorded) or"
+            " skipped"
         ),
     )
     max_characters: int = Field(
-        20_000, gt=0, description="characters above which a text is no caption, and is left out"
+        20_000,
+        gt=0,
+        description="texts with more characters are skipped, because they aren't captions",
     )
 
     @property
     def media_attribute(self) -> str | None:
-        """The attribute that latentkit gives as media."""
+        """Return the attribute that latentkit passes as media."""
         return self.column
 
 
 class TextEncoderConfig(Config):
-    """Encoder `text-encoder`."""
+    """Options of the encoder `text-encoder`."""
 
     model: str = neutral(
         ...,
@@ -68,7 +70,7 @@ class TextEncoderConfig(Config):
         "float32", description="the network computes in this"
     )
     max_length: int | None = Field(
-        None, gt=0, description="tokens of a text, at most; none: the tokenizer's own limit"
+        None, gt=0, description="most tokens of a text; none: the tokenizer's limit"
     )
     padding: Literal["none", "max_length"] = Field(
         "none",
@@ -89,7 +91,7 @@ class TextEncoderConfig(Config):
         description="hidden layer from the end; -1: the last, normalized as the network does it",
     )
     output: Literal["tokens", "pooled"] = Field(
-        "tokens", description="one vector a token, or one a text"
+        "tokens", description="one vector per token, or one per text"
     )
 
 
@@ -107,13 +109,13 @@ def _build_text_encoder(config: TextEncoderConfig, context: BuildContext) -> Enc
 
 @hookimpl
 def latentkit_modalities() -> ModalitySpec:
-    """The modality `text`."""
+    """Declare the modality `text`."""
     return ModalitySpec("text", "captions and other texts, as tokens", TextConfig, _build_text)
 
 
 @hookimpl
 def latentkit_encoders() -> EncoderSpec:
-    """The encoder `text-encoder`."""
+    """Declare the encoder `text-encoder`."""
     return EncoderSpec(
         "text-encoder",
         "CLIP, T5, or another text encoder of transformers",

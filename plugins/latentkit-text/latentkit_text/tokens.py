@@ -1,4 +1,4 @@
-"""Texts to tokens: what a text encoder tells the modality besides sizes."""
+"""Converts texts to tokens, and describes the input of a text encoder to the modality."""
 
 from __future__ import annotations
 
@@ -10,18 +10,17 @@ from typing import Any
 from latentkit.contracts import InputSpec, SizeRule
 
 PAD_TO = 16
-"""Texts of different lengths are padded to a multiple of so many tokens, so that they fill batches.
-"""
+"""Texts of different lengths are padded to a multiple of this, so that they fill batches."""
 
 
 class Tokenizer:
-    """Token ids of texts by a tokenizer of transformers, its special tokens included.
+    """Converts texts to token ids, including special tokens, with a tokenizer of transformers.
 
-    Picklable; safe to call from several threads.
+    Picklable, and safe to use from several threads.
 
     Args:
-        tokenizer: of transformers.
-        max_length: tokens of a text, at most, special ones included.
+        tokenizer: tokenizer of transformers.
+        max_length: most tokens of a text, including special ones.
         pad_to_max: whether all texts are padded to `max_length`.
     """
 
@@ -32,15 +31,13 @@ class Tokenizer:
 
     @property
     def pad_id(self) -> int:
-        """The token that padding consists of; 0 where the tokenizer has none, which a mask then
-        hides.
-        """
+        """Return the padding token; 0 if the tokenizer has none, which the mask then hides."""
         pad = self._tokenizer.pad_token_id
         return 0 if pad is None else int(pad)
 
     def __call__(self, text: str) -> tuple[list[int], int]:
-        """The ids of a text, at most `max_length`, and how many there were before it was cut."""
-        with self._lock:  # fast tokenizers forbid two borrowers at a time
+        """Return the ids of a text, at most `max_length`, and their number before it was cut."""
+        with self._lock:  # fast tokenizers don't allow two users at a time
             ids: list[int] = self._tokenizer(text, truncation=False, verbose=False)["input_ids"]
             if len(ids) <= self.max_length:
                 return ids, len(ids)
@@ -50,7 +47,7 @@ class Tokenizer:
             return cut, len(ids)
 
     def padded_length(self, length: int) -> int:
-        """How many tokens a text of `length` is padded to."""
+        """Return the number of tokens that a text of `length` is padded to."""
         return (
             self.max_length
             if self._pad_to_max
@@ -58,13 +55,14 @@ class Tokenizer:
         )
 
     def text(self, ids: list[int]) -> str:
-        """The text of token ids as the network sees it: special and unknown tokens by their names.
+        """Return the text of token ids as the network sees it, with special and unknown tokens by
+        name.
         """
         with self._lock:
             return str(self._tokenizer.decode(ids))
 
     def fingerprint(self) -> str:
-        """Hash of everything that decides which ids a text becomes."""
+        """Return a hash of everything that affects the ids of a text."""
         backend = getattr(self._tokenizer, "backend_tokenizer", None)
         content = (
             repr(sorted(self._tokenizer.get_vocab().items()))
@@ -82,15 +80,13 @@ class Tokenizer:
 
 @dataclass(frozen=True)
 class TextInput(InputSpec):
-    """What a text encoder takes: token ids, (L,) whole numbers, and with what texts are turned into
-    them.
-    """
+    """Input of a text encoder: token ids, (L,) whole numbers, and the tokenizer that makes them."""
 
     tokenizer: Tokenizer | None = None
 
 
 def text_input(tokenizer: Tokenizer, num_tokens: int) -> TextInput:
-    """The input of an encoder whose vocabulary has `num_tokens`."""
+    """Return the input of an encoder whose vocabulary has `num_tokens` tokens."""
     sizes = {"L": SizeRule(maximum=tokenizer.max_length)}
     return TextInput(
         channels=1,

@@ -1,4 +1,6 @@
-"""Which color matrix a frame is converted with, and what a user should know of its colors."""
+"""Chooses the color matrix that a frame is converted with, and reports what a user should know
+about its colors.
+"""
 
 from __future__ import annotations
 
@@ -16,16 +18,16 @@ BT601, BT709, BT2020 = 6, 1, 9
 UNTAGGED = {"bt601": BT601, "bt709": BT709, "bt2020": BT2020}
 NAMES = {BT601: "BT.601", BT709: "BT.709"}
 CONVERTED = {BT709, 4, 5, BT601, 7, BT2020}
-"""Matrices that FFmpeg's swscale knows; for others it takes BT.601 without a word."""
+"""Matrices that FFmpeg's swscale knows. For others it silently uses BT.601."""
 
 NO_MATRIX = {8: "YCgCo", 10: "BT.2020 with constant luminance", 14: "ICtCp"}
 UNSPECIFIED = {0, 2, 3}
-"""Of pixels with luma and chroma; 0 stands for RGB, which they are not."""
+"""For pixels with luma and chroma. 0 means RGB, which these aren't."""
 
 WIDE_PRIMARIES = {9: "BT.2020", 11: "DCI-P3", 12: "Display P3"}
 OTHER_TRANSFERS = {8: "linear", 9: "logarithmic", 10: "logarithmic", 17: "SMPTE 428"}
 HDR_TRANSFERS = {16: "PQ", 18: "HLG"}
-"""Transfer characteristics of H.273, table 3, whose white is not that of a screen."""
+"""Transfer characteristics of H.273, table 3, whose white isn't that of a screen."""
 
 HD_WIDTH, SD_HEIGHT = 1280, 576
 """From this width on, or above this height, a video without a tag is taken for BT.709, upright or
@@ -38,7 +40,7 @@ def refuse_hdr(transfer: int) -> None:
     """Refuse a transfer characteristic of HDR.
 
     Raises:
-        SampleError: it is one.
+        SampleError: the transfer characteristic is PQ or HLG.
     """
     if transfer in HDR_TRANSFERS:
         name = HDR_TRANSFERS[transfer]
@@ -46,13 +48,13 @@ def refuse_hdr(transfer: int) -> None:
 
 
 def matrix_of(frame: VideoFrame, untagged: Untagged) -> int:
-    """The color matrix to convert a frame with; 2 (unspecified) where its pixels need none.
+    """Return the color matrix to convert a frame with; 2 (unspecified) if its pixels need none.
 
     Args:
-        untagged: the matrix of frames that are not tagged with one; "auto": by their size.
+        untagged: the matrix of frames without a tag; "auto" decides by their size.
 
     Raises:
-        SampleError: it is tagged with one that can't be converted.
+        SampleError: the tagged matrix can't be converted.
     """
     matrix = int(frame.colorspace)
     if not _has_chroma(frame):
@@ -70,23 +72,26 @@ def matrix_of(frame: VideoFrame, untagged: Untagged) -> int:
 
 
 def color_remarks(frame: VideoFrame, untagged: Untagged) -> list[str]:
-    """What was guessed or left as it is in the colors of a frame and those like it."""
+    """Return remarks on what was guessed or left unchanged in the colors of a frame and those like
+    it.
+    """
     remarks = []
     if untagged == "auto" and _has_chroma(frame) and int(frame.colorspace) in UNSPECIFIED:
         name = NAMES[matrix_of(frame, untagged)]
-        remarks.append(f"color matrix not tagged, taken for {name}")
+        remarks.append(f"color matrix not tagged, assumed to be {name}")
     if primaries := WIDE_PRIMARIES.get(int(frame.color_primaries)):
-        remarks.append(f"{primaries} primaries, taken for those of sRGB")
+        remarks.append(f"{primaries} primaries, treated as those of sRGB")
     if transfer := OTHER_TRANSFERS.get(int(frame.color_trc)):
-        remarks.append(f"{transfer} transfer curve, taken for that of sRGB")
+        remarks.append(f"{transfer} transfer curve, treated as that of sRGB")
     if any(component.is_alpha for component in frame.format.components):
         remarks.append("transparency ignored")
     if frame.interlaced_frame:
-        remarks.append("interlaced, and left so")
+        remarks.append("interlaced, and not deinterlaced")
     return remarks
 
 
 def _has_chroma(frame: VideoFrame) -> bool:
+    """Return whether a frame has luma and two chroma channels."""
     kind = frame.format
     is_yuv = not (kind.is_rgb or kind.has_palette or kind.name.startswith("xyz"))
     return is_yuv and len([part for part in kind.components if not part.is_alpha]) == 3

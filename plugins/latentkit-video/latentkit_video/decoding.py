@@ -1,5 +1,5 @@
-"""A video file to decoded frames with their times: everything FFmpeg has to be told, and nothing
-about sizes or clips.
+"""Decodes a video file to frames with their times. It contains everything that FFmpeg must be told,
+and nothing about sizes or clips.
 """
 
 from __future__ import annotations
@@ -33,24 +33,26 @@ from latentkit_video.packets import (
 )
 
 LISTED_FROM_SECONDS = 10.0
-"""What begins before this is decoded from the start, which costs less than a list."""
+"""Clips that begin earlier are decoded from the start, which costs less than listing packets."""
 
 BARE_FORMATS = ("h264", "hevc", "vvc", "mpegvideo", "m4v", "obu")
-"""Streams without a container, which store no times at all; what FFmpeg says of them is a guess."""
+"""Streams without a container, which store no times. FFmpeg's times are guesses."""
 
 MOST_DELAY_FRAMES = 16
-"""How far decoders reorder frames: ITU-T H.264, A.3.1 (max_dec_frame_buffering)."""
+"""Largest reordering of frames by decoders: ITU-T H.264, A.3.1 (max_dec_frame_buffering)."""
 
 SEEK_MARGINS_SECONDS = (0.0, 2.0, 10.0)
-"""How much earlier to seek when a file's index leads to a frame after the one looked for."""
+"""How much earlier to seek if a file's index leads to a frame after the requested one."""
 
-GUESSED_TIMES = "frames without usable time stamps, taken to follow each other at the video's rate"
+GUESSED_TIMES = (
+    "frames without usable time stamps, assumed to follow each other at the video's rate"
+)
 ONE_OF_SEVERAL = "one of several video streams"
 
 
 @dataclass(frozen=True)
-class Shown:
-    """A decoded frame, and when it is on screen: seconds from the video's first frame."""
+class ShownFrame:
+    """A decoded frame and when it is on screen, in seconds from the video's first frame."""
 
     start: float
     end: float
@@ -59,22 +61,22 @@ class Shown:
 
 @dataclass(frozen=True)
 class _Decoded:
-    """A frame, and what went wrong since the last key frame shown before it; "": nothing."""
+    """A frame, and what went wrong since the last key frame shown before it ("" if nothing)."""
 
     frame: VideoFrame
     damage: str
 
 
 class Video:
-    """The video stream of an open file, to be iterated once, by `frames` or `frames_from`.
+    """The video stream of an open file. Iterate once, with `frames` or `frames_from`.
 
     Args:
-        container: just opened.
+        container: container that was just opened.
         media: path or bytes that it was opened from.
-        max_pixels: of a frame, at most.
+        max_pixels: most pixels of a frame.
 
     Raises:
-        SampleError: there is no such stream, or one that can't be decoded as it should look.
+        SampleError: there is no video stream, or it can't be decoded correctly.
     """
 
     def __init__(self, container: InputContainer, media: object, max_pixels: int) -> None:
@@ -110,12 +112,13 @@ class Video:
         codec.options = {"err_detect": "explode"}
 
     def duration(self) -> float:
-        """Seconds from the first frame to the end of the last, to a whole number of average frames.
+        """Return the seconds from the first frame to the end of the last, as a whole number of
+        average frames.
 
-        It is the header's in .mp4 and .mov; in others, that of the packets.
+        For .mp4 and .mov it comes from the header, for others from the packets.
 
         Raises:
-            SampleError: no frame at all.
+            SampleError: there is no frame.
         """
         header = (self._stream.duration or 0) * self._tick if self._has_table else 0.0
         frames = round((header or self._measure_duration()) * self.rate)
@@ -123,11 +126,11 @@ class Video:
             raise SampleError("no frames: it lasts 0 seconds")
         return frames / self.rate
 
-    def frames(self, needed: float = 0.0) -> Iterator[Shown]:
-        """All frames in the order they are shown in, decoded from the start.
+    def frames(self, needed: float = 0.0) -> Iterator[ShownFrame]:
+        """Yield all frames in display order, decoded from the start.
 
         Args:
-            needed: seconds up to which damage doesn't matter where a key frame ends it.
+            needed: seconds up to which damage is ignored if a key frame ends it.
 
         Raises:
             SampleError: the video is damaged.
@@ -144,25 +147,26 @@ class Video:
             last, end = start, shown.end
             yield shown
 
-    def frames_from(self, start: float) -> Iterator[Shown]:
-        """Those of `frames` from a key frame at or before `start` on, found by seeking.
+    def frames_from(self, start: float) -> Iterator[ShownFrame]:
+        """Yield the frames of `frames` from a key frame at or before `start` on, found by seeking.
 
         Raises:
-            UnprovenSeekError: they may not be the same; also after some were given.
+            UnprovenSeekError: they may differ; can also be raised after some were yielded.
         """
         try:
-            yield from self._sought(start)
+            yield from self._frames_by_seeking(start)
         except (SampleError, av.FFmpegError) as error:
             raise UnprovenSeekError("it can't be decoded from there") from error
 
-    def _sought(self, start: float) -> Iterator[Shown]:
+    def _frames_by_seeking(self, start: float) -> Iterator[ShownFrame]:
+        """Yield frames from a key frame before `start` on."""
         # These two store every frame's time, so that it is the same wherever reading begins. In
         # others FFmpeg counts on from what it read before, or searches for a place by bytes.
         is_timed = self._has_table or self._format == "matroska"
         listed = None if is_timed else self._list_packets(start)
-        next(self.frames(), None)  # which says at which time stamp the first frame is
+        next(self.frames(), None)  # finds the first frame's time stamp
         if self._format != "avi" and self._is_unsorted():
-            raise UnprovenSeekError("its time stamps are not those of showing")
+            raise UnprovenSeekError("its time stamps are not display times")
         for margin in SEEK_MARGINS_SECONDS:
             if start <= margin:
                 break
@@ -170,7 +174,7 @@ class Video:
             shown = self._checked(self._decode(listed), start)
             try:
                 first = self._reach(shown, start)
-            except SampleError:  # perhaps only of what is before the next key frame
+            except SampleError:  # perhaps only before the next key frame
                 continue
             if first:
                 yield from first
@@ -178,10 +182,12 @@ class Video:
                 return
         raise UnprovenSeekError("no key frame before it was found")
 
-    def _reach(self, shown: Iterator[Shown], start: float) -> list[Shown]:
-        """The last frame up to `start` and the first after it; none where none is before."""
+    def _reach(self, shown: Iterator[ShownFrame], start: float) -> list[ShownFrame]:
+        """Return the last frame up to `start` and the first after it; nothing if no frame is
+        before.
+        """
         found = next(shown, None)
-        # A container may call any frame a key frame; a decoder says so of real ones alone.
+        # A container may mark any frame as a key frame; a decoder only marks real ones.
         if found is None or not found.frame.key_frame or found.start > start:
             return []
         for after in shown:
@@ -191,6 +197,7 @@ class Video:
         return [found]
 
     def _list_packets(self, start: float) -> PacketList:
+        """Return the list of the file's packets, if seeking can be checked with it."""
         if (
             start < LISTED_FROM_SECONDS
             or self._format in BARE_FORMATS
@@ -203,7 +210,8 @@ class Video:
             raise UnprovenSeekError("its time stamps are not in order")
         return listed
 
-    def _checked(self, frames: Iterable[_Decoded], needed: float) -> Iterator[Shown]:
+    def _checked(self, frames: Iterable[_Decoded], needed: float) -> Iterator[ShownFrame]:
+        """Yield frames with their times, which must be in order."""
         last = 0.0
         for decoded in frames:
             start = self._time_of(decoded.frame)
@@ -212,11 +220,12 @@ class Video:
             last = start
             yield self._show(decoded, start, needed)
 
-    def _show(self, decoded: _Decoded, start: float, needed: float) -> Shown:
+    def _show(self, decoded: _Decoded, start: float, needed: float) -> ShownFrame:
+        """Return a frame with its time on screen, or refuse it if it is damaged."""
         if decoded.damage and start > needed:
             raise SampleError(decoded.damage)
         length = decoded.frame.duration * self._tick or 1 / self.rate
-        return Shown(start, start + length, decoded.frame)
+        return ShownFrame(start, start + length, decoded.frame)
 
     def _time_of(self, frame: VideoFrame) -> float:
         if frame.pts is None:
@@ -245,8 +254,8 @@ class Video:
         return self._has_decoding_times and self._stream.codec_context.has_b_frames
 
     def _stamped(self, frames: Iterator[_Decoded]) -> Iterator[tuple[int | None, _Decoded]]:
-        """Frames with their time stamps; those of decoding are sorted."""
-        first = list(itertools.islice(frames, 1))  # until then the packets are not known
+        """Yield frames with their time stamps. Decoding times are sorted."""
+        first = list(itertools.islice(frames, 1))  # the packets aren't known before
         frames = itertools.chain(first, frames)
         if self._format in BARE_FORMATS:
             yield from ((None, decoded) for decoded in frames)
@@ -256,11 +265,11 @@ class Video:
             yield from ((decoded.frame.pts, decoded) for decoded in frames)
 
     def _decode(self, listed: PacketList | None = None) -> Iterator[_Decoded]:
-        """Frames from the next key frame on, in the order they are shown in.
+        """Yield frames from the next key frame on, in display order.
 
         Raises:
-            UnprovenSeekError: packets are not as listed.
-            SampleError: the end is reached, and damage came before it.
+            UnprovenSeekError: packets differ from the list.
+            SampleError: the end is reached after damage.
         """
         entry = key = None
         before = after = ""  # damage before the last key frame, and from there on
@@ -269,13 +278,13 @@ class Video:
             if entry is None:
                 entry = packet.pts
                 self._first = entry if self._first is None else self._first
-                # Files whose writer left out the table of differences (ctts).
+                # Files without the table of time differences (ctts).
                 self._has_decoding_times |= self._format == "mov" and packet.dts == entry
             if packet.is_keyframe:
                 key, before, after = packet.pts, before or after, ""
             frames, problem = _decode_packet(packet)
             problem = problem and problem + self._at(packet.pts)
-            # What is shown before a key frame may be made from frames before it.
+            # Frames shown before a key frame may depend on frames before it.
             if not _is_before(packet.pts, key):
                 after = after or problem
             elif not _is_before(packet.pts, entry):
@@ -295,7 +304,9 @@ class Video:
         return "" if pts is None else f" at {self._seconds(pts):.3f} s"
 
     def _measure_duration(self) -> float:
-        """Seconds from the first packet to the end of the last; of .mkv only both ends are read."""
+        """Return the seconds from the first packet to the end of the last. In .mkv only both ends
+        are read.
+        """
         packets = read_packets(self._container, self._stream)
         first = next(packets, None)
         if first is None:
@@ -319,10 +330,10 @@ class Video:
 
 @contextmanager
 def open_video(sample: Sample, max_pixels: int) -> Iterator[Video]:
-    """A video for as long as the context lasts; it is read as it is decoded, never held whole.
+    """Open a video while the context lasts. It is read while it is decoded, never as a whole.
 
     Raises:
-        SampleError: not a video, or damaged; also where that is found inside the context.
+        SampleError: not a video, or damaged; can also be raised inside the context.
         OSError: the media can't be reached.
     """
     with open_container(sample.media) as container:
@@ -330,7 +341,9 @@ def open_video(sample: Sample, max_pixels: int) -> Iterator[Video]:
 
 
 def _decode_packet(packet: Packet[VideoStream]) -> tuple[list[VideoFrame], str]:
-    """The frames that a packet makes the decoder give, and what is wrong with it, "" if nothing."""
+    """Return the frames that a packet makes the decoder return, and what is wrong ("" if
+    nothing).
+    """
     try:
         frames = [frame for frame in packet.decode() if isinstance(frame, VideoFrame)]
     except av.FFmpegError as error:
@@ -339,14 +352,14 @@ def _decode_packet(packet: Packet[VideoStream]) -> tuple[list[VideoFrame], str]:
 
 
 def _sort_stamps(frames: Iterator[_Decoded]) -> Iterator[tuple[int | None, _Decoded]]:
-    """Frames in the same order, the earliest of them with the earliest time stamp, and so on."""
+    """Yield frames in the same order, with the time stamps sorted."""
     held: deque[_Decoded] = deque()
     stamps: list[int] = []
     failure: SampleError | None = None
     while True:
         try:
             decoded = next(frames, None)
-        except SampleError as error:  # which the frames before it don't share
+        except SampleError as error:  # the frames before it are fine
             decoded, failure = None, error
         if decoded is not None:
             held.append(decoded)

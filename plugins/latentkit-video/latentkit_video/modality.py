@@ -1,4 +1,6 @@
-"""Modality `video`: videos to clips of one shape per bucket, and clips to a video to look at."""
+"""Modality `video`: prepares videos as clips with one shape per bucket, and renders clips as a
+video.
+"""
 
 from __future__ import annotations
 
@@ -14,21 +16,20 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from latentkit.contracts import BuildContext, InputSpec, Prepared, Sample
+from latentkit.contracts import BuildContext, InputSpec, Prepared, RowMemory, Sample
 from latentkit.errors import RecipeError
 from latentkit.kit import (
     BufferPool,
     check_small,
     enlarged_remarks,
     nearest_shape,
-    prepared_memory,
     refuse_beyond_memory,
     target_shapes,
     unflipped,
     view_box,
 )
 from latentkit_video.color import color_remarks, refuse_hdr
-from latentkit_video.decoding import Shown, Video, open_video
+from latentkit_video.decoding import ShownFrame, Video, open_video
 from latentkit_video.packets import UnprovenSeekError
 from latentkit_video.rendering import write_video
 from latentkit_video.scaling import Cut, Pixels, turn_of
@@ -43,12 +44,12 @@ if TYPE_CHECKING:
 Floats = npt.NDArray[np.float32]
 
 PREVIEW_FPS = 24.0
-"""Of a preview whose clips have each video's own rate."""
+"""Rate of a preview if the recipe sets none."""
 
 
 @dataclass(frozen=True)
 class _View:
-    """One view: which cut of the video it shows, whether mirrored, and where its frames go, (3, T,
+    """One view: its cut of the video, whether it is mirrored, and the array for its frames, (3, T,
     H, W).
     """
 
@@ -61,18 +62,19 @@ class _View:
 
 
 class VideoModality:
-    """Clips as (3, T, H, W) float32 in the encoder's range, in sRGB.
+    """Prepares clips as (3, T, H, W) float32 in the encoder's range, in sRGB.
 
     Args:
         config: frames and their rate, size or buckets, crop and views.
         context: seed of the random crops, and what the encoder takes.
 
     Raises:
-        RecipeError: channels, sizes or frame counts that the encoder does not take; names those
-            next to them.
+        RecipeError: the encoder doesn't accept the channels, sizes or frame counts; the message
+            names the nearest ones.
     """
 
     metrics: Sequence[str] = ("psnr",)
+    ignores_sizes = True
     preview_suffix = ".mp4"
 
     def __init__(self, config: VideoConfig, context: BuildContext) -> None:
@@ -92,56 +94,57 @@ class VideoModality:
         self._buffers = BufferPool(pinned=False)
         self._seeks = True
 
-    def prepare(self, sample: Sample) -> Iterator[Prepared]:
-        """Every view of a clip, in the recipe's order: (3, T, H, W) float32 in the encoder's range,
-        from one decode.
+    def prepare(self, sample: Sample, memory: RowMemory | None = None) -> Iterator[Prepared]:
+        """Yield every view of a clip, in the recipe's order: (3, T, H, W) float32 in the encoder's
+        range, all from one decoding.
 
-        The clip begins where the sample's span does, else with the video.
+        The clip begins at the start of the sample's span, or else of the video.
 
         Raises:
-            SampleError: not a video, damaged, shorter than the clip, HDR, or too small under
-                `on_small: skip`.
-            SourceError: too small under `on_small: fail`.
+            SampleError: not a video, damaged, shorter than the clip, HDR, or too small while
+                `on_small` is `skip`.
+            SourceError: too small while `on_small` is `fail`.
             OSError: the media can't be reached.
         """
+        memory = memory or self._buffers
         try:
-            views = self._decode(sample, self._seeks and sample.span is not None)
+            views = self._decode(sample, self._seeks and sample.span is not None, memory)
         except UnprovenSeekError:
-            views = self._decode(sample, seeks=False)
+            views = self._decode(sample, False, memory)
         for view in views:
             bucket = "x".join(str(size) for size in view.values.shape[1:])
             tensor = torch.from_numpy(view.values)
             yield Prepared(view.name, bucket, tensor, view.geometry, view.remarks)
 
     def render(self, tensors: Sequence[Sequence[Tensor]], path: Path) -> None:
-        """Write an .mp4 with a row of clips per inner sequence, whatever their sizes; parent
-        folders are made.
+        """Write an .mp4 with a row of clips for each inner sequence, whatever their sizes. Parent
+        folders are created.
 
-        A clip that is shorter than others stays on its last frame. It plays at the recipe's rate,
-        or at 24 frames a second without one.
+        A clip that is shorter than others stays on its last frame. The rate is the recipe's, or 24
+        frames per second without one.
 
         Args:
-            tensors: (3, T, H, W) each, any float dtype and device, in the encoder's range; what
-                lies outside is clipped.
+            tensors: (3, T, H, W) each, any float dtype and device, in the encoder's range; other
+                values are clipped.
             path: file to write.
 
         Raises:
-            ValueError: no tensor at all, or one of another shape.
+            ValueError: there is no tensor, or one has another shape.
         """
         fps = (self._config.fps or PREVIEW_FPS) / self._config.frame_stride
         write_video(tensors, self._input.range, fps, path)
 
     def without_seeking(self) -> VideoModality:
-        """The same modality with every video decoded from its start."""
+        """Return the same modality with every video decoded from its start."""
         other = copy.copy(self)
         other._seeks = False
         return other
 
-    def _decode(self, sample: Sample, seeks: bool) -> list[_View]:
-        """All views of a clip.
+    def _decode(self, sample: Sample, seeks: bool, memory: RowMemory) -> list[_View]:
+        """Return all views of a clip.
 
         Raises:
-            UnprovenSeekError: seeking may give other ones.
+            UnprovenSeekError: seeking may give other frames.
         """
         with open_video(sample, self._config.max_pixels) as video:
             check_small(self._config, sample.key, video.size)
@@ -150,17 +153,19 @@ class VideoModality:
             clip = Clip(start, stop, options.frames, video.rate, options.fps, options.frame_stride)
             needed = start - clip.slack
             shown = video.frames_from(needed) if seeks and needed > 0 else video.frames(needed)
-            views = self._read(sample.key, video, clip, shown)
+            views = self._read(sample.key, video, clip, shown, memory)
             return [
                 replace(view, remarks=sorted({*view.remarks, *video.remarks})) for view in views
             ]
 
-    def _read(self, key: str, video: Video, clip: Clip, shown: Iterator[Shown]) -> list[_View]:
-        """All views, filled frame by frame."""
+    def _read(
+        self, key: str, video: Video, clip: Clip, shown: Iterator[ShownFrame], memory: RowMemory
+    ) -> list[_View]:
+        """Return all views, filled frame by frame."""
         views: list[_View] = []
         last: VideoFrame | None = None
         for number, frame in enumerate(clip.pick(shown)):
-            views = views or self._open_views(key, video, clip, frame)
+            views = views or self._open_views(key, video, clip, frame, memory)
             if frame is last:
                 for view in views:
                     view.values[:, number] = view.values[:, number - 1]
@@ -173,8 +178,10 @@ class VideoModality:
             last = frame
         return views
 
-    def _open_views(self, key: str, video: Video, clip: Clip, frame: VideoFrame) -> list[_View]:
-        """All views, with memory that is yet to be filled."""
+    def _open_views(
+        self, key: str, video: Video, clip: Clip, frame: VideoFrame, memory: RowMemory
+    ) -> list[_View]:
+        """Return all views, with memory that isn't filled yet."""
         refuse_hdr(int(frame.color_trc))
         turn = turn_of(frame)
         shape = nearest_shape(self._shapes, turn.shape(video.display_size))
@@ -195,15 +202,16 @@ class VideoModality:
                 "start": round(clip.start, 6),
                 "fps": round(clip.rate, 6),
             }
-            values = prepared_memory((3, clip.frames, *shape), np.float32, self._buffers)
+            values = memory.get((3, clip.frames, *shape), np.float32)
             remarks = [*color, *enlarged[crop]]
             views.append(_View(name, cuts[crop], name != crop, values, geometry, remarks))
         return views
 
     def _fill(self, values: Floats, pixels: Pixels) -> None:
-        """0 becomes the lower limit of the encoder's range, 255 the upper one, both exactly."""
+        """Write pixels as values: 0 becomes exactly the lower limit of the encoder's range, 255
+        exactly the upper one.
+        """
         low, high = self._input.range
-        # Divided rather than multiplied by the inverse, which is not a float: 255 would miss the
-        # limit.
+        # Divided, because the inverse is not exact in floating point: 255 would miss the limit.
         np.divide(pixels, np.float32(255 / (high - low)), out=values, dtype=np.float32)
         np.add(values, np.float32(low), out=values)

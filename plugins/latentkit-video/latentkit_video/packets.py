@@ -1,18 +1,14 @@
-"""A video file's packets: opened, read in order, and listed once so that a seek can be checked."""
+"""Reads a video file's packets in order, and lists them once so that a seek can be checked."""
 
 from __future__ import annotations
 
 import functools
-import io
-import os
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
-import av
 import numpy as np
 import numpy.typing as npt
 from av.container import InputContainer
@@ -22,6 +18,7 @@ from av.video import VideoStream
 
 from latentkit.contracts import Sample
 from latentkit.errors import SampleError
+from latentkit.kit import open_with_av
 
 # Named one by one: FFmpeg also opens playlists, which name other files and addresses, and pictures
 # and texts without a signature.
@@ -31,56 +28,22 @@ FORMATS = (
     *("obu", "m4v", "dv", "rm", "wtv", "yuv4mpegpipe"),
 )
 
-READ_BYTES = 1 << 18
-
 NO_STAMP = -(1 << 63)
-"""In a list of packets, in the place of a time stamp that is not there."""
+"""Replaces a missing time stamp in a list of packets."""
 
 
-@contextmanager
-def open_container(media: object) -> Iterator[InputContainer]:
-    """The opened file or bytes of a sample; read as it is decoded, never held whole.
+def open_container(media: object) -> AbstractContextManager[InputContainer]:
+    """Open a sample's file or bytes. They are read while decoding, never as a whole.
 
     Raises:
-        SampleError: not a video, or damaged; also where FFmpeg says so inside the context.
+        SampleError: not a video, or damaged; FFmpeg may also report that inside the context.
         OSError: the media can't be reached.
     """
-    # Through Python's file, so that OSErrors stay those of the medium, and FFmpeg sees no name that
-    # it could take for an address.
-    options = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "none"}
-    with _open_media(media) as file:
-        with _as_sample_error("not a video, or damaged at its start"):
-            container = av.open(
-                file, "r", buffer_size=READ_BYTES, options=options, metadata_errors="replace"
-            )
-        with container, _as_sample_error("damaged, or cut off"):
-            yield container
-
-
-def _open_media(given: object) -> IO[bytes]:
-    media: IO[bytes]
-    if isinstance(given, os.PathLike):
-        media = Path(given).open("rb")  # noqa: SIM115
-    else:
-        media = io.BytesIO(Sample("", given).read())
-    if not media.seek(0, os.SEEK_END):
-        media.close()
-        raise SampleError("empty file: 0 bytes")
-    media.seek(0)
-    return media
-
-
-@contextmanager
-def _as_sample_error(what: str) -> Iterator[None]:
-    """Turn what FFmpeg raises into a `SampleError` whose text is the same in every run."""
-    try:
-        yield
-    except av.FFmpegError as err:
-        raise SampleError(f"{what}: {err.strerror}") from err
+    return open_with_av(Sample("", media), "a video", FORMATS)
 
 
 def shown_streams(container: InputContainer) -> list[VideoStream]:
-    """Video streams but for pictures of an album's cover."""
+    """Return the video streams, without cover images of an album."""
     return [
         stream
         for stream in container.streams.video
@@ -89,12 +52,12 @@ def shown_streams(container: InputContainer) -> list[VideoStream]:
 
 
 def find_stream(container: InputContainer) -> VideoStream:
-    """The video stream that players show."""
+    """Return the video stream that players show."""
     streams = shown_streams(container)
     if not streams:
         types = {stream.type for stream in container.streams} - {"video"}
         others = ", ".join(sorted(types)) or "nothing"
-        raise SampleError(f"no video stream: the file holds {others}")
+        raise SampleError(f"no video stream: the file contains {others}")
     stream = next(
         (stream for stream in streams if stream.disposition & Disposition.default), streams[0]
     )
@@ -104,7 +67,7 @@ def find_stream(container: InputContainer) -> VideoStream:
 
 
 def read_packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet[VideoStream]]:
-    """Packets from the next key frame on; the last one, which is empty, flushes the decoder.
+    """Yield packets from the next key frame on. The last one is empty and flushes the decoder.
 
     Raises:
         SampleError: there are packets, but no key frame among them.
@@ -112,7 +75,7 @@ def read_packets(container: InputContainer, stream: VideoStream) -> Iterator[Pac
     is_begun, num_skipped = False, 0
     for packet in container.demux(stream):
         is_begun = is_begun or packet.is_keyframe
-        # An empty one with a time says that the frame before stays on screen.
+        # An empty packet with a time means that the previous frame stays on screen.
         if is_begun and (packet.size or packet.dts is None):
             yield packet
         num_skipped += not is_begun and packet.size > 0
@@ -124,27 +87,28 @@ def read_packets(container: InputContainer, stream: VideoStream) -> Iterator[Pac
 
 
 class UnprovenSeekError(Exception):
-    """Decoding from the place that a seek led to may give other frames than from the start."""
+    """Decoding from the position of a seek may give other frames than decoding from the start."""
 
 
 @dataclass(frozen=True)
 class PacketList:
-    """Every packet that reading a file from its start gives, in that order.
+    """Every packet of a file read from its start, in order.
 
     Args:
         identities: (number of packets, 3) time stamp, size in bytes and CRC-32 of each.
-        decoding: (number of packets) their time stamps of decoding.
+        decoding: (number of packets) decoding time stamps.
     """
 
     identities: npt.NDArray[np.int64]
     decoding: npt.NDArray[np.int64]
 
     def is_ordered(self, reorders: bool) -> bool:
-        """Whether time stamps grow from packet to packet, so that none depends on those before.
+        """Return whether time stamps increase from packet to packet, so that none depends on those
+        before.
 
         Args:
-            reorders: frames are shown in another order than they are decoded in; time stamps that
-                don't say so are no good.
+            reorders: whether frames are shown in another order than they are decoded; time stamps
+                must then show that.
         """
         shown, decoded = self.identities[:, 0], self.decoding
         is_timed = bool((shown != NO_STAMP).all() and (decoded != NO_STAMP).all())
@@ -152,10 +116,10 @@ class PacketList:
         return is_timed and is_growing and not (reorders and (np.diff(shown) > 0).all())
 
     def check(self, packets: Iterable[Packet[VideoStream]]) -> Iterator[Packet[VideoStream]]:
-        """Packets as long as they are those listed, from any place on.
+        """Yield packets as long as they match the list, from any position on.
 
         Raises:
-            UnprovenSeekError: one is another.
+            UnprovenSeekError: a packet differs.
         """
         row = -1
         for packet in packets:
@@ -174,14 +138,14 @@ class PacketList:
 
 @functools.lru_cache(maxsize=16)
 def list_packets(path: Path, state: tuple[int, int]) -> PacketList:
-    """Read a file from its start to its end; what it found is kept for the clips that follow.
+    """Read a file from start to end and list its packets. The list is kept for the following clips.
 
     Args:
-        state: of the file, so that a changed one is read again.
+        state: state of the file, so that a changed one is read again.
 
     Raises:
         SampleError: the file is damaged.
-        OSError: it can't be reached.
+        OSError: the file can't be reached.
     """
     with open_container(path) as container:
         packets = read_packets(container, find_stream(container))

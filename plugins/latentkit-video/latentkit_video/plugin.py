@@ -1,4 +1,4 @@
-"""What the plugin declares. Importing this loads no torch."""
+"""Plugin declarations. Importing this loads no torch."""
 
 from __future__ import annotations
 
@@ -28,25 +28,24 @@ VIDEO_SUFFIXES = (
 
 
 class VideoConfig(FramingConfig):
-    """Modality `video`."""
+    """Options of the modality `video`."""
 
     frames: int = Field(
         17,
         ge=1,
-        description="frames of a clip; video models take certain counts only, such as 4 * k + 1",
+        description="frames of a clip; video models only accept certain counts, such as 4 * k + 1",
     )
     fps: float | None = Field(
         None,
         gt=0,
         allow_inf_nan=False,
-        description="frames per second, picked by their time stamps; none: the video's own frames",
+        description="frames per second, chosen by time stamps; none: the video's own frames",
     )
-    frame_stride: int = Field(1, ge=1, description="of these frames every n-th is taken")
+    frame_stride: int = Field(1, ge=1, description="use every n-th of these frames")
     color: Literal["auto", "bt601", "bt709", "bt2020"] = Field(
         "auto",
         description=(
-            "color matrix of videos that are not tagged with one; auto: BT.709 from "
-            "1280 x 720 on, else BT.601"
+            "color matrix of videos without a tag; auto: BT.709 from 1280 x 720 on, else BT.601"
         ),
     )
     max_pixels: int = neutral(
@@ -56,7 +55,9 @@ class VideoConfig(FramingConfig):
     )
 
     def fitted(self, spec: InputSpec) -> dict[str, Any]:
-        """Options left at a default that the encoder doesn't take, with the nearest it does."""
+        """Return options left at a default that the encoder doesn't accept, with the nearest value
+        it does.
+        """
         options = super().fitted(spec)
         frames = spec.sizes.get("T", SizeRule()).nearest(self.frames)
         if "frames" not in self.model_fields_set and frames != self.frames:
@@ -65,14 +66,14 @@ class VideoConfig(FramingConfig):
 
 
 class VideoClipsConfig(FolderConfig):
-    """Source `video-clips`: the videos below a folder, each cut into clips; the key is path and
-    time, as in "a.mp4#t=4,6.5".
+    """Options of the source `video-clips`: the videos below a folder, each cut into clips. The key
+    is path and time, as in "a.mp4#t=4,6.5".
     """
 
     suffixes: list[str] = Field(
         list(VIDEO_SUFFIXES),
         min_length=1,
-        description="endings of the files to take, in any case, with the dot",
+        description="endings of the files to use, in any case, with the dot",
     )
     seconds: float | None = Field(
         None, gt=0, allow_inf_nan=False, description="length of a clip, in seconds"
@@ -91,15 +92,15 @@ class VideoClipsConfig(FolderConfig):
         gt=0,
         allow_inf_nan=False,
         description=(
-            "from the start of a clip to that of the next, in the unit of its length; none: its"
-            " length"
+            "distance from the start of a clip to the start of the next, in the unit of its"
+            " length; none: its length"
         ),
     )
     tail: Literal["drop", "keep", "overlap"] = Field(
         "drop",
         description=(
-            "what is left at a video's end: nothing, a shorter clip, or a whole one that overlaps"
-            " with that before"
+            "the rest at a video's end: dropped, kept as a shorter clip, or a whole clip that"
+            " overlaps the previous one"
         ),
     )
 
@@ -126,7 +127,7 @@ def _build_video_clips(config: VideoClipsConfig, context: BuildContext) -> Sourc
 
 @hookimpl
 def latentkit_sources() -> SourceSpec:
-    """The source `video-clips`."""
+    """Declare the source `video-clips`."""
     return SourceSpec(
         "video-clips", "videos below a folder, cut into clips", VideoClipsConfig, _build_video_clips
     )
@@ -134,7 +135,7 @@ def latentkit_sources() -> SourceSpec:
 
 @hookimpl
 def latentkit_modalities() -> ModalitySpec:
-    """The modality `video`."""
+    """Declare the modality `video`."""
     return ModalitySpec(
         "video",
         "clips of videos, in sRGB",

@@ -1,4 +1,4 @@
-"""Clips to a video file that any player shows."""
+"""Writes clips to a video file that any player shows."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from latentkit_video.scaling import Pixels
 
 ENCODER: Literal["libx264", "mpeg4"] = "libx264" if "libx264" in av.codecs_available else "mpeg4"
 OPTIONS = {"libx264": {"crf": "16"}, "mpeg4": {"qmin": "1", "qmax": "3"}}
-"""At these one sees the clips, and not the encoder."""
+"""Quality at which the encoding isn't visible."""
 
 BT709 = LIMITED = 1
-"""As ITU-T H.273 (color matrix) and FFmpeg (range) number them."""
+"""As numbered in ITU-T H.273 (color matrix) and FFmpeg (range)."""
 
 GAP_PIXELS = 4
 WHITE = 255
@@ -31,16 +31,17 @@ WHITE = 255
 def write_video(
     rows: Sequence[Sequence[Tensor]], limits: tuple[float, float], fps: float, path: Path
 ) -> None:
-    """Write an .mp4 in which the clips of a row play side by side, and rows lie below each other.
+    """Write an .mp4 in which the clips of a row play side by side, with the rows below each other.
 
     Args:
-        rows: of clips (3, T, H, W) in `limits`; those that end early stay on their last frame.
-        limits: lowest and highest value; what lies outside is clipped.
+        rows: clips (3, T, H, W) with values in `limits`; those that end early stay on their last
+            frame.
+        limits: lowest and highest value; other values are clipped.
         fps: frames per second.
-        path: its parent folders are made.
+        path: its parent folders are created.
 
     Raises:
-        ValueError: no clip at all, or one of another shape.
+        ValueError: there is no clip, or one has another shape.
     """
     clips = [[_to_pixels(tensor, limits) for tensor in row] for row in rows if len(row)]
     if not clips:
@@ -64,7 +65,7 @@ def write_video(
 
 
 def _to_pixels(tensor: Tensor, limits: tuple[float, float]) -> Pixels:
-    """(T, H, W, 3) of 8 bits."""
+    """Return (T, H, W, 3) with 8 bits."""
     if tensor.ndim != 4 or tensor.shape[0] != 3:
         raise ValueError(f"render takes (3, T, H, W) tensors, got shape {tuple(tensor.shape)}")
     values = (tensor.detach().to("cpu", torch.float32) - limits[0]) * (
@@ -77,8 +78,8 @@ def _to_pixels(tensor: Tensor, limits: tuple[float, float]) -> Pixels:
 
 
 def _sheet_size(rows: Sequence[Sequence[Pixels]]) -> Shape:
-    """Height and width of all clips with gaps between and around them, both even, as players want
-    them.
+    """Return height and width of all clips with gaps between and around them, both even, as players
+    need.
     """
     height = sum(max(clip.shape[1] for clip in row) + GAP_PIXELS for row in rows) + GAP_PIXELS
     width = max(sum(clip.shape[2] + GAP_PIXELS for clip in row) for row in rows) + GAP_PIXELS
@@ -86,7 +87,7 @@ def _sheet_size(rows: Sequence[Sequence[Pixels]]) -> Shape:
 
 
 def _draw_sheet(rows: Sequence[Sequence[Pixels]], number: int, height: int, width: int) -> Pixels:
-    """The frame of that number of every clip, or its last one: (H, W, 3)."""
+    """Return one frame of all clips, (H, W, 3). Clips that have ended show their last frame."""
     sheet = np.full((height, width, 3), WHITE, np.uint8)
     top = GAP_PIXELS
     for row in rows:

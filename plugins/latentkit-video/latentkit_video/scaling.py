@@ -1,5 +1,5 @@
-"""Decoded frames to upright RGB pixels of one size: cut, scaled and converted in one pass of
-FFmpeg's swscale.
+"""Converts decoded frames to upright RGB pixels of one size: cropped, scaled and converted in one
+pass of FFmpeg's swscale.
 """
 
 from __future__ import annotations
@@ -20,35 +20,33 @@ from latentkit_video.color import Untagged, matrix_of
 Pixels = npt.NDArray[np.uint8]
 
 SCALING = "flags=lanczos+full_chroma_inp+full_chroma_int+accurate_rnd+bitexact"
-"""Lanczos, which swscale widens by the factor that a picture shrinks by; colors at full resolution,
+"""Lanczos, which swscale widens by the factor that an image shrinks by; colors at full resolution,
 all sums rounded.
 """
 
 RGB_OF_PLANES = (2, 0, 1)
-"""FFmpeg keeps planes in the order green, blue, red."""
+"""FFmpeg orders planes green, blue, red."""
 
 
 @dataclass(frozen=True)
 class Turn:
-    """How a stored picture becomes an upright one: rows and columns are swapped, then either is
-    reversed.
-    """
+    """How a stored image becomes upright: rows and columns are swapped, then either is reversed."""
 
     swap: bool = False
     reverse_columns: bool = False
     reverse_rows: bool = False
 
-    def shape(self, stored: Shape) -> Shape:
-        """The upright shape of a stored one, and the other way round."""
-        return (stored[1], stored[0]) if self.swap else stored
+    def shape(self, to_stored: Shape) -> Shape:
+        """Return the upright shape of a stored one, and the other way round."""
+        return (to_stored[1], to_stored[0]) if self.swap else to_stored
 
     def upright(self, pixels: Pixels) -> Pixels:
-        """A view, (C, H, W), of stored pixels."""
+        """Return stored pixels, (C, H, W), as an upright view."""
         pixels = pixels.swapaxes(1, 2) if self.swap else pixels
         return pixels[:, :: -1 if self.reverse_rows else 1, :: -1 if self.reverse_columns else 1]
 
-    def stored(self, box: Box, upright: Shape) -> Box:
-        """Where a part of the upright picture, of that shape, is stored."""
+    def to_stored(self, box: Box, upright: Shape) -> Box:
+        """Return where a part of the upright image, which has shape `upright`, is stored."""
         top = upright[0] - box.top - box.height if self.reverse_rows else box.top
         left = upright[1] - box.left - box.width if self.reverse_columns else box.left
         return (
@@ -57,8 +55,8 @@ class Turn:
             else Box(top, left, box.height, box.width)
         )
 
-    def unstored(self, box: Box, upright: Shape) -> Box:
-        """Where a stored part lies in the upright picture."""
+    def to_upright(self, box: Box, upright: Shape) -> Box:
+        """Return where a stored part is in the upright image."""
         if self.swap:
             box = Box(box.left, box.top, box.width, box.height)
         top = upright[0] - box.top - box.height if self.reverse_rows else box.top
@@ -67,14 +65,14 @@ class Turn:
 
 
 def turn_of(frame: VideoFrame) -> Turn:
-    """The turn that the display matrix of a frame asks for.
+    """Return the turn in the display matrix of a frame.
 
-    The matrix takes (x, y) to (a x + c y, b x + d y): ISO/IEC 14496-12, 8.3.2 (track header box).
+    The matrix maps (x, y) to (a x + c y, b x + d y): ISO/IEC 14496-12, 8.3.2 (track header box).
 
     Raises:
-        SampleError: an angle that is not a multiple of 90 degrees.
+        SampleError: the angle isn't a multiple of 90 degrees.
     """
-    side_data: Any = frame.side_data  # a mapping, which PyAV's stub doesn't say
+    side_data: Any = frame.side_data  # a mapping, which PyAV's stub lacks
     found = side_data.get(Type.DISPLAYMATRIX)
     if found is None:
         return Turn()
@@ -92,12 +90,12 @@ class Cut:
     """A part of every frame of a video, upright and at one size.
 
     Args:
-        frame: the first one; all others must be like it.
-        untagged: color matrix of frames that are not tagged with one.
-        turn: to upright.
-        box: part to keep, in pixels of the upright picture as it is shown; rounded to whole pixels
-            of the stored one, and to those at which its colors are stored.
-        display_size: (height, width) of the stored picture when its pixels are made square.
+        frame: the first frame; all others must have its format.
+        untagged: color matrix of frames without a tag.
+        turn: turn to upright.
+        box: part to keep, in displayed pixels of the upright image; rounded to whole stored pixels,
+            and to those at which colors are stored.
+        display_size: (height, width) of the stored image with square pixels.
         shape: (height, width) of the result.
     """
 
@@ -111,35 +109,35 @@ class Cut:
         shape: Shape,
     ) -> None:
         self._untagged = untagged
-        self._kind = _kind_of(frame, untagged)
+        self._kind = _source_format(frame, untagged)
         self._turn = turn
         self._stored_size = frame.height, frame.width
         self._shape = turn.shape(shape)
-        box = turn.stored(box, turn.shape(display_size))
+        box = turn.to_stored(box, turn.shape(display_size))
         down, across = frame.height / display_size[0], frame.width / display_size[1]
-        self._box = _whole_pixels(
+        self._box = _round_to_pixels(
             frame, Box(box.top * down, box.left * across, box.height * down, box.width * across)
         )
         self._graph = self._open_graph()
 
     def geometry(self) -> dict[str, Any]:
-        """Height and width of the upright picture, and which part of it is kept, in its pixels:
-        what a ledger holds.
+        """Return height and width of the upright image, and which part of it is kept, in its
+        pixels, for the index.
         """
         height, width = self._turn.shape(self._stored_size)
         return {
             "height": height,
             "width": width,
-            "crop": self._turn.unstored(self._box, (height, width)).rounded(),
+            "crop": self._turn.to_upright(self._box, (height, width)).rounded(),
         }
 
     def scale(self, frame: VideoFrame) -> Pixels:
-        """(3, H, W) in sRGB, 0 to 255.
+        """Return (3, H, W) in sRGB, 0 to 255.
 
         Raises:
-            SampleError: a frame of another size or format than the first.
+            SampleError: the frame's size or format differs from the first.
         """
-        if (kind := _kind_of(frame, self._untagged)) != self._kind:
+        if (kind := _source_format(frame, self._untagged)) != self._kind:
             raise SampleError(f"its frames change from {self._kind} to {kind}")
         self._graph.vpush(frame)
         scaled = self._graph.vpull()
@@ -167,18 +165,21 @@ class Cut:
         return graph
 
 
-def _kind_of(frame: VideoFrame, untagged: Untagged) -> str:
-    """Everything that swscale has to know of a frame, as FFmpeg's source of filters takes it."""
+def _source_format(frame: VideoFrame, untagged: Untagged) -> str:
+    """Return everything that swscale must know about a frame, as arguments of FFmpeg's buffer
+    source.
+    """
     size = f"video_size={frame.width}x{frame.height}:pix_fmt={frame.format.name}"
     return f"{size}:colorspace={matrix_of(frame, untagged)}:range={int(frame.color_range)}"
 
 
-def _whole_pixels(frame: VideoFrame, box: Box) -> Box:
-    """The box with whole pixels, and a corner at which a pixel of color begins."""
+def _round_to_pixels(frame: VideoFrame, box: Box) -> Box:
+    """Return the box with whole pixels, and a corner at which a color sample begins."""
     across = 64 // frame.format.chroma_width(64)
     down = 64 // frame.format.chroma_height(64)
-    height, width = max(1, min(round(box.height), frame.height)), max(
-        1, min(round(box.width), frame.width)
+    height, width = (
+        max(1, min(round(box.height), frame.height)),
+        max(1, min(round(box.width), frame.width)),
     )
     top = min(round(box.top / down), (frame.height - height) // down) * down
     left = min(round(box.left / across), (frame.width - width) // across) * across

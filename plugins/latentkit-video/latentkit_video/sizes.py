@@ -1,4 +1,4 @@
-"""Whether the encoder takes clips of the sizes that a recipe asks for."""
+"""Checks that the encoder accepts clips with the recipe's sizes."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 def check_sizes(config: FramingConfig, frames: int, spec: InputSpec) -> None:
-    """Nothing, where the encoder takes clips of that many frames in every one of the shapes.
+    """Check that the encoder accepts clips with this number of frames in each of the shapes.
 
     Raises:
-        RecipeError: it doesn't; names the sizes next to them.
+        RecipeError: it doesn't; the message names the nearest sizes.
     """
     _check("modality.with.frames", "a number of frames", frames, spec.sizes.get("T"))
     where = "modality.with.size" if config.buckets is None else "modality.with.buckets"
@@ -29,5 +29,5 @@ def _check(where: str, name: str, size: int, rule: SizeRule | None) -> None:
     if rule is not None and not rule.allows(size):
         near = " and ".join(str(other) for other in nearest_allowed(size, rule))
         raise RecipeError(
-            f"{where}: {size} is not {name} that the encoder takes: {rule}; nearest: {near}"
+            f"{where}: {size} is not {name} that the encoder accepts: {rule}; nearest: {near}"
         )

@@ -12,10 +12,11 @@ from latentkit_video.plugin import VideoClipsConfig
 
 
 def open_video_clips(config: VideoClipsConfig, context: BuildContext) -> SpanSource:
-    """The clips of all videos in a folder; one that can't be cut stays a sample, to be said why.
+    """Return the clips of all videos in a folder. A video that can't be cut stays one sample, whose
+    preparation reports the problem.
 
     Raises:
-        SourceError: no such folder, or no video in it.
+        SourceError: the folder doesn't exist or contains no video.
         OSError: a video can't be reached.
     """
     shortened: list[str] = []
@@ -31,19 +32,19 @@ def open_video_clips(config: VideoClipsConfig, context: BuildContext) -> SpanSou
 
 
 def measure(sample: Sample) -> tuple[float, float]:
-    """Seconds from a video's first frame to its end, and its frames per second.
+    """Return the seconds from a video's first frame to its end, and its frames per second.
 
     Raises:
         SampleError: not a video, or a damaged one.
-        OSError: it can't be reached.
+        OSError: the video can't be reached.
     """
     with open_video(sample, max_pixels=sys.maxsize) as video:
         return video.duration(), video.rate
 
 
 def spans_of(duration: float, video_rate: float, config: VideoClipsConfig) -> list[Span]:
-    """Start and end of each clip, in seconds from the first frame; none of a video shorter than
-    one.
+    """Return start and end of each clip, in seconds from the first frame; nothing for a video
+    shorter than one clip.
     """
     rate = config.fps or video_rate
     seconds_per_unit = 1.0 if config.frames is None else 1 / rate

@@ -1,6 +1,4 @@
-"""Which frames of a video make a clip: by time stamps, so that a variable frame rate is no special
-case.
-"""
+"""Chooses the frames of a clip by time stamps, so that a variable frame rate is no special case."""
 
 from __future__ import annotations
 
@@ -10,20 +8,20 @@ from dataclasses import dataclass
 from av.video import VideoFrame
 
 from latentkit.errors import SampleError
-from latentkit_video.decoding import Shown
+from latentkit_video.decoding import ShownFrame
 
 
 @dataclass(frozen=True)
 class Clip:
-    """What a clip takes of a video.
+    """The frames that a clip takes from a video.
 
     Args:
         start: seconds from the video's first frame.
-        stop: where the sample's span ends, in the same seconds; None: at the video's end.
-        frames: how many.
-        video_rate: frames per second of the video, on average.
-        fps: rate at which frames are taken; None: those of the video, whatever their times.
-        stride: every n-th of these.
+        stop: end of the sample's span, in the same seconds; None: the video's end.
+        frames: number of frames.
+        video_rate: average frames per second of the video.
+        fps: rate at which frames are taken; None: the video's frames, whatever their times.
+        stride: use every n-th of these.
     """
 
     start: float
@@ -35,27 +33,28 @@ class Clip:
 
     @property
     def rate(self) -> float:
-        """Frames per second of the clip."""
+        """Return the frames per second of the clip."""
         return (self.fps or self.video_rate) / self.stride
 
     @property
     def slack(self) -> float:
-        """Half the time between two frames: a frame counts as shown at a time that it comes after
-        by less.
+        """Return half the time between two frames. A frame counts as shown at a time if it starts
+        at most this much later.
         """
         return 0.5 / max(self.fps or 0.0, self.video_rate)
 
-    def pick(self, shown: Iterable[Shown]) -> Iterator[VideoFrame]:
-        """The clip's frames out of those of a video, `frames` of them; one that stays on screen
-        comes several times.
+    def pick(self, shown: Iterable[ShownFrame]) -> Iterator[VideoFrame]:
+        """Yield the clip's `frames` frames from those of a video. A frame that stays on screen is
+        repeated.
 
         Raises:
-            SampleError: the video or the span has fewer; how many, and where it ends.
+            SampleError: the video or the span has fewer; the message says how many, and where it
+                ends.
         """
         return self._pick_each(shown) if self.fps is None else self._pick_by_time(shown, self.rate)
 
-    def _pick_each(self, shown: Iterable[Shown]) -> Iterator[VideoFrame]:
-        """Every `stride`-th frame from the start on."""
+    def _pick_each(self, shown: Iterable[ShownFrame]) -> Iterator[VideoFrame]:
+        """Yield every `stride`-th frame from the start on."""
         count = number = 0
         end = 0.0
         for one in shown:
@@ -75,8 +74,8 @@ class Clip:
         text = f"{count} frames from {self.start:.3f} s{where} ({which})"
         raise SampleError(f"{text}, but a clip has {self.frames}")
 
-    def _pick_by_time(self, shown: Iterable[Shown], rate: float) -> Iterator[VideoFrame]:
-        """The frame on screen at the start, and at every 1 / rate seconds after it."""
+    def _pick_by_time(self, shown: Iterable[ShownFrame], rate: float) -> Iterator[VideoFrame]:
+        """Yield the frame on screen at the start, and every 1 / rate seconds after it."""
         times = [self.start + number / rate for number in range(self.frames)]
         if self.stop is not None and times[-1] + self.slack >= self.stop:
             raise SampleError(

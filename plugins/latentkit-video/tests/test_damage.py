@@ -17,6 +17,7 @@ from videos import Picture, encode, make_modality, numbered, numbers_of, prepare
 
 from latentkit.contracts import Sample
 from latentkit.errors import SampleError
+from latentkit.kit import av_errors
 
 
 def noise(count: int) -> list[Picture]:
@@ -58,7 +59,7 @@ def test_sound_without_pictures_is_refused(tmp_path: Path) -> None:
         frame = AudioFrame.from_ndarray(np.zeros((1, 8000), np.int16), "s16", "mono")
         frame.sample_rate = 8000
         container.mux(stream.encode(frame))
-    assert reason(tmp_path / "a.mkv") == "no video stream: the file holds audio"
+    assert reason(tmp_path / "a.mkv") == "no video stream: the file contains audio"
 
 
 def test_a_sound_file_is_refused() -> None:
@@ -199,3 +200,14 @@ def test_good_and_bad_files_leave_no_file_and_no_thread_open(tmp_path: Path) -> 
 
     before = prepare_all()
     assert [prepare_all() for _ in range(5)] == [before] * 5
+
+
+def test_a_seek_to_before_the_start_is_damage_and_other_errors_stay_those_of_the_medium() -> None:
+    with (
+        Path(__file__).open("rb") as file,
+        pytest.raises(SampleError, match=r"^cut off: Invalid data found when processing input$"),
+        av_errors("cut off"),
+    ):
+        file.seek(-1)
+    with pytest.raises(FileNotFoundError), av_errors("cut off"):
+        Path("/nowhere").read_bytes()

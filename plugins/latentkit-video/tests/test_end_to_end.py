@@ -11,7 +11,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from latentkit_video.decoding import Shown, Video
+from latentkit_video.decoding import ShownFrame, Video
 from latentkit_video.plugin import VideoConfig
 from videos import encode, numbered
 
@@ -196,8 +196,8 @@ def test_verify_deep_finds_a_row_that_a_wrong_seek_made_and_repair_puts_in_the_r
     (tmp_path / "recipe.yaml").write_text(RECIPE.format(frames=9, model=wan))
     right = Video.frames_from
 
-    def seek_too_far(self: Video, start: float) -> Iterator[Shown]:
-        return (Shown(one.start - 0.1, one.end - 0.1, one.frame) for one in right(self, start))
+    def seek_too_far(self: Video, start: float) -> Iterator[ShownFrame]:
+        return (ShownFrame(one.start - 0.1, one.end - 0.1, one.frame) for one in right(self, start))
 
     with monkeypatch.context() as patch:
         patch.setattr(Video, "frames_from", seek_too_far)

@@ -290,7 +290,7 @@ def test_a_video_without_tags_has_the_matrix_of_its_size(
     prepared = prepare_one(tagged(tmp_path / "a.mkv", levels, "yuv420p", 2, 0, (height, width)))
     expected = torch.tensor(rgb(levels, matrix, False))[:, None, None]
     assert float((frame_of(prepared) - expected).abs().max()) < 1.0
-    assert prepared.remarks == [f"color matrix not tagged, taken for {name}"]
+    assert prepared.remarks == [f"color matrix not tagged, assumed to be {name}"]
 
 
 @pytest.mark.parametrize(("color", "matrix"), [("bt601", 6), ("bt709", 1), ("bt2020", 9)])
@@ -333,15 +333,15 @@ def test_colors_that_are_left_as_they_are_are_said(tmp_path: Path) -> None:
 
     video = encode(tmp_path / "a.mkv", [draw(32, 32)] * 4, prepare=tag)
     assert prepare_one(video).remarks == [
-        "BT.2020 primaries, taken for those of sRGB",
-        "linear transfer curve, taken for that of sRGB",
+        "BT.2020 primaries, treated as those of sRGB",
+        "linear transfer curve, treated as that of sRGB",
     ]
 
 
 def test_interlaced_video_is_said_to_be(tmp_path: Path) -> None:
     options = {"qp": "0", "g": "10", "flags": "+ildct+ilme"}
     video = encode(tmp_path / "a.mkv", [draw(32, 32)] * 4, options=options)
-    assert "interlaced, and left so" in prepare_one(video).remarks
+    assert "interlaced, and not deinterlaced" in prepare_one(video).remarks
 
 
 @pytest.mark.parametrize("limits", [(-1.0, 1.0), (0.0, 1.0), (-3.0, 5.0)])

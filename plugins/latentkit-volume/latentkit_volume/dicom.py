@@ -1,4 +1,4 @@
-"""The files of a DICOM series to a volume: slices in the order of their places, values rescaled."""
+"""Reads the files of a DICOM series as a volume: slices sorted by position, values rescaled."""
 
 from __future__ import annotations
 
@@ -34,27 +34,27 @@ FILE_META = PREAMBLE_BYTES + len(DICOM_START)
 DEFLATED = b"1.2.840.10008.1.2.1.99"
 
 LARGEST_VOXEL_BYTES = 8
-"""Of a float64."""
+"""Bytes of a float64."""
 
 PLACE_TOLERANCE = 0.05
-"""Of the distance between slices, by which one may lie elsewhere: scanners round positions. A
-slice that is missing is off by 1.
+"""Allowed deviation of a slice's position, relative to the slice distance, because scanners round
+positions. A missing slice deviates by 1.
 """
 PLACE_TOLERANCE_MM = 0.01
 DIRECTION_TOLERANCE = 1e-3
-"""Of the cosines of axes, by which slices of one volume may differ."""
+"""Allowed difference of direction cosines between slices of one volume."""
 
 BROKEN = (
     *(ArithmeticError, AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError),
     *(ValueError, EOFError, struct.error, zlib.error),
 )
-"""What pydicom raises on damaged bytes beside its own errors."""
+"""What pydicom raises on damaged bytes in addition to its own errors."""
 
 INVERTED = "MONOCHROME1: inverted, so that high values are bright"
 
 
 def is_dicom(media: bytes) -> bool:
-    """Whether these are the bytes of a DICOM file (PS3.10, section 7.1)."""
+    """Return whether these are the bytes of a DICOM file (PS3.10, section 7.1)."""
     return media[PREAMBLE_BYTES : PREAMBLE_BYTES + len(DICOM_START)] == DICOM_START
 
 
@@ -63,12 +63,12 @@ class Slice:
     """One plane of a volume.
 
     Args:
-        place: of the middle of its first pixel: millimetres left, back, up.
-        across, down: where columns and rows grow to, unit vectors in the same space.
-        sides: of a pixel across and down, in millimetres.
-        thickness: to the next slice, where the file says it; else 0.
+        place: position of the center of its first pixel: millimeters left, back, up.
+        across, down: directions of columns and rows, unit vectors in the same space.
+        sides: size of a pixel across and down, in millimeters.
+        thickness: distance to the next slice, if the file contains it; else 0.
         values: (rows, columns) float64, rescaled.
-        is_inverted: bright is low.
+        is_inverted: whether bright pixels have low values.
     """
 
     place: Floats
@@ -81,16 +81,15 @@ class Slice:
 
 
 def read_series(media: bytes, frame: Frame, assume: str | None, max_voxels: int) -> Volume:
-    """The volume in a zip of DICOM files, as the source `dicom` gives them, or in one file of many
-    frames.
+    """Return the volume in a zip of DICOM files, as the source `dicom` gives them, or in one file
+    with many frames.
 
     Args:
-        media: of one series.
+        media: files of one series.
         frame, assume, max_voxels: see `read_volume`.
 
     Raises:
-        SampleError: slices that don't make one volume, that can't be decoded, or pydicom is
-        missing.
+        SampleError: slices don't form one volume or can't be decoded, or pydicom is missing.
     """
     slices: list[Slice] = []
     for file in _files(media, max_voxels):
@@ -121,6 +120,7 @@ def read_series(media: bytes, frame: Frame, assume: str | None, max_voxels: int)
 
 
 def _check_alike(first: Slice, other: Slice) -> None:
+    """Check that two slices have the same size, direction and spacing."""
     if first.values.shape != other.values.shape:
         found = " and ".join(
             f"{one.values.shape[1]} x {one.values.shape[0]}" for one in (first, other)
@@ -128,9 +128,7 @@ def _check_alike(first: Slice, other: Slice) -> None:
         raise SampleError(f"its slices differ in size: {found} pixels")
     turned = max(np.abs(first.across - other.across).max(), np.abs(first.down - other.down).max())
     if turned > DIRECTION_TOLERANCE:
-        raise SampleError(
-            f"its slices lie in different directions, as those of a localizer do; {CONVERTER}"
-        )
+        raise SampleError(f"its slices have different directions, as in a localizer; {CONVERTER}")
     if not np.allclose(first.sides, other.sides, rtol=1e-4):
         raise SampleError(
             f"its slices differ in spacing: pixels of {first.sides} mm and of {other.sides} mm"
@@ -138,14 +136,14 @@ def _check_alike(first: Slice, other: Slice) -> None:
 
 
 def _step(slices: Sequence[Slice], normal: Floats) -> Floats:
-    """From one slice to the next, in millimetres left, back and up.
+    """Return the step from one slice to the next, in millimeters left, back and up.
 
     Raises:
-        SampleError: slices are missing, there twice, or unevenly spaced.
+        SampleError: slices are missing, duplicated or unevenly spaced.
     """
     if len(slices) == 1:
         if not slices[0].thickness:
-            raise SampleError("a series of one slice that doesn't say how thick it is")
+            raise SampleError("a series of one slice without its thickness")
         return normal * slices[0].thickness
     places = np.stack([one.place for one in slices])
     gaps = np.diff(places @ normal)
@@ -154,8 +152,7 @@ def _step(slices: Sequence[Slice], normal: Floats) -> Floats:
     if gaps.min() <= tolerance:
         at = float((places @ normal)[int(gaps.argmin())])
         raise SampleError(
-            f"two slices at one place ({at:.6g} mm), "
-            f"as those of a series over time are; {CONVERTER}"
+            f"two slices at the same position ({at:.6g} mm), as in a series over time; {CONVERTER}"
         )
     if np.abs(gaps - usual).max() > tolerance:
         place = int(np.abs(gaps - usual).argmax())
@@ -167,7 +164,7 @@ def _step(slices: Sequence[Slice], normal: Floats) -> Floats:
     step = (places[-1] - places[0]) / (len(slices) - 1)
     straight = places[0] + np.arange(len(slices))[:, None] * step
     if np.abs(places - straight).max() > tolerance:
-        raise SampleError("its slices don't lie on one straight line")
+        raise SampleError("its slices aren't on one straight line")
     return np.asarray(step, np.float64)
 
 
@@ -175,6 +172,7 @@ def _step(slices: Sequence[Slice], normal: Floats) -> Floats:
 
 
 def _files(media: bytes, max_voxels: int) -> Iterator[bytes]:
+    """Yield the DICOM files in a zip, or the single file."""
     if is_dicom(media):
         yield media
         return
@@ -195,11 +193,11 @@ def _files(media: bytes, max_voxels: int) -> Iterator[bytes]:
 
 def _unpack(packed: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
     with packed.open(member) as file:
-        return file.read(member.file_size)  # a limit, where the file is longer than stated
+        return file.read(member.file_size)  # a limit, if the file is longer than stated
 
 
 def _check_unpacked(media: bytes, num_bytes: int, max_voxels: int) -> None:
-    """Refuse what unpacks to more than as many voxels can be."""
+    """Refuse files that unpack to more bytes than `max_voxels` voxels can have."""
     most = len(media) + LARGEST_VOXEL_BYTES * max_voxels
     if num_bytes > most:
         raise SampleError(
@@ -208,8 +206,8 @@ def _check_unpacked(media: bytes, num_bytes: int, max_voxels: int) -> None:
 
 
 def _check_deflated(file: bytes, max_voxels: int) -> None:
-    """Refuse a DICOM file that is packed as a whole (PS3.5, A.5) and unpacks to too much: pydicom
-    unpacks all of it before its header is known.
+    """Refuse a DICOM file that is compressed as a whole (PS3.5, A.5) and unpacks to too much,
+    because pydicom unpacks all of it before its header is known.
     """
     start = FILE_META + 12 + int.from_bytes(file[FILE_META + 8 : FILE_META + 12], "little")
     if DEFLATED in file[FILE_META:start]:
@@ -219,11 +217,12 @@ def _check_deflated(file: bytes, max_voxels: int) -> None:
 
 
 def _read_slices(file: bytes, max_voxels: int) -> Iterator[Slice]:
+    """Yield the slices in a file."""
     try:
         import pydicom
         from pydicom.errors import BytesLengthException, InvalidDicomError
     except ImportError:
-        raise SampleError(f"a DICOM file, which takes pydicom to read: {INSTALL}") from None
+        raise SampleError(f"a DICOM file; reading it needs pydicom: {INSTALL}") from None
     try:
         _check_deflated(file, max_voxels)
         header = pydicom.dcmread(io.BytesIO(file))
@@ -232,7 +231,7 @@ def _read_slices(file: bytes, max_voxels: int) -> Iterator[Slice]:
         check_size((int(header.Columns), int(header.Rows), num_frames), max_voxels)
         pixels = _decode(header, num_frames)
         for number in range(num_frames):
-            yield _make_slice(header, number, num_frames, pixels[number])
+            yield make_slice(header, number, num_frames, pixels[number])
     except (InvalidDicomError, BytesLengthException, OSError, *BROKEN) as error:
         what = (
             f"{error}"
@@ -245,6 +244,7 @@ def _read_slices(file: bytes, max_voxels: int) -> Iterator[Slice]:
 
 
 def _check_kind(header: Any) -> None:
+    """Check that a file has pixels with one number each."""
     if "Rows" not in header or ("PixelData" not in header and "FloatPixelData" not in header):
         raise SampleError("a DICOM file without pixels")
     kind = str(header.get("PhotometricInterpretation", ""))
@@ -253,23 +253,23 @@ def _check_kind(header: Any) -> None:
 
 
 def _decode(header: Any, num_frames: int) -> Any:
-    """(frames, rows, columns) of a file."""
+    """Return the pixels of a file, (frames, rows, columns)."""
     syntax = header.file_meta.TransferSyntaxUID
     try:
         pixels = header.pixel_array
     except (RuntimeError, NotImplementedError, ImportError) as error:
         raise SampleError(
-            f"pixels packed as {syntax.name}, for which a decoder is missing, "
-            f"or which are damaged: {DECODERS}"
+            f"pixels compressed as {syntax.name}: a decoder is missing, or they are damaged:"
+            f" {DECODERS}"
         ) from error
     return pixels.reshape(num_frames, int(header.Rows), int(header.Columns))
 
 
-def _make_slice(header: Any, number: int, num_frames: int, pixels: Any) -> Slice:
+def make_slice(header: Any, number: int, num_frames: int, pixels: Any) -> Slice:
     groups = _groups(header, number)
     if num_frames > 1 and not groups:
         raise SampleError(
-            f"a file of {num_frames} frames that doesn't say where each lies; {CONVERTER}"
+            f"a file of {num_frames} frames without the position of each; {CONVERTER}"
         )
     orientation = np.array(
         _find(groups, header, "PlaneOrientationSequence", "ImageOrientationPatient"), np.float64
@@ -295,7 +295,7 @@ def _make_slice(header: Any, number: int, num_frames: int, pixels: Any) -> Slice
 
 
 def _rescaled(groups: Sequence[Any], header: Any, pixels: Any) -> Floats:
-    """Pixels as what was measured, such as Hounsfield units (PS3.3, C.11.1)."""
+    """Return pixels as measured values, such as Hounsfield units (PS3.3, C.11.1)."""
     if "ModalityLUTSequence" in header:
         from pydicom.pixels.processing import apply_modality_lut
 
@@ -308,8 +308,8 @@ def _rescaled(groups: Sequence[Any], header: Any, pixels: Any) -> Floats:
 
 
 def _groups(header: Any, number: int) -> list[Any]:
-    """The functional groups of a frame, its own first, then those of all; none in a file of one
-    slice.
+    """Return the functional groups of a frame, its own first, then the shared ones; none for a file
+    of one slice.
     """
     own = header.get("PerFrameFunctionalGroupsSequence")
     shared = header.get("SharedFunctionalGroupsSequence")
@@ -317,7 +317,7 @@ def _groups(header: Any, number: int) -> list[Any]:
 
 
 def _find(groups: Iterable[Any], header: Any, sequence: str, name: str, default: Any = None) -> Any:
-    """An attribute of a frame, where files of many frames have it, or of the file."""
+    """Return an attribute of a frame (in files with many frames) or of the file."""
     for group in groups:
         for item in group.get(sequence) or []:
             if name in item:

@@ -1,5 +1,5 @@
-"""Encoder `volume-kl`: volumes to latents and back, from random weights to train or from a folder
-that training wrote.
+"""Encoder `volume-kl`: encodes volumes to latents and back, with random weights to train or from a
+folder that training wrote.
 """
 
 from __future__ import annotations
@@ -24,22 +24,24 @@ CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"
 
 
 class ModelConfig(Architecture):
-    """What config.json holds."""
+    """Content of config.json."""
 
     kind: Literal["volume-kl"] = "volume-kl"
     latents_mean: tuple[float, ...] | None = Field(
-        None, description="of each raw latent channel; none before it was measured"
+        None, description="mean of each raw latent channel; none before it is measured"
     )
     latents_std: tuple[float, ...] | None = Field(
-        None, description="of a draw of each; none before it was measured"
+        None,
+        description="standard deviation of a posterior draw of each; none before it is measured",
     )
 
 
 def open_volume_kl(config: VolumeKLConfig, context: BuildContext) -> VolumeKLEncoder:
-    """The encoder with the weights that `config` names, or random ones, on the context's device.
+    """Return the encoder with the weights that `config` names, or random ones, on the context's
+    device.
 
     Raises:
-        EncoderError: the folder holds no such model, or weights that don't fit its config.json.
+        EncoderError: the folder contains no such model, or its weights don't fit its config.json.
     """
     dtype = getattr(torch, config.dtype)
     if config.model is not None:
@@ -53,12 +55,12 @@ def open_volume_kl(config: VolumeKLConfig, context: BuildContext) -> VolumeKLEnc
 
 
 class VolumeKLEncoder:
-    """Volumes to latents at a quarter or an eighth of their size, and back; satisfies `Encoder`,
-    `Decodes` and `Trainable`.
+    """Encodes volumes to latents at a quarter or an eighth of their size, and decodes them;
+    satisfies `Encoder`, `Decodes` and `Trainable`.
 
     Args:
-        config: of the network, and the statistics of its latents.
-        network: moved to the device, into the dtype it computes in.
+        config: config of the network, and the statistics of its latents.
+        network: moved to the device and to the dtype it computes in.
     """
 
     modality = "volume"
@@ -83,8 +85,8 @@ class VolumeKLEncoder:
 
     @property
     def normalization(self) -> Normalization:
-        """Per channel, (z - latents_mean) / latents_std, once the model was measured; before that,
-        none.
+        """Return (z - latents_mean) / latents_std per channel if the model has measured values,
+        else no normalization.
         """
         if self._config.latents_mean is None or self._config.latents_std is None:
             return Normalization()
@@ -94,7 +96,7 @@ class VolumeKLEncoder:
         )
 
     def encode(self, batch: Tensor) -> dict[str, Tensor]:
-        """Posterior moments of a batch of volumes.
+        """Return the posterior moments of a batch of volumes.
 
         Args:
             batch: (N, C, D, H, W) float32 in [-1, 1]; D, H and W divisible by `layout.downscale`.
@@ -118,17 +120,17 @@ class VolumeKLEncoder:
                 f" {factor}, got {found}"
             )
         with torch.inference_mode():
-            moments = self._network.encode(self._moved(batch))
+            moments = self._network.encode(self._move_to_network(batch))
         return {"mean": moments.mean, "logvar": moments.logvar}
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Volumes of raw latents.
+        """Decode raw latents to volumes.
 
         Args:
             latents: (N, latent channels, d, h, w), unscaled.
 
         Returns:
-            (N, C, f d, f h, f w) in the encoder's dtype, about in [-1, 1], not clamped.
+            (N, C, f d, f h, f w) in the encoder's dtype, approximately in [-1, 1], not clamped.
 
         Raises:
             ValueError: another shape; names it.
@@ -139,11 +141,11 @@ class VolumeKLEncoder:
                 f"volume-kl: expected latents (N, {self.layout.channels}, d, h, w), got {found}"
             )
         with torch.inference_mode():
-            return self._network.decode(self._moved(latents))
+            return self._network.decode(self._move_to_network(latents))
 
     def fingerprint(self) -> dict[str, str]:
-        """Hashes of the two halves' tensors as they are computed with: "weights" decides latents,
-        "decoder" doesn't.
+        """Return hashes of both halves' tensors in the dtype they compute in: "weights" decides the
+        latents, "decoder" doesn't.
         """
         network = self._network
         return {
@@ -154,20 +156,20 @@ class VolumeKLEncoder:
     # ------------------------------------------------------------ training
 
     def last_layer(self) -> nn.Parameter:
-        """The weight of the decoder's last convolution."""
+        """Return the weight of the decoder's last convolution."""
         weight = self._network.decoder.voxels.weight
         assert isinstance(weight, nn.Parameter)
         return weight
 
     def set_statistics(self, mean: Tensor, std: Tensor) -> None:
-        """Put measured mean and standard deviation of raw latents per channel, (latent channels,)
-        each, into what `save` writes.
+        """Store the measured mean and standard deviation of raw latents per channel, (latent
+        channels,) each, for what `save` writes.
         """
         measured = {"latents_mean": tuple(mean.tolist()), "latents_std": tuple(std.tolist())}
         self._config = self._config.model_copy(update=measured)
 
     def save(self, folder: Path) -> None:
-        """Write config.json and the weights, float32."""
+        """Write config.json and the weights as float32."""
         tensors = {
             name: tensor.to("cpu", torch.float32).contiguous()
             for name, tensor in self._network.state_dict().items()
@@ -179,16 +181,16 @@ class VolumeKLEncoder:
 
     # ------------------------------------------------------------ inside
 
-    def _moved(self, batch: Tensor) -> Tensor:
+    def _move_to_network(self, batch: Tensor) -> Tensor:
         device = next(self.module.parameters()).device  # training may have moved the network
         return batch.to(device=device, dtype=self._dtype)
 
 
 def read_config(folder: Path) -> ModelConfig:
-    """What a model folder's config.json says.
+    """Read a model folder's config.json.
 
     Raises:
-        EncoderError: no such file, or another model's.
+        EncoderError: the file is missing or is another model's.
     """
     path = folder / CONFIG_NAME
     try:
@@ -215,10 +217,11 @@ def read_config(folder: Path) -> ModelConfig:
 
 
 def read_network(folder: Path, config: ModelConfig) -> VolumeKL:
-    """The network with a folder's weights, float32 on the CPU.
+    """Return the network with a folder's weights, float32 on the CPU.
 
     Raises:
-        EncoderError: they can't be read, or don't fit the config; names the tensors.
+        EncoderError: the weights can't be read or don't fit the config; the message names the
+            tensors.
     """
     path = folder / WEIGHTS_NAME
     with torch.device("meta"):

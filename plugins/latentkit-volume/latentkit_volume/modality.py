@@ -1,5 +1,5 @@
-"""Modality `volume`: NIfTI and NRRD files and DICOM series to patches of one size, and patches to a
-picture of their middle slices.
+"""Modality `volume`: prepares NIfTI and NRRD files and DICOM series as patches of one size, and
+renders patches as an image of their middle slices.
 """
 
 from __future__ import annotations
@@ -29,19 +29,20 @@ AXES = "CDHW"
 
 
 class VolumeModality:
-    """Patches as (C, D, H, W) float32 in the encoder's range.
+    """Prepares patches as (C, D, H, W) float32 in the encoder's range.
 
-    D goes up (towards the head), H to the front, W to the right.
+    D points up (towards the head), H to the front, W to the right.
 
     Args:
         config: size, spacing, window and views.
         context: seed of the random patches, and what the encoder takes.
 
     Raises:
-        RecipeError: axes, channels or sizes that the encoder does not take.
+        RecipeError: the encoder doesn't accept the axes, channels or sizes.
     """
 
     metrics: Sequence[str] = ("psnr",)
+    ignores_sizes = True
 
     def __init__(self, config: VolumeConfig, context: BuildContext) -> None:
         self._config = config
@@ -61,11 +62,11 @@ class VolumeModality:
         refuse_beyond_memory("modality.with.size", (self._input.channels, *self._shape))
 
     def prepare(self, sample: Sample) -> Iterator[Prepared]:
-        """Every view of a volume, in the recipe's order: (C, D, H, W) float32 in the encoder's
-        range, from one reading of the file.
+        """Yield every view of a volume, in the recipe's order: (C, D, H, W) float32 in the
+        encoder's range, all from one reading of the file.
 
         Raises:
-            SampleError: no such file, damaged, or a volume that can't be used.
+            SampleError: the file isn't a volume, is damaged, or can't be used.
             OSError: the media can't be reached.
         """
         config = self._config
@@ -101,16 +102,16 @@ class VolumeModality:
             )
 
     def render(self, tensors: Sequence[Sequence[Tensor]], path: Path) -> None:
-        """Write a PNG with a row per inner sequence: of each tensor the middle slices, as
-        `draw_sheet` has them.
+        """Write a PNG with one row per inner sequence: the middle slices of each tensor, as in
+        `draw_sheet`.
 
         Args:
-            tensors: (C, D, H, W) each, any float dtype and device, in the encoder's range; what
-                lies outside is clipped.
-            path: file to write; parent folders are made.
+            tensors: (C, D, H, W) each, any float dtype and device, in the encoder's range; other
+                values are clipped.
+            path: file to write; parent folders are created.
 
         Raises:
-            ValueError: no tensor at all, or one of another shape.
+            ValueError: there is no tensor, or one has another shape.
         """
         spacing = self._config.spacing
         sides = spacing if isinstance(spacing, tuple) else (1.0, 1.0, 1.0)
@@ -118,7 +119,7 @@ class VolumeModality:
         draw_sheet(tensors, self._input.range, sides).save(path, format="PNG")
 
     def _window(self, channel: Voxels) -> tuple[float, float]:
-        """The values that become the lowest and the highest of the range."""
+        """Return the values that become the lowest and the highest of the range."""
         if self._config.window is not None:
             return self._config.window
         low, high = (float(value) for value in np.percentile(channel, self._config.percentiles))
@@ -130,8 +131,8 @@ class VolumeModality:
         return low, high
 
     def _fractions(self, key: str, view: str) -> Sequence[float]:
-        """Where a view's patch lies along D, H and W, from the first possible place (0) to the last
-        (1).
+        """Return a patch's position along D, H and W, from the first possible position (0) to the
+        last (1).
         """
         fractions = grid_fractions(view)
         if fractions is not None:
@@ -143,7 +144,7 @@ class VolumeModality:
         )
 
     def _scaled(self, values: Voxels, window: tuple[float, float]) -> Voxels:
-        """Values in the window on the encoder's range, in place."""
+        """Map values in the window to the encoder's range, in place."""
         low, high = self._input.range
         values -= np.float32(window[0])
         values /= np.float32(window[1] - window[0])
@@ -153,21 +154,24 @@ class VolumeModality:
 
 
 def _patch_shape(size: int | Shape, spec: InputSpec) -> Shape:
-    """Depth, height and width, checked against the encoder's rules."""
+    """Return depth, height and width, checked against the encoder's rules."""
     shape = (size, size, size) if isinstance(size, int) else size
     for axis, name, count in zip("DHW", ("depth", "height", "width"), shape, strict=True):
         rule = spec.sizes.get(axis)
         if rule is not None and not rule.allows(count):
             near = " and ".join(map(str, nearest_allowed(count, rule)))
             raise RecipeError(
-                f"modality.with.size: a {name} of {count} voxels isn't one the encoder takes:"
+                f"modality.with.size: a {name} of {count} voxels isn't one that the encoder"
+                " accepts:"
                 f" {rule}; nearest: {near}"
             )
     return shape
 
 
 def _describe(volume: Volume) -> dict[str, object]:
-    """Of the file: where its axes point, and voxels and millimetres along D, H and W."""
+    """Return the geometry of the file: where its axes point, and voxels and millimeters along D, H
+    and W.
+    """
     sides = np.linalg.norm(volume.affine[:3, :3], axis=0)
     return {
         "axes": volume.axes,

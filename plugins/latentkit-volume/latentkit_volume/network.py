@@ -1,12 +1,12 @@
 """The network of `volume-kl`: a small 3-D KL autoencoder.
 
-Both halves are a linear map between cubes of voxels and the latent channels, plus a residual
-network whose output starts at zero. The linear maps start as the slowest waves of the discrete
-cosine transform, so that training starts near what linear algebra can do. Activations are
-normalized over the channels of one place only, so latents of a patch are those of the whole volume,
-but near the patch's borders.
+Each half is a linear map between cubes of voxels and the latent channels, plus a residual network
+whose output starts at zero. The linear maps start as the lowest frequencies of the discrete cosine
+transform, so training starts near what a linear map can do. Activations are normalized over the
+channels at one position only, so latents of a patch equal those of the whole volume except near the
+patch's borders.
 
-Shapes: (N, C, D, H, W), the memory channels last, in which 3-D convolutions on CPUs are quick.
+Shapes: (N, C, D, H, W) with channels last in memory, in which 3-D convolutions on CPUs are fast.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from torch.nn.functional import silu
 from latentkit.contracts import LOGVAR_RANGE, Config, Moments, Reconstruction
 
 BRANCH_GAIN = 0.2
-"""Factor of what the residual networks add to the linear maps: behind a layer that starts at zero,
-the first steps are a jump, and this makes it a small one.
+"""Factor of what the residual networks add to the linear maps. Behind a layer that starts at zero
+the first steps are a jump, which the factor reduces.
 """
 START_LOGVAR, LOGVAR_GAIN = -12.0, 0.05
-"""Of an untrained network, and factor of what is added to it: a logvar that jumps drowns latents in
-noise.
+"""Log variance of an untrained network, and the factor of what the network adds to it. If it jumps,
+noise hides the latents.
 """
 SPREAD, DECAY = 0.5, 2.0
-"""About the standard deviation of a voxel in [-1, 1], and how fast that of waves falls with their
-squared number.
+"""Approximate standard deviation of a voxel in [-1, 1], and how fast that of waves falls with their
+squared frequency.
 """
 
 
 class Architecture(Config):
-    """What decides the network's shape; see `VolumeKLConfig`."""
+    """Everything that decides the network's shape; see `VolumeKLConfig`."""
 
     channels: PositiveInt
     latent_channels: PositiveInt
@@ -47,13 +47,13 @@ class Architecture(Config):
 
 
 class Residual(nn.Module):
-    """x + two 3 x 3 x 3 convolutions of x, normalized over channels; starts as the identity."""
+    """x + two 3 x 3 x 3 convolutions of x, normalized over channels. Starts as the identity."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(channels)
         self.first = nn.Conv3d(channels, channels, 3, padding=1)
-        self.second = zeroed(nn.Conv3d(channels, channels, 3, padding=1))
+        self.second = zero_weights(nn.Conv3d(channels, channels, 3, padding=1))
 
     def forward(self, x: Tensor) -> Tensor:
         normed = self.norm(x.movedim(1, -1)).movedim(-1, 1)
@@ -61,7 +61,9 @@ class Residual(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Volumes (N, C, D, H, W) to mean and logvar, (N, 2 latent channels, D / f, H / f, W / f)."""
+    """Maps volumes (N, C, D, H, W) to mean and logvar, (N, 2 latent channels, D / f, H / f, W /
+    f).
+    """
 
     def __init__(self, shape: Architecture) -> None:
         super().__init__()
@@ -71,8 +73,8 @@ class Encoder(nn.Module):
         self.fine = nn.Sequential(*(Residual(fine) for _ in range(shape.blocks[0])))
         self.down = nn.Conv3d(fine * 2**3, coarse, 1)
         self.coarse = nn.Sequential(*(Residual(coarse) for _ in range(shape.blocks[1])))
-        self.moments = zeroed(nn.Conv3d(coarse, 2 * shape.latent_channels, 3, padding=1))
-        waves, spreads = start_waves(shape)
+        self.moments = zero_weights(nn.Conv3d(coarse, 2 * shape.latent_channels, 3, padding=1))
+        waves, spreads = initial_basis(shape)
         with torch.no_grad():
             self.linear.weight.copy_((waves / spreads[:, None])[:, :, None, None, None])
         zero_bias(self.linear)
@@ -86,8 +88,8 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Raw latents (N, latent channels, d, h, w) to volumes (N, C, f d, f h, f w), about in [-1, 1]
-    and not clamped.
+    """Maps raw latents (N, latent channels, d, h, w) to volumes (N, C, f d, f h, f w),
+    approximately in [-1, 1] and not clamped.
     """
 
     def __init__(self, shape: Architecture) -> None:
@@ -100,10 +102,10 @@ class Decoder(nn.Module):
         self.coarse = nn.Sequential(*(Residual(coarse) for _ in range(shape.blocks[1])))
         self.up = nn.Conv3d(coarse, fine * 2**3, 1)
         self.fine = nn.Sequential(*(Residual(fine) for _ in range(shape.blocks[0])))
-        self.voxels = zeroed(
+        self.voxels = zero_weights(
             nn.Conv3d(fine, shape.channels * (shape.downscale // 2) ** 3, 3, padding=1)
         )
-        waves, spreads = start_waves(shape)
+        waves, spreads = initial_basis(shape)
         with torch.no_grad():
             self.linear.weight.zero_()
             self.linear.weight[:, :, 1, 1, 1] = (waves * spreads[:, None]).T
@@ -118,7 +120,7 @@ class Decoder(nn.Module):
 
 
 class VolumeKL(nn.Module):
-    """KL autoencoder of volumes."""
+    """A KL autoencoder for volumes."""
 
     def __init__(self, shape: Architecture) -> None:
         super().__init__()
@@ -126,19 +128,21 @@ class VolumeKL(nn.Module):
         self.decoder = Decoder(shape)
 
     def encode(self, volumes: Tensor) -> Moments:
-        """Posterior of (N, C, D, H, W) in [-1, 1], sizes divisible by f: each (N, latent channels,
-        D / f, ...), logvar in [-30, 20].
+        """Return the posterior of (N, C, D, H, W) in [-1, 1], sizes divisible by f: mean and logvar
+        (in [-30, 20]), each (N, latent channels, D / f, ...).
         """
         mean, logvar = self.encoder(volumes).chunk(2, dim=1)
         return Moments(mean, logvar.clamp(*LOGVAR_RANGE))
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Volumes (N, C, f d, f h, f w) of raw latents; about in [-1, 1], not clamped."""
+        """Return volumes (N, C, f d, f h, f w) of raw latents, approximately in [-1, 1], not
+        clamped.
+        """
         return cast(Tensor, self.decoder(latents))
 
     def forward(self, volumes: Tensor) -> Reconstruction:
-        """Volumes through a draw of their posterior, from torch's global random numbers; moments
-        and draw in float32.
+        """Reconstruct volumes from one posterior draw, made with torch's global random numbers.
+        Moments and draw are float32.
         """
         moments = self.encode(volumes)
         moments = Moments(moments.mean.float(), moments.logvar.float())
@@ -147,8 +151,8 @@ class VolumeKL(nn.Module):
 
 
 def space_to_depth(volumes: Tensor, factor: int) -> Tensor:
-    """(N, C, D, H, W) to (N, C factor^3, D / factor, ...): each cube of voxels becomes channels,
-    ordered by channel, d, h, w.
+    """Reshape (N, C, D, H, W) to (N, C factor^3, D / factor, ...): each cube of voxels becomes
+    channels, ordered by channel, d, h, w.
     """
     n, c, d, h, w = volumes.shape
     cubes = volumes.reshape(n, c, d // factor, factor, h // factor, factor, w // factor, factor)
@@ -159,7 +163,7 @@ def space_to_depth(volumes: Tensor, factor: int) -> Tensor:
 
 
 def depth_to_space(values: Tensor, factor: int) -> Tensor:
-    """The inverse of `space_to_depth`."""
+    """Undo `space_to_depth`."""
     n, c, d, h, w = values.shape
     cubes = values.movedim(1, -1).reshape(n, d, h, w, c // factor**3, factor, factor, factor)
     return cubes.permute(0, 4, 1, 5, 2, 6, 3, 7).reshape(
@@ -167,25 +171,25 @@ def depth_to_space(values: Tensor, factor: int) -> Tensor:
     )
 
 
-def zeroed(layer: nn.Conv3d) -> nn.Conv3d:
-    """The layer, giving zero."""
+def zero_weights(layer: nn.Conv3d) -> nn.Conv3d:
+    """Set the layer's weight and bias to zero, and return it."""
     nn.init.zeros_(layer.weight)
     zero_bias(layer)
     return layer
 
 
 def zero_bias(layer: nn.Conv3d) -> None:
-    """Make a layer's bias zero."""
+    """Set a layer's bias to zero."""
     assert layer.bias is not None
     nn.init.zeros_(layer.bias)
 
 
-def start_waves(shape: Architecture) -> tuple[Tensor, Tensor]:
-    """The slowest orthonormal waves on a cube of voxels, a row each, and about the standard
-    deviation of volumes' coefficients in them.
+def initial_basis(shape: Architecture) -> tuple[Tensor, Tensor]:
+    """Return the lowest orthonormal waves on a cube of voxels, one per row, and the approximate
+    standard deviation of volumes' coefficients in them.
 
-    Waves are ordered by their squared number, those of all channels after each other; values as in
-    `space_to_depth`.
+    Waves are sorted by their squared frequency, those of all channels one after the other; values
+    are ordered as in `space_to_depth`.
     """
     side = shape.downscale
     place = (torch.arange(side) + 0.5) * math.pi / side

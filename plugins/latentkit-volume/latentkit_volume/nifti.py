@@ -1,4 +1,4 @@
-"""NIfTI bytes to a volume."""
+"""Reads a volume from NIfTI bytes."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ from latentkit_volume.volumes import (
 FORMATS = (nibabel.Nifti1Image, nibabel.Nifti2Image)
 GZIP_START = b"\x1f\x8b"
 HEADER_BYTES = 540
-"""Of the longer of the two headers."""
+"""Bytes of the longer of the two headers."""
 CHUNK_BYTES = 1 << 20
-MILLIMETRES = {"unknown": 1.0, "meter": 1000.0, "mm": 1.0, "micron": 0.001}
+MILLIMETERS = {"unknown": 1.0, "meter": 1000.0, "mm": 1.0, "micron": 0.001}
 BROKEN = (
     HeaderDataError,
     ImageFileError,
@@ -46,29 +46,29 @@ BROKEN = (
     EOFError,
     zlib.error,
 )
-"""What nibabel and gzip raise on damaged bytes, which are in memory: none of these is a file out of
-reach.
+"""What nibabel and gzip raise on damaged bytes. The bytes are in memory, so none of these means an
+unreachable file.
 """
 
 
 def read_volume(media: bytes, frame: Frame, assume: str | None, max_voxels: int) -> Volume:
-    """The volume in the bytes of a .nii or .nii.gz file.
+    """Return the volume in the bytes of a .nii or .nii.gz file.
 
     Args:
-        media: NIfTI-1 or NIfTI-2 in a single file, as it is or gzipped.
-        frame: of a 4-D volume: the one to take, or all as channels; None takes none.
-        assume: where the axes point in a file that doesn't say it; None refuses it.
-        max_voxels: that are unpacked.
+        media: NIfTI-1 or NIfTI-2 in a single file, plain or gzipped.
+        frame: for a 4-D volume, the frame to use, or all as channels; None refuses 4-D volumes.
+        assume: where the axes point if the file doesn't say it; None refuses such a file.
+        max_voxels: most voxels that are unpacked.
 
     Raises:
-        SampleError: not such a file, damaged, or a volume that can't be used; says why.
+        SampleError: the file isn't NIfTI, is damaged, or can't be used; the message says why.
     """
     stream = (
         gzip.GzipFile(fileobj=io.BytesIO(media))
         if media.startswith(GZIP_START)
         else io.BytesIO(media)
     )
-    with _explained("its header can't be read"):
+    with _as_sample_error("its header can't be read"):
         image = _open(stream)
         shape, dtype = image.header.get_data_shape(), image.header.get_data_dtype()
         _check_shape(shape, frame)
@@ -76,16 +76,16 @@ def read_volume(media: bytes, frame: Frame, assume: str | None, max_voxels: int)
         if dtype.kind not in "iuf":
             raise SampleError(f"voxels of type {dtype}, expected one number each")
         affine = _affine(image.header, assume)
-    with _explained("it ends before its last voxel, or its packing is broken"):
+    with _as_sample_error("it ends before its last voxel, or its compression is damaged"):
         voxels = _voxels(image, frame)
-        while stream.read(CHUNK_BYTES):  # a checksum stands at the end
+        while stream.read(CHUNK_BYTES):  # a checksum is at the end
             pass
     return make_volume(voxels, affine)
 
 
 @contextmanager
-def _explained(reason: str) -> Iterator[None]:
-    """Raise `SampleError` for whatever damaged bytes made nibabel or gzip raise."""
+def _as_sample_error(reason: str) -> Iterator[None]:
+    """Raise `SampleError` for anything that nibabel or gzip raises on damaged bytes."""
     try:
         yield
     except BROKEN as error:
@@ -93,10 +93,10 @@ def _explained(reason: str) -> Iterator[None]:
 
 
 def _open(stream: gzip.GzipFile | io.BytesIO) -> Any:
-    """The image, of which only the header is read.
+    """Return the image. Only its header is read.
 
     Raises:
-        SampleError: the stream isn't one.
+        SampleError: the stream isn't NIfTI.
     """
     start = stream.read(HEADER_BYTES)
     found = [kind for kind in FORMATS if kind.header_class.may_contain_header(start)]
@@ -114,10 +114,12 @@ def _check_shape(shape: tuple[int, ...], frame: Frame) -> None:
 
 
 def _affine(header: Any, assume: str | None) -> Floats:
-    """From numbers of voxels in the file's order to millimetres right, front and up."""
+    """Return the affine from voxel numbers in the file's order to millimeters right, front and
+    up.
+    """
     if int(header["sform_code"]) or int(header["qform_code"]):
         affine = np.asarray(header.get_best_affine(), np.float64)
-        affine[:3] *= MILLIMETRES.get(header.get_xyzt_units()[0], 1.0)
+        affine[:3] *= MILLIMETERS.get(header.get_xyzt_units()[0], 1.0)
     else:
         missing = "sform_code and qform_code are 0"
         affine = assumed_affine(assume, header.get_zooms()[:3], missing)
@@ -125,11 +127,11 @@ def _affine(header: Any, assume: str | None) -> Floats:
 
 
 def _voxels(image: Any, frame: Frame) -> Voxels:
-    """(X, Y, Z, C) float32, in the file's order."""
+    """Return (X, Y, Z, C) float32, in the file's order."""
     shape = image.header.get_data_shape()
     if frame == "channels" or len(shape) == 3:
         return take_frames(np.asarray(image.dataobj).reshape(*shape[:3], -1), frame)
-    # Of a file of many frames, one is read.
+    # Only one frame of many is read.
     start = frame or 0
     one = np.asarray(image.dataobj[:, :, :, start : start + 1])
     return take_frames(one.reshape(*shape[:3], -1), None)

@@ -1,4 +1,4 @@
-"""NRRD bytes to a volume."""
+"""Reads a volume from NRRD bytes."""
 
 from __future__ import annotations
 
@@ -34,35 +34,35 @@ SPACES = {
     "left-anterior-superior": "LAS",
     "left-posterior-superior": "LPS",
 }
-"""Of the format's definition (teem.sourceforge.net/nrrd/format.html#space), without those of
+"""From the format's definition (teem.sourceforge.net/nrrd/format.html#space), without those with
 time.
 """
 
 BROKEN = (LookupError, TypeError, ValueError, OSError, EOFError, zlib.error)
 """What pynrrd and numpy raise on damaged bytes, which are in memory."""
 
-PACKED: dict[str, Any] = {
+DECOMPRESSORS: dict[str, Any] = {
     **{"gzip": gzip.open, "gz": gzip.open},
     **{"bzip2": bz2.open, "bz2": bz2.open},
 }
-"""What opens each encoding."""
+"""Opens each encoding."""
 
 CHUNK_BYTES = 1 << 20
 
-MILLIMETRES = {"mm": 1.0, "cm": 10.0, "m": 1000.0, "um": 0.001, "microns": 0.001, "micron": 0.001}
+MILLIMETERS = {"mm": 1.0, "cm": 10.0, "m": 1000.0, "um": 0.001, "microns": 0.001, "micron": 0.001}
 
 
 def read_nrrd(media: bytes, frame: Frame, assume: str | None, max_voxels: int) -> Volume:
-    """The volume in the bytes of a .nrrd file; see `read_volume`.
+    """Return the volume in the bytes of a .nrrd file; see `read_volume`.
 
     Raises:
-        SampleError: damaged, or a volume that can't be used; or pynrrd is missing.
+        SampleError: the file is damaged or can't be used, or pynrrd is missing.
     """
     try:
         import nrrd
         from nrrd.errors import NRRDError
     except ImportError:
-        raise SampleError(f"a NRRD file, which takes pynrrd to read: {INSTALL}") from None
+        raise SampleError(f"an NRRD file; reading it needs pynrrd: {INSTALL}") from None
     stream = io.BytesIO(media)
     try:
         header: dict[str, Any] = nrrd.read_header(stream)
@@ -84,14 +84,14 @@ def read_nrrd(media: bytes, frame: Frame, assume: str | None, max_voxels: int) -
 
 
 def _read_voxels(header: dict[str, Any], stream: io.BytesIO) -> Any:
-    """The array behind a header: pynrrd would unpack all that there is, however much that is."""
+    """Return the array after a header. pynrrd would unpack everything, whatever its size."""
     import nrrd
 
-    opener = PACKED.get(str(header.get("encoding")))
+    opener = DECOMPRESSORS.get(str(header.get("encoding")))
     if opener is None:
         return nrrd.read_data(header, stream)
     sizes = [int(size) for size in header["sizes"]]
-    # pynrrd alone knows what the types are called.
+    # Only pynrrd knows the names of the types.
     one = {"sizes": np.ones(len(sizes), int), "encoding": "raw"}
     kept = {name: header[name] for name in ("type", "dimension", "endian") if name in header}
     dtype = nrrd.read_data(kept | one, io.BytesIO(bytes(16))).dtype
@@ -106,10 +106,10 @@ def _read_voxels(header: dict[str, Any], stream: io.BytesIO) -> Any:
 
 
 def _unpack(stream: gzip.GzipFile | bz2.BZ2File, num_bytes: int, skip: int) -> bytearray:
-    """So many bytes behind the ones to skip, or the last ones where that is -1.
+    """Return `num_bytes` bytes after the ones to skip, or the last ones if `skip` is -1.
 
     Raises:
-        SampleError: there are more.
+        SampleError: there are more bytes.
     """
     if skip < -1:
         raise SampleError(f"a damaged NRRD file: byte skip: {skip}, expected -1 or more")
@@ -129,7 +129,7 @@ def _unpack(stream: gzip.GzipFile | bz2.BZ2File, num_bytes: int, skip: int) -> b
 
 
 def _frames_last(voxels: Any, header: dict[str, Any]) -> tuple[Any, list[int]]:
-    """(X, Y, Z, frames) of an array, and which of its axes are X, Y and Z."""
+    """Return an array as (X, Y, Z, frames), and which of its axes are X, Y and Z."""
     if voxels.dtype.kind not in "iuf":
         raise SampleError(f"voxels of type {voxels.dtype}, expected one number each")
     text = " x ".join(map(str, voxels.shape))
@@ -152,7 +152,7 @@ def _frames_last(voxels: Any, header: dict[str, Any]) -> tuple[Any, list[int]]:
 
 
 def _affine(header: dict[str, Any], axes: list[int], assume: str | None) -> Floats:
-    """From numbers of voxels to millimetres right, front and up."""
+    """Return the affine from voxel numbers to millimeters right, front and up."""
     space = str(header.get("space", "")).lower()
     letters = SPACES.get(space, space.upper())
     directions = header.get("space directions")
@@ -165,7 +165,7 @@ def _affine(header: dict[str, Any], axes: list[int], assume: str | None) -> Floa
     affine[:3, :3] = np.transpose([directions[axis] for axis in axes])
     affine[:3, 3] = header.get("space origin", np.zeros(3))
     units = header.get("space units", ["mm"] * 3)
-    affine[:3] *= np.array([MILLIMETRES.get(str(unit), 1.0) for unit in units])[:, None]
+    affine[:3] *= np.array([MILLIMETERS.get(str(unit), 1.0) for unit in units])[:, None]
     # To right, front, up.
     affine[:3] *= np.array(
         [1 if found == want else -1 for found, want in zip(letters, "RAS", strict=True)]

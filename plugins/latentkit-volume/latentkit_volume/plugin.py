@@ -1,4 +1,4 @@
-"""What the plugin declares. Importing this loads no torch."""
+"""Plugin declarations. Importing this loads no torch."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ AXES = frozenset(
 
 
 class DicomConfig(Config):
-    """Source `dicom`: each DICOM series below a folder is one sample, whatever its files are
-    called.
+    """Options of the source `dicom`: each DICOM series below a folder is one sample, whatever its
+    files are called.
     """
 
     path: str = Field(description="folder to read; relative to the recipe")
 
 
 class VolumeConfig(Config):
-    """Modality `volume`. Axes are D, H, W: up (towards the head), front, right."""
+    """Options of the modality `volume`. Axes are D, H, W: up (towards the head), front, right."""
 
     size: int | tuple[int, int, int] = Field(
         64, description="voxels of a patch along D, H and W, or one number for all"
@@ -46,8 +46,8 @@ class VolumeConfig(Config):
     spacing: float | tuple[float, float, float] | None = Field(
         None,
         description=(
-            "millimetres from voxel to voxel along D, H and W, or one number for all; none: as each"
-            " volume has it"
+            "voxel size in millimeters along D, H and W, or one number for all; none: each"
+            " volume's own"
         ),
     )
     align: Literal["voxels", "patient"] = Field(
@@ -67,26 +67,27 @@ class VolumeConfig(Config):
     percentiles: tuple[float, float] = Field(
         (0.5, 99.5),
         description=(
-            "the same two values where no window is given, as percentiles of each volume's voxels,"
-            " 0 to 100"
+            "the same two values if no window is given, as percentiles of each volume's voxels, 0"
+            " to 100"
         ),
     )
     frame: int | Literal["channels"] | None = Field(
         None,
         description=(
-            "of a 4-D volume: number, from 0, of the 3-D one to take, or channels: all, as"
+            "for a 4-D volume: number, from 0, of the frame to use, or channels: all frames as"
             " channels; none: 4-D is refused"
         ),
     )
     assume: str | None = Field(
         None,
         description=(
-            "where a file's axes point that doesn't say it, as letters, such as RAS or LPS; none:"
+            "where the axes point if a file doesn't say it, as letters, such as RAS or LPS; none:"
             " such a file is refused"
         ),
     )
     crop: Literal["center", "random"] = Field(
-        "center", description="which patch the view plain is: the middle, or drawn by seed and key"
+        "center",
+        description="which patch is plain: the center, or a random one (from seed and key)",
     )
     views: list[str] = Field(["plain"], min_length=1, description=VIEW_HELP)
     max_voxels: int = neutral(
@@ -110,7 +111,7 @@ class VolumeConfig(Config):
             return None
         values = spacing if isinstance(spacing, tuple) else (spacing,)
         if not all(1e-6 <= value <= 1e6 for value in values):
-            raise ValueError("must be from 1e-6 to 1e6 millimetres")
+            raise ValueError("must be from 1e-6 to 1e6 millimeters")
         return values[0] if len(set(values)) == 1 else spacing
 
     @field_validator("window", "percentiles")
@@ -157,24 +158,20 @@ class VolumeConfig(Config):
 
 
 class VolumeKLConfig(Config):
-    """Encoder `volume-kl`.
+    """Options of the encoder `volume-kl`.
 
-    All but dtype say what random weights are drawn; a model's own config.json says it for loaded
-    ones.
+    All except dtype describe random weights; for loaded ones the model's config.json does.
     """
 
     model: str | None = neutral(None, description="folder that training wrote")
     init: Literal["weights", "random"] = neutral(
         "weights",
-        description=(
-            "start from those weights, or from random ones drawn from the seed, for training from"
-            " scratch"
-        ),
+        description=("start from those weights, or from random weights to train from scratch"),
     )
     channels: PositiveInt = neutral(1, description="channels of the volumes")
     latent_channels: PositiveInt = neutral(4, description="channels of the latents")
     downscale: Literal[4, 8] = neutral(
-        4, description="voxels of the volume per place of the latents, along each axis"
+        4, description="voxels of the volume per position of the latents, along each axis"
     )
     widths: tuple[PositiveInt, PositiveInt] = neutral(
         (32, 64), description="channels at twice the latents' resolution, and at theirs"
@@ -225,7 +222,7 @@ def _build_dicom(config: DicomConfig, context: BuildContext) -> Source:
 
 @hookimpl
 def latentkit_sources() -> SourceSpec:
-    """The source `dicom`."""
+    """Declare the source `dicom`."""
     summary = "DICOM series below a folder, each one sample"
     return SourceSpec(
         "dicom",
@@ -240,7 +237,7 @@ def latentkit_sources() -> SourceSpec:
 
 @hookimpl
 def latentkit_modalities() -> ModalitySpec:
-    """The modality `volume`."""
+    """Declare the modality `volume`."""
     return ModalitySpec(
         "volume",
         "medical volumes: NIfTI, NRRD, DICOM",
@@ -252,10 +249,10 @@ def latentkit_modalities() -> ModalitySpec:
 
 @hookimpl
 def latentkit_encoders() -> EncoderSpec:
-    """The encoder `volume-kl`."""
+    """Declare the encoder `volume-kl`."""
     return EncoderSpec(
         "volume-kl",
-        "small 3-D KL autoencoder, to train on volumes of one's own",
+        "small 3-D KL autoencoder, to train on your own volumes",
         VolumeKLConfig,
         _build_volume_kl,
     )

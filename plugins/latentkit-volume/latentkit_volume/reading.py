@@ -1,4 +1,4 @@
-"""Bytes of any format to a volume, by how they begin."""
+"""Reads a volume from bytes of any format, recognized by how they begin."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ META_IMAGE_STARTS = (b"ObjectType", b"NDims")
 
 
 def read_any(media: bytes, frame: Frame, assume: str | None, max_voxels: int) -> Volume:
-    """The volume in the bytes of a NIfTI or NRRD file, or of a DICOM series.
+    """Return the volume in the bytes of a NIfTI or NRRD file, or of a DICOM series.
 
     Args:
         media: a file, or a zip of DICOM files.
-        frame: of a 4-D volume: the one to take, or all as channels; None takes none.
-        assume: where the axes point in a file that doesn't say it; None refuses it.
-        max_voxels: that are unpacked.
+        frame: for a 4-D volume, the frame to use, or all as channels; None refuses 4-D volumes.
+        assume: where the axes point if the file doesn't say it; None refuses such a file.
+        max_voxels: most voxels that are unpacked.
 
     Raises:
-        SampleError: no such file, damaged, or a volume that can't be used; says why.
+        SampleError: the file isn't a volume, is damaged, or can't be used; the message says why.
     """
     if media.startswith(NRRD_START):
         return read_nrrd(media, frame, assume, max_voxels)
@@ -29,7 +29,7 @@ def read_any(media: bytes, frame: Frame, assume: str | None, max_voxels: int) ->
         return read_series(media, frame, assume, max_voxels)
     if media.startswith(META_IMAGE_STARTS):
         raise SampleError(
-            "a MetaImage file (.mha, .mhd), which isn't read; "
-            "convert it to .nrrd or .nii.gz (SimpleITK)"
+            "a MetaImage file (.mha, .mhd), which isn't supported; convert it to .nrrd or .nii.gz"
+            " (SimpleITK)"
         )
     return read_volume(media, frame, assume, max_voxels)

@@ -1,4 +1,4 @@
-"""Patches of volumes, interpolated from the voxels they need and no others."""
+"""Interpolates patches of volumes, reading only the voxels they need."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from latentkit_volume.views import Shape
 from latentkit_volume.volumes import Floats, Volume, Voxels
 
 PATIENT_AXES = np.eye(3)[:, ::-1]
-"""Up, front and right, a column each, in millimetres right, front and up."""
+"""Up, front and right, one column each, in millimeters right, front and up."""
 LARGEST_SHEAR = 0.02
 """Cosine of the angle between two axes that still count as perpendicular: about a degree off."""
 WIDTHS_PER_SIGMA = 2 * math.sqrt(2 * math.log(2))
 """Full width at half maximum of a Gaussian over its standard deviation."""
 REACH = 4.0
-"""Standard deviations at which the Gaussian ends."""
+"""Standard deviations at which the Gaussian is cut off."""
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Where new voxels lie: voxel t (numbers along D, H, W) is the volume's voxel matrix @ t +
-    offset.
+    """Positions of new voxels: new voxel t (numbers along D, H, W) is the volume's voxel matrix @ t
+    + offset.
 
     Args:
         matrix, offset: 3 x 3 and 3, in voxels of the volume.
-        shape: of as many new voxels as cover the volume.
-        affine: 4 x 4, from numbers of new voxels to millimetres right, front and up.
+        shape: number of new voxels that cover the volume.
+        affine: 4 x 4, from numbers of new voxels to millimeters right, front and up.
     """
 
     matrix: Floats
@@ -44,14 +44,15 @@ class Grid:
 def make_grid(
     volume: Volume, spacing: float | tuple[float, float, float] | None, to_patient: bool
 ) -> Grid:
-    """The grid of a spacing in millimetres (None: the volume's own) around the volume's middle.
+    """Return the grid with a spacing in millimeters (None: the volume's own) around the volume's
+    center.
 
     Args:
-        to_patient: along the patient's true axes, around all of the volume, instead of along the
-            volume's own.
+        to_patient: whether the grid follows the patient's true axes and covers the whole volume,
+            instead of following the volume's own axes.
 
     Raises:
-        SampleError: the volume's own axes are wanted, and aren't perpendicular.
+        SampleError: the volume's own axes aren't perpendicular.
     """
     linear = volume.affine[:3, :3]
     own = np.linalg.norm(linear, axis=0)
@@ -60,8 +61,8 @@ def make_grid(
     if shear > LARGEST_SHEAR:
         degrees = math.degrees(math.asin(min(float(shear), 1.0)))
         raise SampleError(
-            f"the volume's axes are {degrees:.1f} degrees off being perpendicular;"
-            " modality.with.align: patient repairs it"
+            f"the volume's axes are {degrees:.1f} degrees off being perpendicular; set"
+            " modality.with.align: patient"
         )
     size = np.asarray(volume.voxels.shape[1:], np.float64)
     steps = own if spacing is None else np.broadcast_to(np.asarray(spacing, np.float64), 3)
@@ -73,22 +74,22 @@ def make_grid(
     matrix = np.linalg.solve(linear, affine[:3, :3]).astype(np.float64)
     offset = np.linalg.solve(linear, affine[:3, 3] - volume.affine[:3, 3]).astype(np.float64)
     first, second, third = (int(count) for count in counts)
-    # Rounded, so that the grid of a volume's own spacing is exactly that volume's.
+    # Rounded, so the grid with a volume's own spacing is exactly that volume's.
     return Grid(matrix.round(9), offset.round(9), (first, second, third), affine)
 
 
 def sample_patch(
     voxels: Voxels, grid: Grid, start: Sequence[int], shape: Shape, limits: tuple[float, float]
 ) -> Voxels:
-    """A patch of one channel, clipped to `limits`: float32 of `shape`; the lower limit outside the
-    volume.
+    """Return a patch of one channel, clipped to `limits`: float32 of `shape`. Outside the volume it
+    has the lower limit.
 
-    Between voxels it is linear. Along axes on which voxels become fewer, a Gaussian whose width
-    grows with the new voxels' comes first: Cardoso et al. 2015, "Scale Factor Point Spread Function
+    Interpolation is linear. Along axes on which voxels become fewer, a Gaussian is applied first,
+    whose width grows with the new voxels: Cardoso et al. 2015, "Scale Factor Point Spread Function
     Matching", with the voxels' sides as full widths at half maximum.
 
     Args:
-        voxels: (D, H, W) of the volume.
+        voxels: voxels of the volume, (D, H, W).
         start: number of the patch's first voxel in the grid.
     """
     offset = grid.offset + grid.matrix @ np.asarray(start, np.float64)
@@ -111,7 +112,7 @@ def sample_patch(
     diagonal = np.diag(grid.matrix)
     matrix = (
         diagonal if np.array_equal(grid.matrix, np.diag(diagonal)) else grid.matrix
-    )  # scipy is quicker without the zeros
+    )  # scipy is faster without the zeros
     values: Voxels = affine_transform(
         part, matrix, offset - first, shape, np.float32, order=1, mode="nearest"
     )
@@ -122,7 +123,7 @@ def sample_patch(
 def _is_inside(
     matrix: Floats, offset: Floats, shape: Shape, size: npt.NDArray[np.int_]
 ) -> npt.NDArray[np.bool_]:
-    """Which voxels of a patch have their middle in a voxel of the volume."""
+    """Return which voxels of a patch have their center in a voxel of the volume."""
     numbers = np.ogrid[tuple(slice(count) for count in shape)]
     inside = np.ones(shape, bool)
     for row, start, count in zip(matrix, offset, size, strict=True):

@@ -25,18 +25,20 @@ if TYPE_CHECKING:
 TAGS = ["SOPClassUID", "SeriesInstanceUID", "ImageType", "Rows", "Modality", "SeriesDescription"]
 
 DIRECTORY = "1.2.840.10008.1.3.10"
-"""What a DICOMDIR is (PS3.6, table A-1): the one DICOM file without a SOPClassUID."""
+"""SOP class of a DICOMDIR (PS3.6, table A-1), the only DICOM file without a SOPClassUID."""
 
 ROWS, PIXEL_DATA = 0x00280010, 0x7FE00010
 
-NOT_DICOM = "left out, as they aren't DICOM files"
-NO_PIXELS = "left out, as they are DICOM files without pixels (reports, structures, directories)"
-LOCALIZERS = "left out, as they are localizers (ImageType)"
-DAMAGED = "DICOM files cut off or broken in their header, whose series are refused"
-NO_FILES = "left out, as they are links to nothing, or not files"
-AGAIN = "left out, as they are links to files that are found without them"
-HIDDEN = "hidden by a dot before their name, so not looked at"
-LATENTS = "folders with a latent dataset, not looked into"
+NOT_DICOM = "left out, because they aren't DICOM files"
+NO_PIXELS = (
+    "left out, because they are DICOM files without pixels (reports, structures, directories)"
+)
+LOCALIZERS = "left out, because they are localizers (ImageType)"
+DAMAGED = "DICOM files with a damaged header, whose series are refused"
+NO_FILES = "left out, because they are broken links, or not files"
+AGAIN = "left out, because they are links to files that are found anyway"
+HIDDEN = "hidden (name starts with a dot), so not read"
+LATENTS = "folders with a latent dataset, not searched"
 
 
 @dataclass
@@ -45,9 +47,9 @@ class Series:
 
     Args:
         uid: its SeriesInstanceUID.
-        attributes: what there is to know of it.
-        files: paths relative to the folder, with size and time of change in ns.
-        damaged: likewise, those that are, or may be, slices of it.
+        attributes: what is known about it.
+        files: paths relative to the folder, with size and modification time in ns.
+        damaged: the same for damaged files that are or may be its slices.
     """
 
     uid: str
@@ -57,7 +59,7 @@ class Series:
 
     @property
     def key(self) -> str:
-        """The folder that all its files lie in, and its UID."""
+        """Return the folder that contains all its files, and its UID."""
         files = self.files or self.damaged
         folder = os.path.commonpath([os.path.dirname(path) for path, _, _ in files])
         parts = [*Path(folder).parts, self.uid]
@@ -65,22 +67,22 @@ class Series:
 
     @property
     def stamp(self) -> str:
-        """Changes when a file comes, goes or changes."""
+        """Return a hash that changes when a file is added, removed or changed."""
         return hashlib.sha256(json.dumps(self.files + self.damaged).encode()).hexdigest()[:32]
 
 
 class DicomSource:
-    """Samples whose media is a zip of a series' files, unpacked, in the order of their paths.
+    """Samples whose media is an uncompressed zip of a series' files, in the order of their paths.
 
-    Files are known by their content, whatever their names end in. Attributes are "modality", such
-    as CT, and "series", its description; nothing that names a patient. Links are followed.
+    Files are recognized by their content, whatever their ending. Attributes are "modality", such as
+    CT, and "series", its description; nothing identifies a patient. Links are followed.
 
     Args:
         config: the folder.
-        context: where the recipe lies.
+        context: folder of the recipe.
 
     Raises:
-        SourceError: no such folder, no series in it, or pydicom is missing.
+        SourceError: the folder doesn't exist or contains no series, or pydicom is missing.
     """
 
     def __init__(self, config: DicomConfig, context: BuildContext) -> None:
@@ -102,7 +104,7 @@ class DicomSource:
         if not self._series:
             left = "; ".join(f"{len(paths)} {text}" for text, paths in self._left_out.items())
             raise SourceError(
-                f"source dicom: no series of pictures below {self._root}; "
+                f"source dicom: no series of images below {self._root}; "
                 f"files there: {left or 'none'}"
             )
 
@@ -110,41 +112,41 @@ class DicomSource:
         return len(self._series)
 
     def __getitem__(self, index: int) -> Sample:
-        """The sample at a position, its files read.
+        """Return the sample at a position, with its files read.
 
         Raises:
-            SampleError: a slice of it is damaged, or may be: the volume would lack it.
+            SampleError: a slice is or may be damaged, so the volume would lack it.
             OSError: a file can't be reached.
         """
         series, packed = self._series[index], io.BytesIO()
         if series.damaged:
             path = os.fsencode(series.damaged[0][0]).decode("utf-8", "backslashreplace")
             raise SampleError(
-                f"{path} is damaged in its header, and is or may be a slice of this series; "
-                "restore it, or remove it if it belongs elsewhere"
+                f"{path} has a damaged header and is or may be a slice of this series. Restore it,"
+                " or remove it if it belongs elsewhere"
             )
         with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
             for number, (path, _, _) in enumerate(series.files):
-                # Without its name and time, which change nothing.
+                # Without name and time, which don't matter.
                 archive.writestr(
                     zipfile.ZipInfo(f"{number:06d}.dcm"), (self._root / path).read_bytes()
                 )
         return Sample(series.key, packed.getvalue(), series.attributes, series.stamp)
 
     def entries(self) -> Iterator[Entry]:
-        """One entry per series, in the order of their keys."""
+        """Yield one entry per series, in the order of their keys."""
         return (Entry(series.key, series.stamp, series.attributes) for series in self._series)
 
     def remarks(self) -> Iterator[Remark]:
-        """The files that are in no sample."""
+        """Yield remarks on files that are in no sample."""
         for text, paths in self._left_out.items():
             yield Remark(
                 text, len(paths), os.fsencode(paths[0]).decode("utf-8", "backslashreplace")
             )
 
     def _list(self) -> list[str]:
-        """Paths of the files below the folder, each file once: files before folders, both in the
-        order of their names; nothing hidden.
+        """Return the paths of the files below the folder, each file once: files before folders,
+        both by name, without hidden ones.
         """
         listing, paths = LocalFiles(self._root).list(True), {}
         real_root = os.path.realpath(self._root)
@@ -167,6 +169,7 @@ class DicomSource:
             self._left_out.setdefault(text, []).extend(paths)
 
     def _add(self, path: str, found: dict[str, Series]) -> None:
+        """Add a file to its series."""
         status = _find_status(self._root / path)
         header = None if status is None else _read_header(self._root / path)
         if status is None or header is None:
@@ -193,7 +196,7 @@ class DicomSource:
 
 
 def _find_status(path: Path) -> os.stat_result | None:
-    """The status of a file; None of a link to nothing, and of a pipe and the like."""
+    """Return the status of a file; None for a broken link, a pipe or similar."""
     try:
         status = os.stat(path)
     except OSError:
@@ -204,13 +207,13 @@ def _find_status(path: Path) -> os.stat_result | None:
 
 
 def _place(path: str) -> list[tuple[bool, str]]:
-    """What sorts the files of a folder before its folders."""
+    """Return the key that sorts the files of a folder before its folders."""
     *folders, name = path.split("/")
     return [*((True, folder) for folder in folders), (False, name)]
 
 
 def _share_damaged(lost: list[tuple[str, int, int]], found: Iterable[Series]) -> None:
-    """Give the damaged files that don't say their series to every series of the same folder."""
+    """Add damaged files of unknown series to every series in the same folder."""
     by_folder: dict[str, list[tuple[str, int, int]]] = {}
     for file in lost:
         by_folder.setdefault(os.path.dirname(file[0]), []).append(file)
@@ -220,8 +223,8 @@ def _share_damaged(lost: list[tuple[str, int, int]], found: Iterable[Series]) ->
 
 
 def _should_have_pixels(header: Any, path: Path) -> bool:
-    """Whether a file without Rows is a damaged picture: one by its class that ends before Rows, or
-    has pixels, or a file that ends before its class.
+    """Return whether a file without Rows is a damaged image: one that ends before Rows although its
+    class has pixels, or before its class.
     """
     import pydicom
 
@@ -239,18 +242,18 @@ def _should_have_pixels(header: Any, path: Path) -> bool:
 
 
 def _read_header(path: Path) -> Any:
-    """The tags of a DICOM file that tell its series, none of one that can't be read; None of
-    another file.
+    """Return the tags of a DICOM file that identify its series, no tags if it can't be read, or
+    None for another file.
     """
     try:
         import pydicom
         from pydicom.errors import BytesLengthException, InvalidDicomError
     except ImportError:
-        raise SourceError(f"source dicom takes pydicom: {INSTALL}") from None
+        raise SourceError(f"source dicom needs pydicom: {INSTALL}") from None
     with path.open("rb") as file:
         head = file.read(PREAMBLE_BYTES + len(DICOM_START))
     if head[PREAMBLE_BYTES:] != DICOM_START:
-        # A copy that broke off leaves nothing, or zeros.
+        # An interrupted copy leaves nothing, or zeros.
         is_lost = path.suffix.lower() in DICOM_SUFFIXES and not head.strip(b"\0")
         return {} if is_lost else None
     try:

@@ -1,4 +1,4 @@
-"""A picture of volumes: the three middle slices of each, upright."""
+"""Draws volumes as an image: the three middle slices of each, upright."""
 
 from __future__ import annotations
 
@@ -12,25 +12,27 @@ from torch import Tensor
 GAP_PIXELS = 4
 BACKGROUND = 64
 SMALLEST_SIDE_PIXELS = 96
-"""Of the largest side of a volume: smaller ones are enlarged, a voxel to whole pixels."""
+"""Smallest size of a volume's largest side. Smaller volumes are enlarged, a voxel to whole
+pixels.
+"""
 
 
 def draw_sheet(
     rows: Sequence[Sequence[Tensor]], limits: tuple[float, float], sides: tuple[float, float, float]
 ) -> Image.Image:
-    """One gray picture with a row per inner sequence: of each volume its axial, coronal and
+    """Return one gray image with one row per inner sequence: for each volume its axial, coronal and
     sagittal slice, channels below each other.
 
-    Seen from above (nose up), from behind and from the right (heads up); so the patient's right is
-    on the right in the first two.
+    They are seen from above (nose up), from behind and from the right (heads up), so the patient's
+    right is on the right in the first two.
 
     Args:
         rows: (C, D, H, W) each, any float dtype and device; D up, H to the front, W to the right.
-        limits: values that are black and white; what lies outside is clipped.
-        sides: of a voxel along D, H and W, by which slices are stretched, in any unit.
+        limits: values that become black and white; other values are clipped.
+        sides: size of a voxel along D, H and W in any unit; slices are stretched by it.
 
     Raises:
-        ValueError: no volume at all, or a tensor of another shape.
+        ValueError: there is no volume, or a tensor has another shape.
     """
     strips = [[_strip(volume, limits, sides) for volume in row] for row in rows if len(row)]
     if not strips:
@@ -42,7 +44,7 @@ def draw_sheet(
 def _strip(
     volume: Tensor, limits: tuple[float, float], sides: tuple[float, float, float]
 ) -> Image.Image:
-    """All channels' three slices."""
+    """Return the three slices of all channels."""
     if volume.ndim != 4 or min(volume.shape) < 1:
         raise ValueError(f"render takes tensors (C, D, H, W), got shape {tuple(volume.shape)}")
     values = (volume.detach().to("cpu", torch.float32) - limits[0]) * (
@@ -55,8 +57,8 @@ def _strip(
 def _slices(
     channel: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], sides: tuple[float, float, float]
 ) -> list[Image.Image]:
-    """Axial (rows H, columns W), coronal (D, W) and sagittal (D, H), the first voxel of the rows at
-    the bottom.
+    """Return the axial (rows H, columns W), coronal (D, W) and sagittal (D, H) slice, with the
+    first voxel of the rows at the bottom.
     """
     depth, height, width = (size // 2 for size in channel.shape)
     planes = ((channel[depth], 1, 2), (channel[:, height], 0, 2), (channel[:, :, width], 0, 1))

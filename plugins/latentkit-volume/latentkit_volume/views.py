@@ -18,10 +18,10 @@ Shape = tuple[int, int, int]
 
 
 def expand_views(views: Sequence[str]) -> list[str]:
-    """The names one by one, each grid as all of its patches.
+    """Return the names one by one, each grid as all of its patches.
 
     Raises:
-        ValueError: an unknown name, or one that is there twice.
+        ValueError: a name is unknown or occurs twice.
     """
     names: list[str] = []
     for view in views:
@@ -45,11 +45,11 @@ def expand_views(views: Sequence[str]) -> list[str]:
 
 
 def grid_fractions(view: str) -> tuple[float, float, float] | None:
-    """Where a patch of a grid lies along D, H and W, from the first possible place (0) to the last
-    (1); None for another view.
+    """Return the position of a grid's patch along D, H and W, from the first possible position (0)
+    to the last (1); None for another view.
 
-    Patches are numbered along W first, then H, then D; the only one along an axis lies in its
-    middle.
+    Patches are numbered along W first, then H, then D. The only patch along an axis is in its
+    center.
     """
     grid = GRID.fullmatch(view)
     if grid is None:
@@ -64,10 +64,10 @@ def grid_fractions(view: str) -> tuple[float, float, float] | None:
 
 
 def place_patch(volume: Shape, patch: Shape, fractions: Sequence[float]) -> Shape:
-    """First voxel of a patch in a volume, by fractions from the first possible place (0) to the
-    last (1), all along D, H and W.
+    """Return the first voxel of a patch in a volume, from fractions between the first possible
+    position (0) and the last (1), all along D, H and W.
 
-    Where the volume is smaller than the patch, it lies in the patch's middle, and the first voxel's
+    If the volume is smaller than the patch, it is in the patch's center, and the first voxel's
     number is negative.
     """
     room = [whole - part for whole, part in zip(volume, patch, strict=True)]

@@ -1,4 +1,4 @@
-"""Voxels whose axes lie in one known order, with the way from there to the patient."""
+"""Voxels with axes in one fixed order, and the affine from there to the patient."""
 
 from __future__ import annotations
 
@@ -19,32 +19,31 @@ from nibabel.orientations import (
 from latentkit.errors import SampleError
 
 FLATTEST = 1e-3
-"""Least volume of a voxel over the product of its sides; what is flatter has no inverse worth
-having.
+"""Least volume of a voxel relative to the product of its sides. A flatter one has no useful
+inverse.
 """
 SIDES = (1e-6, 1e6)
-"""Shortest and longest side of a voxel in millimetres: others come from damage."""
+"""Shortest and longest side of a voxel in millimeters. Others come from damage."""
 LARGEST_VALUE = 1e30
-"""Of a voxel: sums and differences of such are still float32 numbers."""
+"""Largest value of a voxel. Sums and differences of such values are still float32 numbers."""
 
 Floats = npt.NDArray[np.float64]
 Voxels = npt.NDArray[np.float32]
 Frame = int | Literal["channels"] | None
-"""Of a 4-D volume: the one to take, or all as channels; None takes none."""
+"""For a 4-D volume, the frame to use, or all as channels; None refuses 4-D volumes."""
 
 
 @dataclass(frozen=True)
 class Volume:
-    """What a file holds.
+    """Content of a file.
 
     Args:
-        voxels: (C, D, H, W) float32, the file's values with its slope and intercept applied. Along
-            D, H and W the patient's axes that lie nearest to up (towards the head), front and
-            right.
-        affine: 4 x 4, from numbers of voxels (d, h, w, 1) to millimetres right, front and up
-            (R, A, S) of the scanner's origin.
+        voxels: (C, D, H, W) float32, the file's values with its slope and intercept applied. D, H
+            and W are the patient's axes nearest to up (towards the head), front and right.
+        affine: 4 x 4, from numbers of voxels (d, h, w, 1) to millimeters right, front and up (R, A,
+            S) of the scanner's origin.
         axes: where the file's own three axes point, such as "LPS".
-        remarks: what a user should know of how it was read.
+        remarks: what a user should know about how it was read.
     """
 
     voxels: Voxels
@@ -54,15 +53,15 @@ class Volume:
 
 
 def make_volume(voxels: Voxels, affine: Floats, remarks: tuple[str, ...] = ()) -> Volume:
-    """The volume of voxels in any order.
+    """Return the volume of voxels in any order.
 
     Args:
         voxels: (X, Y, Z, C) float32, in the file's order.
-        affine: 4 x 4, from numbers of voxels in that order to millimetres right, front and up.
-        remarks: of the volume.
+        affine: 4 x 4, from numbers of voxels in that order to millimeters right, front and up.
+        remarks: remarks on the volume.
 
     Raises:
-        SampleError: values that are no good.
+        SampleError: values aren't finite or are too large.
     """
     num_bad = voxels.size - np.count_nonzero(np.abs(voxels) < LARGEST_VALUE)
     if num_bad:
@@ -77,10 +76,10 @@ def make_volume(voxels: Voxels, affine: Floats, remarks: tuple[str, ...] = ()) -
 
 
 def check_size(shape: tuple[int, ...], max_voxels: int) -> None:
-    """Refuse what is too large to unpack.
+    """Refuse a volume that is too large to unpack.
 
     Raises:
-        SampleError: more voxels than that.
+        SampleError: there are more voxels than that.
     """
     if math.prod(shape) > max_voxels:
         text = " x ".join(map(str, shape))
@@ -88,10 +87,10 @@ def check_size(shape: tuple[int, ...], max_voxels: int) -> None:
 
 
 def check_frame(shape: tuple[int, ...], num_frames: int, frame: Frame) -> None:
-    """Check which frames are wanted of a volume that has several.
+    """Check that the wanted frames exist.
 
     Raises:
-        SampleError: 4-D where 3-D is needed, or a frame that isn't there.
+        SampleError: the volume is 4-D where 3-D is needed, or the frame doesn't exist.
     """
     text = " x ".join(map(str, shape))
     if min(shape) < 1:
@@ -103,32 +102,32 @@ def check_frame(shape: tuple[int, ...], num_frames: int, frame: Frame) -> None:
         )
     if isinstance(frame, int) and frame >= num_frames:
         raise SampleError(
-            f"frame {frame} is wanted, "
-            f"and a volume of {text} voxels has {num_frames}, counted from 0"
+            f"frame {frame} is requested, but a volume of {text} voxels has {num_frames}, counted"
+            " from 0"
         )
 
 
 def take_frames(voxels: npt.NDArray[np.generic], frame: Frame) -> Voxels:
-    """(X, Y, Z, C) float32 of (X, Y, Z, frames), with the frames that are wanted."""
+    """Return (X, Y, Z, C) float32 of (X, Y, Z, frames), with the wanted frames."""
     wanted = slice(None) if frame == "channels" else slice(frame or 0, (frame or 0) + 1)
-    with np.errstate(over="ignore"):  # of 64-bit values, which are then infinite, and refused
+    with np.errstate(over="ignore"):  # 64-bit values then become infinite and are refused
         return voxels[..., wanted].astype(np.float32, copy=False)
 
 
 def assumed_affine(assume: str | None, sides: npt.ArrayLike, what: str) -> Floats:
-    """The affine of a file that doesn't say where its axes point.
+    """Return the affine of a file that doesn't say where its axes point.
 
     Args:
         assume: where they point, as letters.
-        sides: of a voxel in millimetres.
-        what: is missing in the file, for the error.
+        sides: sides of a voxel in millimeters.
+        what: what is missing in the file, for the error.
 
     Raises:
-        SampleError: nothing is to be assumed.
+        SampleError: `assume` is None.
     """
     if assume is None:
         raise SampleError(
-            f"the file doesn't say where its axes point ({what}); modality.with.assume can say it"
+            f"the file doesn't say where its axes point ({what}); set modality.with.assume"
         )
     affine = np.diag([0.0, 0.0, 0.0, 1.0])
     for axis, ((row, sign), side) in enumerate(
@@ -139,16 +138,16 @@ def assumed_affine(assume: str | None, sides: npt.ArrayLike, what: str) -> Float
 
 
 def check_affine(affine: Floats) -> Floats:
-    """The affine, if voxels have a place in space by it.
+    """Return the affine after checking that voxels have a position in space.
 
     Raises:
-        SampleError: singular or not finite, or voxels of an impossible size.
+        SampleError: the affine is singular or not finite, or voxels have an impossible size.
     """
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
     flattest = FLATTEST * np.prod(lengths)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) <= flattest:
         raise SampleError(
-            "the file's affine is singular or not finite: its voxels have no place in space"
+            "the file's affine is singular or not finite: its voxels have no position in space"
         )
     if lengths.min() < SIDES[0] or lengths.max() > SIDES[1]:
         raise SampleError(f"voxels of {' x '.join(f'{length:g}' for length in lengths)} mm")

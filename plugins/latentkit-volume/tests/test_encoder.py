@@ -9,7 +9,7 @@ from typing import Any, Literal
 import pytest
 import torch
 from latentkit_volume.encoder import VolumeKLEncoder, open_volume_kl
-from latentkit_volume.network import Architecture, depth_to_space, space_to_depth, start_waves
+from latentkit_volume.network import Architecture, depth_to_space, initial_basis, space_to_depth
 from latentkit_volume.plugin import VolumeKLConfig
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
@@ -58,7 +58,7 @@ def test_the_linear_start_gives_slow_waves_back_exactly(
     shape = Architecture(
         channels=channels, latent_channels=4, downscale=downscale, widths=(4, 6), blocks=(1, 1)
     )
-    waves, spreads = start_waves(shape)
+    waves, spreads = initial_basis(shape)
     torch.testing.assert_close(waves @ waves.T, torch.eye(4), atol=1e-5, rtol=0)
     assert spreads.tolist() == sorted(spreads.tolist(), reverse=True)
     encoder = open_small(downscale=downscale, channels=channels)

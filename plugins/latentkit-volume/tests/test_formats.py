@@ -65,7 +65,7 @@ def voxels() -> Any:
 def affine_of(
     axes: Any = None, sides: Any = (0.7, 0.8, 2.5), place: Any = (-10.0, 20.0, 30.0)
 ) -> Any:
-    """From numbers of voxels to millimetres right, front, up, for columns of directions."""
+    """From numbers of voxels to millimeters right, front, up, for columns of directions."""
     affine = np.eye(4)
     affine[:3, :3] = (np.eye(3) if axes is None else np.asarray(axes, float)) * sides
     affine[:3, 3] = place
@@ -100,7 +100,7 @@ def pixel_module(plane: Any) -> Any:
 
 
 def make_series(voxels: Any, affine: Any, series: str = "1.2.3", **changes: Any) -> list[Any]:
-    """A data set per slice along Z; DICOM counts millimetres to the left and to the back."""
+    """A data set per slice along Z; DICOM counts millimeters to the left and to the back."""
     to_left = np.diag([-1.0, -1.0, 1.0])
     directions, sides = to_left @ affine[:3, :3], np.linalg.norm(affine[:3, :3], axis=0)
     files = []
@@ -259,7 +259,10 @@ BAD: dict[str, tuple[Callable[[list[Any]], Any], str]] = {
         without(2),
         "5 mm between slices 2 and 3 of 5, 2.5 mm elsewhere; is one missing",
     ),
-    "a slice twice": (lambda files: [*files, files[1]], "two slices at one place .* dcm2niix"),
+    "a slice twice": (
+        lambda files: [*files, files[1]],
+        "two slices at the same position .* dcm2niix",
+    ),
     "slices in two directions": (
         with_changed(1, ImageOrientationPatient=[0, 1, 0, 1, 0, 0]),
         "different directions.*dcm2niix",
@@ -483,7 +486,7 @@ def test_a_folder_without_series_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("notes")
     with pytest.raises(
         SourceError,
-        match=r"no series of pictures below .*; files there: 1 left out, as they aren't DICOM",
+        match=r"no series of images below .*; files there: 1 left out, as they aren't DICOM",
     ):
         DicomSource(DicomConfig(path=str(tmp_path)), BuildContext())
 
@@ -714,13 +717,13 @@ def test_deflated_files_are_read(nifti: MakeFile, voxels: Any) -> None:
 def test_slices_of_a_series_are_counted_as_they_are_decoded(
     monkeypatch: pytest.MonkeyPatch, voxels: Any
 ) -> None:
-    decoded, original = [], dicom._make_slice
+    decoded, original = [], dicom.make_slice
 
     def make_slice(*args: Any) -> Any:
         decoded.append(args)
         return original(*args)
 
-    monkeypatch.setattr(dicom, "_make_slice", make_slice)
+    monkeypatch.setattr(dicom, "make_slice", make_slice)
     with pytest.raises(SampleError, match="5 x 4 x 3 voxels, more than max_voxels: 59"):
         read_any(pack(make_series(voxels, affine_of())), None, None, 59)
     assert len(decoded) == 3

@@ -89,7 +89,7 @@ def test_an_oblique_volume_keeps_its_voxels_and_its_place(nifti: MakeFile, voxel
     np.testing.assert_allclose(volume.affine @ [1, 2, 3, 1], affine @ [3, 2, 1, 1], atol=1e-6)
 
 
-def test_microns_and_metres_become_millimetres(nifti: MakeFile, voxels: Any) -> None:
+def test_microns_and_metres_become_millimeters(nifti: MakeFile, voxels: Any) -> None:
     for unit, factor in (("micron", 0.001), ("meter", 1000.0), ("mm", 1.0)):
         image = nibabel.Nifti1Image.from_bytes(nifti(voxels, np.diag([2.0, 3.0, 4.0, 1.0])))
         image.header.set_xyzt_units(unit)

@@ -257,7 +257,7 @@ def test_random_patches_follow_seed_and_key_and_stay_inside(
         ({"window": (400, -400)}, "two finite numbers, the lower one first"),
         ({"window": (0, 1), "percentiles": (1, 99)}, "give window or percentiles, not both"),
         ({"percentiles": (0, 101)}, "between 0 and 100"),
-        ({"spacing": (1, 1, 0)}, "from 1e-6 to 1e6 millimetres"),
+        ({"spacing": (1, 1, 0)}, "from 1e-6 to 1e6 millimeters"),
         ({"size": 0}, "at least 1 voxel"),
         ({"assume": "RLS"}, "one each of R or L, A or P, S or I"),
         ({"frame": -1}, "at least 0, or channels"),

@@ -11,8 +11,8 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from conftest import draw_picture
 from hub_server import FakeHub, read_files
+from pictures import draw_picture
 from PIL import Image
 
 import latentkit as lk
@@ -231,7 +231,7 @@ def test_wrong_tensors_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match=words):
             encoder.encode(given)
-    with pytest.raises(ValueError, match="a tensor has its own"):
+    with pytest.raises(ValueError, match="a tensor already has a size"):
         encoder.encode(torch.zeros(1, 3, 16, 16), size=16)
     with pytest.raises(ValueError, match="4 channels, got 5"):
         encoder.decode(torch.zeros(1, 5, 2, 2))
@@ -242,9 +242,9 @@ def test_wrong_tensors_are_refused() -> None:
 def test_wrong_files_are_refused(tmp_path: Path) -> None:
     encoder = lk.encoder("tiny-kl", device="cpu")
     (tmp_path / "broken.png").write_bytes(b"no picture")
-    with pytest.raises(SampleError, match=r"broken\.png: .*not a picture"):
+    with pytest.raises(SampleError, match=r"broken\.png: .*not an image"):
         encoder.encode(tmp_path / "broken.png")
-    with pytest.raises(SourceError, match=r"gone\.png: there is no such file"):
+    with pytest.raises(SourceError, match=r"gone\.png: no such file"):
         encoder.encode([tmp_path / "gone.png"])
     with pytest.raises(RecipeError, match=r"height 250 .* nearest: 248 and 256"):
         encoder.encode(draw_picture(0), size=250)

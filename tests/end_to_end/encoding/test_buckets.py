@@ -21,7 +21,7 @@ from latentkit.modalities.options import ImageConfig
 from latentkit.reading.dataset import open_dataset
 from latentkit.sources.folder import FolderSource
 from latentkit.sources.options import FolderConfig
-from latentkit.store.index import committed
+from latentkit.store.index import committed_units
 from latentkit.store.local_folder import LocalFolder
 
 BATCH = 3
@@ -167,5 +167,5 @@ def test_running_out_of_memory_keeps_what_is_committed_and_names_the_setting(
         match=r"out of memory while 3 rows of 32x32 were encoded: .* Set batch_size below 3",
     ):
         encode(photos, tmp_path / "out", PoolingEncoder(memory_rows=8), unit_size=3)
-    assert len(committed(LocalFolder(tmp_path / "out"))) == 2
+    assert len(committed_units(LocalFolder(tmp_path / "out"))) == 2
     assert encode(photos, tmp_path / "out", PoolingEncoder(), unit_size=3).num_ok == 3

@@ -91,7 +91,7 @@ def test_fine_tuned_model_under_the_old_path_is_refused_and_nothing_changes(
     ):
         encode(photos, tmp_path / "out", vae)
     assert cli.main(["run", f"{tmp_path}/out/recipe.yaml"]) == 2
-    assert "holds latents that were made otherwise" in capsys.readouterr().err
+    assert "contains latents that were made with other settings" in capsys.readouterr().err
     assert {
         file: file.read_bytes() for file in (tmp_path / "out").rglob("*.*") if file.is_file()
     } == before
@@ -198,7 +198,7 @@ def test_corrected_normalization_takes_the_place_of_the_old_and_both_are_said(
     encode(photos, out, vae)
     said = [line for line in capsys.readouterr().err.splitlines() if "scale" in line]
     now, was = "shift 0.5, scale 0.13025", "shift 0.25, scale 0.18215"
-    words = f"latents are read with {now} now, as the encoder's config says; it was {was}"
+    words = f"latents are now read with {now}, as the encoder's config says; before it was {was}"
     assert said == [f"{out}: {words}"]
     after = lk.open(out, posterior="mean")
     assert (after.normalization, len(after)) == (Normalization(0.5, 0.13025), NUM_PHOTOS + num_more)

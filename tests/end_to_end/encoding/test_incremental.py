@@ -152,7 +152,7 @@ def test_a_finished_dataset_that_lacks_a_unit_is_no_finished_one(
     lost = sorted((output / "units").iterdir())[0]
     lost.unlink()
     with pytest.raises(
-        StoreError, match=rf"{lost.name} is missing; `latentkit verify .* --repair` makes it again"
+        StoreError, match=rf"{lost.name} is missing\. `latentkit verify .* --repair` encodes it again"
     ):
         encode(photos, output, kl_folder)
 

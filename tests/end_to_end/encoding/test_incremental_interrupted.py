@@ -4,9 +4,9 @@ sample's key.
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +35,6 @@ def encode(photos: Path, output: Path, encoder: Path, **overrides: Any) -> lk.La
     return lk.encode(photos, output, encoder=encoder, size=32, overrides={**FIXED, **overrides})
 
 
-def stop(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
 @pytest.fixture
 def photos(make_photos: Callable[..., Path]) -> Path:
     return make_photos(NUM_PHOTOS)
@@ -46,18 +42,14 @@ def photos(make_photos: Callable[..., Path]) -> Path:
 
 @pytest.fixture
 def interrupted(
-    photos: Path, kl_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    photos: Path, kl_folder: Path, tmp_path: Path, begun: Callable[[], AbstractContextManager[None]]
 ) -> Path:
     """A finished dataset, with a plan for the picture "new.png" of which no unit is there."""
     output = tmp_path / "out"
     encode(photos, output, kl_folder)
     (photos / "new.png").write_bytes((photos / "003.png").read_bytes())
-    with monkeypatch.context() as patch:
-        patch.setattr(
-            importlib.import_module("latentkit.encoding.encode_source"), "_run_units", stop
-        )
-        with pytest.raises(KeyboardInterrupt):
-            encode(photos, output, kl_folder)
+    with begun():
+        encode(photos, output, kl_folder)
     return output
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -155,34 +155,22 @@ def test_shards_of_a_unit_stay_together_in_another_order(encode: Encode, tmp_pat
 
 
 def test_shard_that_is_gone_before_its_turn_locks_no_finished_dataset(
-    encode: Encode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    encode: Encode, tmp_path: Path, begun: Callable[[], AbstractContextManager[None]]
 ) -> None:
     encode(BEFORE, "out")
-    with monkeypatch.context() as patch:
-        patch.setattr(
-            importlib.import_module("latentkit.encoding.encode_source"), "_run_units", stop
-        )
-        with pytest.raises(KeyboardInterrupt):
-            encode(AFTER, "out")
+    with begun():
+        encode(AFTER, "out")
     left = {name: shard for name, shard in AFTER.items() if name != "e"}
     encode(left, "out")
     encode(left, "scratch")
     assert_equal_rows(tmp_path / "out", tmp_path / "scratch")
 
 
-def stop(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
 def test_shard_that_is_gone_from_a_first_run_is_named(
-    encode: Encode, monkeypatch: pytest.MonkeyPatch
+    encode: Encode, begun: Callable[[], AbstractContextManager[None]]
 ) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(
-            importlib.import_module("latentkit.encoding.encode_source"), "_run_units", stop
-        )
-        with pytest.raises(KeyboardInterrupt):
-            encode(BEFORE, "out")
+    with begun():
+        encode(BEFORE, "out")
     with pytest.raises(SourceError, match=r"shard 'b'.* is gone"):
         encode({name: shard for name, shard in BEFORE.items() if name != "b"}, "out")
 

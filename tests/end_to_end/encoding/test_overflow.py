@@ -126,8 +126,6 @@ def test_a_retried_run_gives_the_same_bytes_again(
     large_folder: Path, photos: FolderSource, modality: ImageModality, tmp_path: Path
 ) -> None:
     for name in ("one", "two"):
-        encode(
-            tmp_path / name, large_folder, photos, modality, "retry-fp32", "float32", store="sample"
-        )
+        encode(tmp_path / name, large_folder, photos, modality, "retry-fp32", "float32")
     units = [sorted((tmp_path / name / "units").iterdir()) for name in ("one", "two")]
     assert [file.read_bytes() for file in units[0]] == [file.read_bytes() for file in units[1]]

@@ -92,7 +92,7 @@ def test_on_bad_sample_fail_ends_the_run_at_the_fault(
 ) -> None:
     break_prepare(waves, monkeypatch, "002")
     with pytest.raises(
-        SourceError, match=r"sample '002': acme_waves\.Wave raised KeyError: 'boom'"
+        SourceError, match=r"sample '002' can't be used: acme_waves\.Wave raised KeyError: 'boom'"
     ):
         lk.run({**recipe, "on_bad_sample": "fail"})
 
@@ -104,7 +104,7 @@ def test_a_plugin_that_fails_for_every_sample_ends_the_run(
     with pytest.raises(
         SourceError,
         match=(
-            r"none of the first 12 samples can be used; the first: acme_waves\.Wave raised KeyError"
+            r"none of the first 12 samples can be used: acme_waves\.Wave raised KeyError"
         ),
     ):
         lk.run(recipe)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,10 +18,6 @@ from latentkit.store.plan import plan_name, read_plan, write_plan
 FIXED = {"batch_size": 2, "threads": 1, "output.unit_size": 2, "preview": 0}
 
 
-def stop(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
 def test_the_package_stands_under_its_import_name() -> None:
     assert list(library_versions()) == ["latentkit", "torch", "diffusers", "pillow"]
     assert library_versions()["latentkit"] == lk.__version__
@@ -31,17 +27,13 @@ def test_a_run_that_an_earlier_version_began_goes_on_and_says_so(
     make_photos: Callable[..., Path],
     kl_folder: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    begun: Callable[[], AbstractContextManager[None]],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     photos, output = make_photos(4), tmp_path / "out"
     whole = lk.encode(photos, tmp_path / "whole", encoder=kl_folder, size=32, overrides=FIXED)
-    with monkeypatch.context() as patch:
-        patch.setattr(
-            importlib.import_module("latentkit.encoding.encode_source"), "_run_units", stop
-        )
-        with pytest.raises(KeyboardInterrupt):
-            lk.encode(photos, output, encoder=kl_folder, size=32, overrides=FIXED)
+    with begun():
+        lk.encode(photos, output, encoder=kl_folder, size=32, overrides=FIXED)
     folder = open_folder(str(output))
     plan = read_plan(folder, 0)
     earlier = {**plan.settings.versions, "latentkit": "0.0.9"}

@@ -18,7 +18,7 @@ from verified import verify_dataset
 
 import latentkit as lk
 from latentkit.store.dataset_json import read_dataset
-from latentkit.store.index import committed
+from latentkit.store.index import committed_units
 from latentkit.store.local_folder import LocalFolder
 
 COUNT = 40
@@ -194,11 +194,11 @@ def test_killed_and_gone_on_with_by_two_processes_it_ends_bit_identical(
         )
 
     process = start(0)
-    while process.poll() is None and len(committed(LocalFolder(tmp_path / "one" / "codes"))) < 3:
+    while process.poll() is None and len(committed_units(LocalFolder(tmp_path / "one" / "codes"))) < 3:
         time.sleep(0.002)
     process.kill()
     process.wait()
-    done = [len(committed(LocalFolder(tmp_path / "one" / name))) for name in ENCODERS]
+    done = [len(committed_units(LocalFolder(tmp_path / "one" / name))) for name in ENCODERS]
     assert min(done) >= 1
     assert max(done) < 30
     pair = [start(number) for number in (1, 2)]

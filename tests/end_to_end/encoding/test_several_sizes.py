@@ -18,17 +18,12 @@ from PIL import Image
 import latentkit as lk
 from latentkit.contracts import SizeRule
 from latentkit.encoding.shared_pass import group_by_input
-from latentkit.errors import PluginError
 from latentkit.modalities.image import ImageModality
 from latentkit.recipe.schema import EncodeRecipe, parse_recipe
 from latentkit.tasks.build_parts import configured_encodes
 from latentkit.tasks.encode_task import build_encode
 
 COUNT = 14
-PROBED = 3
-"""Samples that are prepared to see whether sizes matter, besides one per dataset from which its
-plan is made.
-"""
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +87,7 @@ def photos(tmp_path: Path, make_photos: Callable[..., Path]) -> Path:
     for number in range(0, COUNT, 2):
         with Image.open(folder / f"{number:03d}.png") as picture:
             picture.resize((96, 40) if number < 10 else (40, 96)).save(folder / f"{number:03d}.png")
-    (folder / "005.png").write_bytes(b"not a picture")
+    (folder / "005.png").write_bytes(b"not an image")
     return folder
 
 
@@ -145,7 +140,7 @@ def test_pictures_are_prepared_once_for_f2_f4_f8_and_a_film_encoder(
 
     chosen = {name: encoders[name] for name in ("f2", "f4", "f8", "video")}
     lk.run(make(tmp_path / "one", chosen))
-    assert prepared.total() == COUNT + PROBED + len(chosen)
+    assert prepared.total() == COUNT + len(chosen)
     assert "different inputs" not in capsys.readouterr().err
     assert_as_if_alone(make, chosen, tmp_path)
 
@@ -158,7 +153,7 @@ def test_each_kind_of_input_has_a_pass_of_its_own(
 
     chosen = {name: encoders[name] for name in ("f4", "gray-f2", "f8", "gray-f4")}
     lk.run(make(tmp_path / "one", chosen))
-    assert prepared.total() == 2 * (COUNT + PROBED) + len(chosen)
+    assert prepared.total() == 2 * COUNT + len(chosen)
     assert "prepared once for each of: f4, f8 | gray-f2, gray-f4" in capsys.readouterr().err
     assert_as_if_alone(make, chosen, tmp_path)
 
@@ -169,10 +164,10 @@ def test_what_prepares_for_several_goes_to_other_processes(
     chosen = {name: encoders[name] for name in ("f2", "f8")}
     parsed = parse_recipe(recipe(photos, tmp_path / "one", chosen, size=32), "recipe", tmp_path)
     assert isinstance(parsed, EncodeRecipe)
-    lines = {line.name: line for line in configured_encodes(parsed)}
-    inputs = {name: build_encode(line, parsed).inputs for name, line in lines.items()}
-    builders = {name: line.build_modality for name, line in lines.items()}
-    (group,) = group_by_input(builders, inputs, "cpu")
+    inputs = {
+        line.name: build_encode(line, parsed).inputs for line in configured_encodes(parsed)
+    }
+    (group,) = group_by_input(inputs, "cpu")
     (view,) = pickle.loads(pickle.dumps(group.modality)).prepare(inputs["f2"].source[0])
     (expected,) = inputs["f2"].modality.prepare(inputs["f2"].source[0])
     assert torch.equal(view.tensor, expected.tensor)
@@ -180,50 +175,32 @@ def test_what_prepares_for_several_goes_to_other_processes(
 
 # ---------------------------------------------------------------- a modality that sizes matter to
 
-Ask = Callable[[str], None]
-
-
 @pytest.fixture
-def ask(waves: Any, monkeypatch: pytest.MonkeyPatch) -> Ask:
-    """Have `waves` padded to what an encoder takes, which it learns in the given way; the encoder
-    named "fN" takes multiples of N.
-    """
+def padded_waves(waves: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have `waves` padded to what an encoder takes; that named "fN" takes multiples of N."""
 
     class Sized(waves.WaveEncoder):  # type: ignore[misc]
         def __init__(self, config: Any, context: Any) -> None:
             super().__init__(config, context)
             self.input = replace(self.input, sizes={"L": SizeRule(int(config.name[1:]))})
 
-    def patch(way: str) -> None:
-        class Padded(waves.Wave):  # type: ignore[misc]
-            def __init__(self, config: Any, context: Any) -> None:
-                super().__init__(config, context)
-                self.rule = context.input.sizes["L"]
-                if way == "reads when built":
-                    self.step = self.rule.multiple
-                elif way == "searches when built":
-                    self.step = next(size for size in range(1, 100) if self.rule.allows(size))
+    class Padded(waves.Wave):  # type: ignore[misc]
+        def __init__(self, config: Any, context: Any) -> None:
+            super().__init__(config, context)
+            self.step = context.input.sizes["L"].multiple
 
-            def prepare(self, sample: Any) -> Any:
-                for view in super().prepare(sample):
-                    length = view.tensor["wave"].shape[1]
-                    if way == "reads when preparing":
-                        self.step = self.rule.multiple
-                    elif way == "searches when preparing":
-                        self.step = next(size for size in range(1, 100) if self.rule.allows(size))
-                    elif way == "reads for one sample":
-                        self.step = self.rule.multiple if sample.key == "003" else 1
-                    more = -length % self.step
-                    row = {
-                        name: torch.nn.functional.pad(tensor, (0, more))
-                        for name, tensor in view.tensor.items()
-                    }
-                    yield replace(view, bucket=f"1x{length + more}", tensor=row)
+        def prepare(self, sample: Any) -> Any:
+            for view in super().prepare(sample):
+                length = view.tensor["wave"].shape[1]
+                more = -length % self.step
+                row = {
+                    name: torch.nn.functional.pad(tensor, (0, more))
+                    for name, tensor in view.tensor.items()
+                }
+                yield replace(view, bucket=f"1x{length + more}", tensor=row)
 
-        monkeypatch.setattr(waves, "Wave", Padded)
-
+    monkeypatch.setattr(waves, "Wave", Padded)
     monkeypatch.setattr(waves, "WaveEncoder", Sized)
-    return patch
 
 
 def sized_waves(output: Path, chosen: dict[str, Any]) -> dict[str, Any]:
@@ -237,22 +214,10 @@ def sized_waves(output: Path, chosen: dict[str, Any]) -> dict[str, Any]:
 SIZED = {f"f{multiple}": {"use": "waves", "with": {"name": f"f{multiple}"}} for multiple in (4, 24)}
 
 
-@pytest.mark.parametrize(
-    "way",
-    ["reads when built", "searches when built", "reads when preparing", "searches when preparing"],
-)
+@pytest.mark.usefixtures("padded_waves")
 def test_where_sizes_decide_what_is_prepared_encoders_run_apart(
-    way: str, ask: Ask, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ask(way)
     lk.run(sized_waves(tmp_path / "one", SIZED))
     assert "prepared once for each of: f4 | f24" in capsys.readouterr().err
     assert_as_if_alone(sized_waves, SIZED, tmp_path)
-
-
-def test_sizes_that_matter_to_one_sample_only_end_the_run(ask: Ask, tmp_path: Path) -> None:
-    ask("reads for one sample")
-    with pytest.raises(
-        PluginError, match="for some samples only, the modality asks which sizes the encoder takes"
-    ):
-        lk.run(sized_waves(tmp_path / "one", SIZED))

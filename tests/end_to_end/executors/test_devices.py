@@ -18,7 +18,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from latentkit.builtin.plugins import _build_local as build_local
+from latentkit import builtin
 from latentkit.contracts import BuildContext, Executor, ExecutorSpec, PluginSpec
 from latentkit.executors.local import LocalExecutor
 from latentkit.executors.options import LocalConfig
@@ -164,7 +164,8 @@ def test_devices_under_a_launcher_or_for_training_are_refused(photos: Path, tmp_
 
 
 def test_a_recipe_names_devices_too() -> None:
-    executor = build_local(LocalConfig(devices=["cpu", "cpu:0"]), BuildContext())
+    local = next(spec for spec in builtin.latentkit_executors() if spec.name == "local")
+    executor = local.build(LocalConfig(devices=["cpu", "cpu:0"]), BuildContext())
     assert (executor.device, executor.others) == ("cpu", ("cpu",))
     with pytest.raises(ValueError, match="give device or devices, and at least one"):
         LocalConfig(device="cpu", devices=["cpu"])

@@ -338,15 +338,15 @@ def test_what_cannot_be_joined_is_said(images: Any, texts: Any) -> None:
         ),
         (
             lambda: join(images, clip, t5),
-            "in a row of all, 'text-embedding' would stand for two things; .* names=",
+            "in a row of all, 'text-embedding' would occur twice; .* names=",
         ),
         (
             lambda: join(images, clip, names=["text_mask", "text"]),
-            "'text_mask' would stand for two things; .* names=",
+            "'text_mask' would occur twice; .* names=",
         ),
         (
             lambda: join(images, clip, names=["key", None]),
-            "'key' would stand for two things; .* names=",
+            "'key' would occur twice; .* names=",
         ),
         (
             lambda: join(*captioned),

@@ -113,7 +113,7 @@ def test_what_cannot_be_paired_is_named(make: Make) -> None:
         ),
         (
             lambda: join(pictures, sounds, on=len),
-            r"on must make a text of a key; of '1\.png' it makes 5",
+            r"on= must return a text for each key; for '1\.png' it returned 5",
         ),
         (lambda: join(pictures, sounds), "have no key in common"),
         (lambda: join(sounds, make("others", ["7.png"]), on="stem"), "have no stem in common"),

@@ -98,7 +98,7 @@ def test_more_objects_than_a_page_of_a_listing_are_all_found(s3_server: S3Server
         (
             "s3://missing/photos",
             {},
-            r"s3://missing/photos: there is no bucket 'missing'; make it first",
+            r"s3://missing/photos: no bucket 'missing'\. Create it first",
         ),
         ("s3://bucket/photos", {}, r"nothing lies below s3://bucket/photos"),
         (

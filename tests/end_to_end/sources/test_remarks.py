@@ -25,11 +25,11 @@ from latentkit.contracts import Prepared, Remark
 from latentkit.errors import PluginError
 from latentkit.runtime.source_remarks import list_remarks, merged
 from latentkit.store.compact import compact
-from latentkit.store.contents import column_filling, describe_filling, row_remarks
+from latentkit.store.contents import column_filling, describe_fillings, row_remarks
 from latentkit.upkeep.inspect_dataset import inspect_dataset
 from latentkit.upkeep.repair import repair_dataset
 
-LEFT_OUT = "left out by their ending .heic"
+LEFT_OUT = "left out because of their ending .heic"
 MISSING = "a caption that names no file"
 SHORT = "shorter than asked"
 GIVEN = [
@@ -230,7 +230,7 @@ def test_row_remarks_count_samples_and_not_views() -> None:
 def test_columns_say_how_many_rows_have_them() -> None:
     rows = [{"text": "a", "tags": ["x"], "n": 1}, {"text": "", "tags": []}, {"text": None}]
     found = column_filling(pa.chunked_array([pa.array(rows)]))
-    assert describe_filling(found, 3, "row") == [
+    assert describe_fillings(found, 3, "row") == [
         "text (text): 2 of 3 rows, 1 of them empty",
         "tags (list of text): 2 of 3 rows, 1 of them empty",
         "n (integer): 1 of 3 rows",
@@ -281,7 +281,7 @@ def test_two_processes_write_the_same_remarks_and_count_the_dataset(
     for text in said:
         assert text.startswith("both: 12 latents, 2 skipped")
         assert notes(text) == [
-            "2: left out by their ending .svg: a drawing or document without pixels; render it to"
+            "2: left out because of their ending .svg: a drawing or document without pixels; render it to"
             " PNG, such as x.svg"
         ]
         assert "text (text): 11 of 12 rows" in text

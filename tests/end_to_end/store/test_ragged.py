@@ -139,17 +139,6 @@ def test_a_draw_is_the_same_however_rows_were_padded(recipe: MakeRecipe) -> None
         assert torch.equal(one["latent"], other["latent"])
 
 
-def test_a_stored_draw_is_the_same_however_rows_were_padded(recipe: MakeRecipe) -> None:
-    made = []
-    for pad in ("16", "all"):
-        values = recipe(pad, pad, takes_mask=True)
-        values["output"]["store"] = "sample"
-        made.append(lk.run(values))
-    assert all(
-        torch.equal(one["latent"], other["latent"]) for one, other in zip(*made, strict=True)
-    )
-
-
 def test_indices_are_padded_with_zeros(waves: Any, recipe: MakeRecipe) -> None:
     data = lk.run(recipe(kind="quantised", takes_mask=True, pad="all"))
     (batch,) = data.batches(100)

@@ -18,7 +18,7 @@ import yaml
 from verified import verify_dataset
 
 import latentkit as lk
-from latentkit.store.index import committed
+from latentkit.store.index import committed_units
 from latentkit.store.local_folder import LocalFolder
 
 COUNT = 120
@@ -65,11 +65,11 @@ def test_killed_and_shared_runs_end_bit_identical(
     alone, killed = tmp_path / "alone" / "out", tmp_path / "killed" / "out"
     lk.run(recipe(alone, ragged))
     process = start(recipe(killed, ragged), tmp_path / "killed.yaml")
-    while process.poll() is None and len(committed(LocalFolder(killed))) < 3:
+    while process.poll() is None and len(committed_units(LocalFolder(killed))) < 3:
         time.sleep(0.002)
     process.kill()
     process.wait()
-    assert 3 <= len(committed(LocalFolder(killed))) < UNITS
+    assert 3 <= len(committed_units(LocalFolder(killed))) < UNITS
     pair = [start(recipe(killed, ragged), tmp_path / f"{number}.yaml") for number in range(2)]
     assert [process.wait() for process in pair] == [0, 0]
     assert contents(killed) == contents(alone)
@@ -79,7 +79,7 @@ def test_killed_and_shared_runs_end_bit_identical(
 def test_child_processes_prepare_the_same(recipe: Any, tmp_path: Path) -> None:
     lk.run(recipe(tmp_path / "threads"))
     lk.run(recipe(tmp_path / "processes", prepare_in="processes"))
-    names = [f"units/{name}.safetensors" for name in committed(LocalFolder(tmp_path / "threads"))]
+    names = [f"units/{name}.safetensors" for name in committed_units(LocalFolder(tmp_path / "threads"))]
     data = [lk.open(tmp_path / name, posterior="mean") for name in ("threads", "processes")]
     assert len(names) == UNITS
     for first, second in zip(*(dataset.batches(50) for dataset in data), strict=True):

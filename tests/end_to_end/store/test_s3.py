@@ -201,7 +201,7 @@ def test_server_and_processes_that_are_killed_on_the_way_end_bit_identical(
     assert left.finish() == 2, left.printed()
     message = left.printed().splitlines()[-1]
     assert message.startswith(f"latentkit: {URL}/")
-    assert message.endswith("run again when it can, nothing is lost")
+    assert message.endswith("Run again when it can; nothing is lost")
     assert "Traceback" not in left.printed()
 
     mortal_s3_server.start()
@@ -219,6 +219,6 @@ def test_server_and_processes_that_are_killed_on_the_way_end_bit_identical(
     patient.wait_until(lambda: f"{URL} can't be reached; waiting\n" in patient.printed())
     mortal_s3_server.start()
     assert patient.finish() == 0, patient.printed()
-    assert f"{URL} is there again\n" in patient.printed()
+    assert f"{URL} can be reached again\n" in patient.printed()
     assert contents(open_folder(URL)) == contents(open_folder(str(local)))
     assert open_folder(URL).list("claims") == []

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import multiprocessing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
@@ -12,15 +11,16 @@ from typing import Any
 import pytest
 
 import latentkit as lk
+from latentkit.contracts import UnitResult
+from latentkit.encoding import encode_source as encoding
 from latentkit.errors import StoreError
+from latentkit.executors.local import LocalExecutor
 from latentkit.store import compact as compacting
 from latentkit.store.claims import Claims
 from latentkit.store.compact import compact, finish_compaction
 from latentkit.store.dataset_json import newest_number, read_dataset
 from latentkit.store.local_folder import LocalFolder
 from latentkit.store.plan import Plan, plan_of, read_chain, read_plan, write_plan
-
-encoding = importlib.import_module("latentkit.encoding.encode_source")
 
 FIXED = {"batch_size": 2, "threads": 1, "output.unit_size": 2, "preview": 0}
 NUM_PHOTOS = 6
@@ -52,20 +52,19 @@ def test_process_that_ends_late_leaves_the_newer_dataset(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    run_units, folder = encoding._run_units, LocalFolder(tmp_path / "out")
+    run, folder = LocalExecutor.run, LocalFolder(tmp_path / "out")
 
-    def overtaken(*args: Any) -> Any:
-        summary = run_units(*args)
-        monkeypatch.setattr(encoding, "_run_units", run_units)
+    def overtaken(*args: Any) -> Iterator[UnitResult]:
+        yield from run(*args)
+        monkeypatch.setattr(LocalExecutor, "run", run)
         encode()
         if then == "another run":
             add_one(photos)
             encode()
         else:
             compact(folder)
-        return summary
 
-    monkeypatch.setattr(encoding, "_run_units", overtaken)
+    monkeypatch.setattr(LocalExecutor, "run", overtaken)
     assert len(encode()) == NUM_PHOTOS + (then == "another run")
     assert newest(tmp_path / "out") == 1
 

@@ -83,7 +83,7 @@ def test_what_can_not_be_written_is_one_message(
     monkeypatch.chdir(tmp_path)
     for arguments, message in {
         "run out --step 7": "has no checkpoint of step 7; there are 1, 2",
-        "run out --weights average": "has no average of the weights, as the recipe has no ema",
+        "run out --weights average": "has no average of the weights, because the recipe has no ema",
         "run photos": "photos is there already; expected a folder that is missing or empty",
         "photos out": "photos: expected the folder of a training run with a checkpoint, found none",
     }.items():

@@ -79,7 +79,7 @@ def test_damaged_weights_are_refused(kl_folder: Path, tmp_path: Path, content: b
     with pytest.raises(
         EncoderError,
         match=(
-            r"diffusion_pytorch_model\.safetensors.*(it is empty|is a web page|is damaged, cut off)"
+            r"diffusion_pytorch_model\.safetensors.*(the file is empty|is a web page|is damaged, cut off)"
         ),
     ):
         open_model(tmp_path / "m").fingerprint()
@@ -143,11 +143,11 @@ def test_of_a_pipelines_autoencoders_the_one_of_the_modality_is_opened(
     ]
     for folder, options in ((pipeline, {"subfolder": "vae"}), (pipeline / "vae", {})):
         with pytest.raises(
-            EncoderError, match="vae doesn't take the modality 'audio'; audio_vae beside it does"
+            EncoderError, match="vae doesn't accept the modality 'audio'; audio_vae beside it does"
         ):
             open_for("audio", folder, **options)
     with pytest.raises(
-        EncoderError, match="audio_vae doesn't take the modality 'image'; vae beside it does"
+        EncoderError, match="audio_vae doesn't accept the modality 'image'; vae beside it does"
     ):
         open_for("image", pipeline, subfolder="audio_vae")
     assert open_for("text", pipeline) == "image", "neither takes it: what runs the recipe says so"
@@ -158,7 +158,7 @@ def test_of_a_pipelines_autoencoders_the_one_of_the_modality_is_opened(
 def test_encoding_holds_no_decoder(kl_folder: Path, batch: torch.Tensor) -> None:
     encoder = open_model(kl_folder)
     encoder.encode(batch)
-    names = dict(encoder._encoding_half.named_parameters())
+    names = dict(encoder.encoding_half.named_parameters())
     assert names
     assert not [name for name in names if name.startswith(("decoder", "post_quant_conv"))]
 
@@ -188,7 +188,7 @@ def test_tiling_is_part_of_the_fingerprint(kl_folder: Path) -> None:
 
 
 def test_sizes_that_the_model_floors_are_refused(kl_folder: Path) -> None:
-    with pytest.raises(ValueError, match="W of a batch is 38"):
+    with pytest.raises(ValueError, match="W of the batch is 38"):
         open_model(kl_folder).encode(torch.zeros(1, 3, 32, 38))
 
 
@@ -231,7 +231,7 @@ def test_normalization_is_the_pipelines(config: dict[str, Any], expected: Normal
 
 def test_class_that_is_not_driven_is_said(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"_class_name": "UNet2DModel"}))
-    with pytest.raises(EncoderError, match="'UNet2DModel'; this version drives"):
+    with pytest.raises(EncoderError, match="'UNet2DModel'; this version supports"):
         open_model(tmp_path)
 
 
@@ -263,7 +263,7 @@ def test_configs_of_flax_classes_are_those_of_the_same_model(
 def test_random_weights_train_but_do_not_encode(kl_folder: Path, batch: torch.Tensor) -> None:
     config = DiffusersConfig(config=str(kl_folder / "config.json"))
     encoder = open_diffusers(config, BuildContext(seed=3))
-    with pytest.raises(EncoderError, match="can be trained, but not encode"):
+    with pytest.raises(EncoderError, match="can be trained but can't encode"):
         encoder.encode(batch)
     again = open_diffusers(config, BuildContext(seed=3))
     assert all(

@@ -32,7 +32,7 @@ class OfDiffusers(EncoderContract):
         )
 
     def perturb(self, encoder: Any) -> Encoder:
-        flip_bit(next(iter(encoder._encoding_half.encoder.parameters())).data)
+        flip_bit(next(iter(encoder.encoding_half.encoder.parameters())).data)
         return encoder
 
 

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from launching import launch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -26,7 +26,8 @@ from latentkit.errors import EncoderError
 from latentkit.losses.kl import Kl
 from latentkit.losses.reconstruction import mse
 from latentkit.training import result as training_result
-from latentkit.training.loop import OptimizerSettings, TrainSettings, WeightedLoss, train
+from latentkit.training.loop import train
+from latentkit.training.settings import OptimizerSettings, TrainSettings, WeightedLoss
 
 MODELS = json.loads(Path(__file__).with_name("models.json").read_text())
 
@@ -122,11 +123,11 @@ def jobs(tiny: Any) -> dict[str, dict[str, Any]]:
 
 @pytest.mark.timeout(600)  # about a minute on two free cores
 def test_every_class_trains_in_two_processes_to_equal_weights_also_after_a_resume(
-    jobs: dict[str, Any], tmp_path: Path, launch_two: Callable[..., subprocess.CompletedProcess[str]]
+    jobs: dict[str, Any], tmp_path: Path
 ) -> None:
     assert {name for name, traits in TRAITS.items() if not traits.refused} <= {*jobs, *REFUSED}
     (tmp_path / "jobs.json").write_text(json.dumps(jobs))
-    done = launch_two(__file__, tmp_path)
+    done = launch(__file__, tmp_path)
     assert done.returncode == 0, done.stderr
     for job in jobs:
         before, after = (
@@ -149,7 +150,7 @@ def test_every_class_trains_in_two_processes_to_equal_weights_also_after_a_resum
 @pytest.mark.parametrize("name", sorted(REFUSED))
 def test_a_codebook_is_refused(name: str, tiny: Any) -> None:
     with pytest.raises(
-        EncoderError, match="can't be trained here: its codebook needs losses of its own"
+        EncoderError, match="can't be trained here: its codebook needs special losses"
     ):
         _ = DiffusersEncoder(tiny.folder(name), None, torch.float32, False, "cpu").module
 

@@ -57,7 +57,7 @@ def test_frame_counts_off_the_rule_are_refused(name: str, tiny: Any) -> None:
     for other in {batch.shape[2] + 1, batch.shape[2] - 1} - {1}:
         longer = torch.zeros(1, batch.shape[1], other, *batch.shape[3:])
         with pytest.raises(
-            ValueError, match=f"T of a batch is {other}; the encoder takes {rule.multiple} "
+            ValueError, match=f"T of the batch is {other}; the encoder accepts {rule.multiple} "
         ):
             encoder.encode(longer)
 
@@ -79,7 +79,7 @@ def test_sizes_off_the_rule_are_refused(name: str, tiny: Any) -> None:
     with pytest.raises(
         ValueError,
         match=(
-            f"{axis} of a batch is {batch.shape[-1] + 1}; the encoder takes a multiple of|{axis}"
+            f"{axis} of the batch is {batch.shape[-1] + 1}; the encoder accepts a multiple of|{axis}"
             " .* k"
         ),
     ):
@@ -97,7 +97,7 @@ def test_allegro_never_sees_less_than_a_tile(tiny: Any) -> None:
             for value in (0.0, 1.0)
         )
     assert torch.equal(zeros, ones), "below one tile the bare class ignores its input"
-    with pytest.raises(ValueError, match="H of a batch is 64"):
+    with pytest.raises(ValueError, match="H of the batch is 64"):
         encoder.encode(torch.zeros(1, 3, 24, 64, 64))
     # tiles of sample_size (128 here), one every 8 rows and 48 columns: overlaps of 120 and 80 are
     # fixed
@@ -161,7 +161,7 @@ def test_a_failed_encode_leaves_the_encoder_usable(name: str, tiny: Any) -> None
     expected = first(encoder.encode(batch))
     layers = [
         layer
-        for layer in encoder._encoding_half.encoder.modules()
+        for layer in encoder.encoding_half.encoder.modules()
         if isinstance(layer, nn.Conv3d | nn.Conv2d)
     ]
 
@@ -178,7 +178,7 @@ def test_a_failed_encode_leaves_the_encoder_usable(name: str, tiny: Any) -> None
 def test_dropout_is_off(tiny: Any) -> None:
     encoder = tiny.encoder("AutoencoderKLAllegro")
     encoder.encode(tiny.batch("AutoencoderKLAllegro", rows=1))
-    assert not any(module.training for module in encoder._encoding_half.modules())
+    assert not any(module.training for module in encoder.encoding_half.modules())
 
 
 @pytest.mark.parametrize(
@@ -259,18 +259,18 @@ def test_tiling_is_tried_rather_than_believed(tiny: Any) -> None:
             open_folder(tiny.folder(name), tiling=True)
     tiled = open_folder(tiny.folder("AutoencoderKLWan"), tiling=True)
     assert tiled.fingerprint()["tiling"] == "on"
-    assert tiled._encoding_half.use_tiling
+    assert tiled.encoding_half.use_tiling
     tiny.encoder("AutoencoderKLMiniMaxH3").fingerprint()
     assert tiny.encoder(
         "AutoencoderKLMiniMaxH3"
-    )._encoding_half.use_tiling, "tiling is a part of this model"
+    ).encoding_half.use_tiling, "tiling is a part of this model"
 
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_no_weight_of_the_decoder_is_held_or_hashed(name: str, tiny: Any) -> None:
     encoder = tiny.encoder(name)
     parts = encoder.fingerprint()
-    kept = {weight for weight, _ in encoder._encoding_half.named_parameters()}
+    kept = {weight for weight, _ in encoder.encoding_half.named_parameters()}
     assert parts["weights"] != parts["decoder"]
     assert kept
     of_the_decoder = ("decoder", "post_quant_conv", "out_proj", "dec_in_proj", "quantize")

@@ -157,7 +157,7 @@ def test_known_forms_work_without_a_row(
             ),
         ),
         (NewShrinking, "NewShrinking: decode gave sizes (256, 255) for an input of (256, 256)"),
-        (NewMute, "_class_name is 'NewMute'; this version drives"),
+        (NewMute, "_class_name is 'NewMute'; this version supports"),
     ],
 )
 def test_what_a_class_lacks_is_said(new: type[Any], lacks: str, open_new: Any) -> None:

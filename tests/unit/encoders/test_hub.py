@@ -19,6 +19,7 @@ from latentkit.encoders.diffusers_loading import find_model
 from latentkit.encoders.hub import hub_commit
 from latentkit.errors import EncoderError
 from latentkit.runtime.hub_places import HubPlace, parse_hub_place
+from latentkit.tasks.recipe_from_arguments import encoder_from_word
 
 Files = dict[str, bytes]
 STEM = "diffusion_pytorch_model"
@@ -147,7 +148,7 @@ def test_of_a_pipeline_with_two_autoencoders_only_the_one_that_takes_the_modalit
     assert f"o/both/vae/{STEM}.safetensors" not in hub.downloads
     assert find("o/both", "image").name == "vae"
     message = find_error("o/both", modality="image", subfolder="audio_vae")
-    assert "audio_vae doesn't take the modality 'image'; vae beside it does" in message
+    assert "audio_vae doesn't accept the modality 'image'; vae beside it does" in message
 
 
 def test_transformers_repository_is_refused_before_its_weights_with_what_to_give_instead(
@@ -167,7 +168,7 @@ def test_transformers_repository_is_refused_before_its_weights_with_what_to_give
     message = find_error("o/Wan-14B")
     assert "_class_name is 'WanModel'" in message
     assert "o/Wan-14B-Diffusers has it in diffusers' form" in message
-    assert "a single file is given as o/Wan-14B/Wan2.1_VAE.pth" in message
+    assert "name a single file as o/Wan-14B/Wan2.1_VAE.pth" in message
     assert hub.downloads == ["o/Wan-14B/config.json"]
 
 
@@ -185,12 +186,12 @@ def test_several_variants_and_no_plain_weights_are_named(hub: FakeHub, config: b
     names = [f"{STEM}.fp16.safetensors", f"{STEM}.non_ema.safetensors"]
     hub.add("o/m", {"config.json": config} | dict.fromkeys(names, b"x"))
     message = find_error("o/m")
-    assert "fp16 and non_ema only; choose by the option variant, such as variant: fp16" in message
+    assert "only as fp16 and non_ema; choose by the option variant, such as variant: fp16" in message
     find_model("o/m", None, None, Path("/nowhere"), "image", "non_ema")
     assert f"o/m/{names[1]}" in hub.downloads
     assert f"o/m/{names[0]}" not in hub.downloads
     with pytest.raises(
-        EncoderError, match="no variant 'bf16' of the weights; there is fp16, non_ema"
+        EncoderError, match="no weights of variant 'bf16'; available: fp16, non_ema"
     ):
         find_model("o/m", None, None, Path("/nowhere"), "image", "bf16")
 
@@ -288,7 +289,7 @@ def test_place_of_a_text(text: str, place: HubPlace | None) -> None:
 @pytest.mark.parametrize("model", ["model-of-mine", "weights/vae.safetensors", "./o/n", "a b/c"])
 def test_mistyped_path_is_called_no_path_and_no_hub_id(hub: FakeHub, model: str) -> None:
     message = find_error(model)
-    assert f"there is no such file or folder ({Path('/nowhere') / model}), nor a hub id" in message
+    assert f"no such file or folder ({Path('/nowhere') / model}), nor a hub id" in message
     assert hub.requests == []
 
 
@@ -296,8 +297,8 @@ def test_mistyped_path_is_called_no_path_and_no_hub_id(hub: FakeHub, model: str)
     ("model", "words"),
     [
         ("https://example.com/vae.safetensors", "download it, and give the path of the file"),
-        ("https://huggingface.co/datasets/o/n", "names a dataset of the hub; expected a model"),
-        ("https://huggingface.co/spaces/o/n", "names a space of the hub; expected a model"),
+        ("https://huggingface.co/datasets/o/n", "this is a dataset on the hub; expected a model"),
+        ("https://huggingface.co/spaces/o/n", "this is a space on the hub; expected a model"),
     ],
 )
 def test_address_of_something_else_is_refused(hub: FakeHub, model: str, words: str) -> None:
@@ -305,7 +306,7 @@ def test_address_of_something_else_is_refused(hub: FakeHub, model: str, words: s
 
 
 def test_two_revisions_are_refused(hub: FakeHub) -> None:
-    assert "'v1', and the option revision 'v2'; leave one out" in find_error(
+    assert "'v1', but the option revision is 'v2'. Leave one out" in find_error(
         "o/n@v1", revision="v2"
     )
 
@@ -326,7 +327,7 @@ def test_gated_model_tells_to_accept_its_terms_and_log_in(
     )
     monkeypatch.setenv("HF_TOKEN", "hf_of_somebody_else")
     words = (
-        'the account of your token has no access to it ("Access to model o/gated is restricted."):'
+        'the account of your token has no access ("Access to model o/gated is restricted."):'
         " accept its terms"
     )
     assert words in find_error("o/gated")
@@ -341,13 +342,13 @@ def test_missing_or_private_model_is_told_so(
     for name in ("o/private", "o/nothing"):
         message = find_error(name)
         assert (
-            f"the hub shows no model of that name ({name}): check the spelling; for a private one"
+            f"the hub has no model of that name ({name}). Check the spelling; for a private one"
             " log in with `hf auth login`"
             in message
         )
         assert f"no such file or folder here (/nowhere/{name})" in message
     monkeypatch.setenv("HF_TOKEN", "hf_other")
-    assert "check the spelling; your token has no access to a private one" in find_error(
+    assert "Check the spelling; your token has no access to a private one" in find_error(
         "o/private"
     )
     monkeypatch.setenv("HF_TOKEN", "hf_good")
@@ -357,7 +358,7 @@ def test_missing_or_private_model_is_told_so(
 def test_missing_revision_folder_and_file_are_named(hub: FakeHub, kl_folder: Path) -> None:
     hub.add("o/m", read_files(kl_folder, "vae/") | {"text/merges.txt": b"x"})
     assert (
-        f"o/m has no revision 'nope'; its branches and tags: {hub.endpoint}/o/m/branches"
+        f"o/m has no revision 'nope'; branches and tags: {hub.endpoint}/o/m/branches"
         in find_error("o/m@nope")
     )
     assert "no config.json in unet" in find_error("o/m", subfolder="unet")
@@ -376,9 +377,9 @@ FAILURES: dict[str, tuple[Failure, str]] = {
         Failure(429),
         "limit of requests is reached (429): run again in a few minutes",
     ),
-    "error of the hub": (Failure(500), "the hub has an error of its own (500 from"),
-    "maintenance": (Failure(503), "the hub has an error of its own (503 from"),
-    "bad gateway": (Failure(502, body=b"<html>"), "the hub has an error of its own (502 from"),
+    "error of the hub": (Failure(500), "the hub has an internal error (500 from"),
+    "maintenance": (Failure(503), "the hub has an internal error (503 from"),
+    "bad gateway": (Failure(502, body=b"<html>"), "the hub has an internal error (502 from"),
     "token that is refused": (
         Failure(401, {"X-Error-Message": "Invalid credentials in Authorization header"}),
         (
@@ -432,8 +433,21 @@ def test_files_that_the_hubs_library_leaves_out_are_missed_at_once(
         patch.setattr("latentkit.encoders.hub.snapshot_download", lambda *_, **__: str(folder))
         message = find_error(model)
     assert "vae.safetensors" in message if "/vae" in model else "config.json" in message
-    assert "can't be had from the hub now; run again in a few minutes" in message
+    assert "can't be downloaded from the hub now; run again in a few minutes" in message
     assert find(model).exists()
+
+
+def test_repository_in_the_cache_is_opened_by_its_folder(hub: FakeHub, kl_folder: Path) -> None:
+    hub.add("o/m", read_files(kl_folder))
+    folder = find("o/m")
+    repository = folder.parent.parent
+    assert encoder_from_word(str(repository), [])["use"] == "diffusers"
+    assert find(str(repository)) == folder
+    shutil.copytree(folder, repository / "snapshots" / "another")
+    assert find(str(repository)) == folder
+    shutil.rmtree(repository / "refs")
+    assert "none of its 2 snapshots is of the revision 'main'" in find_error(str(repository))
+    assert find(str(repository), revision="another").name == "another"
 
 
 @pytest.fixture
@@ -458,7 +472,7 @@ def test_without_the_hub_the_cached_snapshot_is_used(
     if way == "offline":
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
         words = (
-            "HF_HUB_OFFLINE is set, and {} is not, or not whole, in the cache"
+            "HF_HUB_OFFLINE is set, and {} is missing or incomplete in the cache"
             f" {constants.HF_HUB_CACHE}: unset it once"
         )
     else:

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from latentkit.encoders.diffusers_loading import load_model, look_at_model
+from latentkit.encoders.diffusers_loading import inspect_model, load_model
 from latentkit.encoders.published_configs import FOLDER, find_published
 from latentkit.errors import EncoderError
 
@@ -475,7 +475,7 @@ def published(
 
 
 def taken_for(file: Path, modality: str = "", config: str | None = None) -> str:
-    return look_at_model(
+    return inspect_model(
         file, None if config is None else find_published(config), None, modality
     ).config_file.stem
 
@@ -608,7 +608,7 @@ def test_scales_of_a_transformer_in_the_same_file_are_no_matter(tmp_path: Path) 
         published("flux1", "vae.", ldm) | {"vae.encoder.conv_in.scale_weight": torch.ones(1)},
         tmp_path / "vae.safetensors",
     )
-    with pytest.raises(EncoderError, match="quantized, with scales beside them"):
+    with pytest.raises(EncoderError, match="quantized and have separate scales"):
         taken_for(tmp_path / "vae.safetensors")
 
 
@@ -621,9 +621,9 @@ def test_a_files_name_does_not_decide_between_configs_of_the_same_latents(
     write_empty(published("wan2.1", "", wan21), file)
     for name in ("vae", "wan_2.1_vae", "qwen_image_vae"):
         file = file.rename(tmp_path / f"{name}.safetensors")
-        found = look_at_model(file, None, None, modality)
+        found = inspect_model(file, None, None, modality)
         assert found.config_file.stem == "wan2.1"
-        assert "taken for wan2.1, " in str(found.remarks[-1])
+        assert "recognized as wan2.1 " in str(found.remarks[-1])
         assert "(qwen-image would give the same latents)" in str(found.remarks[-1])
 
 
@@ -632,7 +632,7 @@ def test_weights_that_nobody_published_are_said_to_need_a_config(tmp_path: Path)
     with pytest.raises(
         EncoderError,
         match=(
-            r"fit none of the published .* config\.json beside the file, .* allegro, .*,"
+            r"fit none of the published .* config\.json beside the file, or .* allegro, .*"
             r" x4-upscaler"
         ),
     ):

@@ -55,13 +55,16 @@ class Published(DiffusersEncoder):
     published shape.
     """
 
+    class_name = ""
+    """Of the model."""
+
     @property
-    def _statistics(self) -> Mapping[str, Tensor]:
-        channels = PUBLISHED_FOLD.get(self._config["_class_name"], 1) * self.layout.channels
+    def statistics(self) -> Mapping[str, Tensor]:
+        channels = PUBLISHED_FOLD.get(self.class_name, 1) * self.layout.channels
         values = torch.randn(2, channels, generator=torch.Generator().manual_seed(5))
         names = (
             ("bn.running_mean", "bn.running_var")
-            if "Flux2" in self._config["_class_name"]
+            if "Flux2" in self.class_name
             else ("latents_mean", "latents_std")
         )
         return dict(zip(names, (values[0], values[1].abs() + 0.5), strict=True))
@@ -73,8 +76,11 @@ PUBLISHED_FOLD = {"AutoencoderKLFlux2": 4, "AutoencoderKLLTX2Audio": 16}
 
 def open_published(name: str, folder: Path) -> Published:
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(config_of(name)))
-    return Published(folder, None, torch.float32, False, "cpu")
+    config = config_of(name)
+    (folder / "config.json").write_text(json.dumps(config))
+    encoder = Published(folder, None, torch.float32, False, "cpu")
+    encoder.class_name = config["_class_name"]
+    return encoder
 
 
 def by_pipeline(name: str, encoder: Published, z: Tensor) -> Tensor:
@@ -92,7 +98,7 @@ def by_pipeline(name: str, encoder: Published, z: Tensor) -> Tensor:
             .reshape(n, 4 * c, h // 2, w // 2)
         )
         mean, variance = (
-            encoder._statistics[f"bn.running_{kind}"].double().view(1, -1, 1, 1)
+            encoder.statistics[f"bn.running_{kind}"].double().view(1, -1, 1, 1)
             for kind in ("mean", "var")
         )
         return (patches - mean) / (variance + 1e-4).sqrt()
@@ -109,7 +115,7 @@ def by_pipeline(name: str, encoder: Published, z: Tensor) -> Tensor:
         )
         return (z - mean) * how.get("scale", 1.0) / std
     mean, std = (
-        encoder._statistics[key].double().view(1, -1, *ones)
+        encoder.statistics[key].double().view(1, -1, *ones)
         for key in ("latents_mean", "latents_std")
     )
     if how["per"] == "channel of the buffers":

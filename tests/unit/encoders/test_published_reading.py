@@ -64,7 +64,7 @@ def test_a_size_that_flux2_could_not_fold_is_refused_before_encoding(
     assert not (tmp_path / "out").exists()
     data = lk.encode(photos, tmp_path / "out", encoder=folder, size=36, overrides={"preview": 0})
     assert tuple(data[0]["latent"].shape) == (16, 9, 9)
-    with pytest.raises(ValueError, match="W of a batch is 34"):
+    with pytest.raises(ValueError, match="W of the batch is 34"):
         tiny.encoder("AutoencoderKLFlux2").encode(torch.zeros(1, 3, 32, 34))
 
 
@@ -74,7 +74,7 @@ def test_cosmos_takes_as_many_frames_as_it_has_statistics_of(
     encoder = tiny.encoder("AutoencoderKLCosmos")  # with statistics of two latent frames
     assert [frames for frames in range(1, 40) if encoder.input.sizes["T"].allows(frames)] == [1, 9]
     with pytest.raises(
-        ValueError, match=r"T of a batch is 17; the encoder takes 8 . k . 1, at most 9"
+        ValueError, match=r"T of the batch is 17; the encoder accepts 8 . k . 1, at most 9"
     ):
         encoder.encode(torch.zeros(1, 3, 17, 16, 16))
     pictures = open_folder(tiny.folder("AutoencoderKLCosmos"), modality="image")

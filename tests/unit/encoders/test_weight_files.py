@@ -178,15 +178,15 @@ def test_a_lone_variant_is_taken_and_said_and_of_several_the_named_one(
     half = {name: tensor.half() for name, tensor in tensors.items()}
     save_file(half, tmp_path / f"{STEM}.fp16.safetensors")
     assert [remark.text for remark in open_model(tmp_path).remarks()] == [
-        f"there are no plain weights in {tmp_path.name}: the variant fp16 is taken"
+        f"{tmp_path.name} contains no plain weights, so the variant fp16 is used"
     ]
     save_file(tensors, tmp_path / f"{STEM}.non_ema.safetensors")
     with pytest.raises(
-        EncoderError, match=r"weights are there as fp16, non_ema: choose by the option variant"
+        EncoderError, match=r"there are several weights: fp16, non_ema. Choose one with the option variant"
     ):
         load_model(tmp_path, None, torch.float32)
     with pytest.raises(
-        EncoderError, match=r"no variant 'bf16' of the weights; there is fp16, non_ema"
+        EncoderError, match=r"no weights of variant 'bf16'; available: fp16, non_ema"
     ):
         load_model(tmp_path, None, torch.float32, "bf16")
     chosen = load_model(tmp_path, None, torch.float32, "fp16").state_dict()
@@ -206,7 +206,7 @@ def test_missing_shards_are_counted(
     with pytest.raises(
         EncoderError,
         match=(
-            r"2 of 3 parts of the weights are there \(.*-00001-of-00003\.safetensors, .*get the"
+            r"2 of 3 parts of the weights are there \(.*-00001-of-00003\.safetensors, .*Get the"
             r" others too"
         ),
     ):
@@ -224,18 +224,19 @@ def test_of_several_models_in_a_checkpoint_the_named_one_is_taken(
     )
     with pytest.raises(
         EncoderError,
-        match=r"holds the weights of 2 such models, under (ema|model), .*encoder\.with\.variant=",
+        match=r"contains the weights of 2 such models, under (ema|model), .*encoder\.with\.variant=",
     ):
         open_model(file)
     for variant, expected in (("ema", average), ("model", tensors)):
         chosen = load_model(file, None, torch.float32, variant).state_dict()
         assert all(torch.equal(chosen[name], expected[name]) for name in expected)
-    with pytest.raises(EncoderError, match="holds the weights of 2 such models"):
+    with pytest.raises(EncoderError, match="contains the weights of 2 such models"):
         load_model(file, None, torch.float32, "average")
     torch.save({"model": tensors, "discriminator": {"main.0.weight": torch.ones(3)}}, file)
     assert open_model(file).fingerprint() == open_model(saved).fingerprint()
     with pytest.raises(
-        EncoderError, match=r"no weights 'ema' in it, only one model \(model\); leave out variant"
+        EncoderError,
+        match=r"no weights 'ema', only one model \(model\)\. Leave out the option variant",
     ):
         open_model(file, "ema")
 
@@ -261,7 +262,7 @@ def test_an_average_or_teacher_beside_a_model_is_asked_about_wherever_it_lies(
     held = {f"{first}{name}": tensor for name, tensor in tensors.items()}
     held |= {f"{second}{name}": tensor for name, tensor in other.items()}
     save_file(held, tmp_path / "last.safetensors")
-    with pytest.raises(EncoderError, match="holds the weights of 2 such models") as refused:
+    with pytest.raises(EncoderError, match="contains the weights of 2 such models") as refused:
         open_model(tmp_path / "last.safetensors", config=saved / "config.json")
     advised = str(refused.value).rpartition("=")[2]
     assert advised in (*offered, "ema.vae")
@@ -290,7 +291,7 @@ def test_a_checkpoint_without_its_decoder_encodes_and_says_so(
     assert not isinstance(encoder, Decodes)
     assert isinstance(whole, Decodes)
     assert encoder.fingerprint()["weights"] == whole.fingerprint()["weights"]
-    with pytest.raises(EncoderError, match="holds no decoder, so it can't be trained"):
+    with pytest.raises(EncoderError, match="contains no decoder, so it can't be trained"):
         _ = encoder.module
     save_file({name: tensors[name] for name in halves[1:]}, tmp_path / "encoder.safetensors")
     with pytest.raises(EncoderError, match=r"keys 1 missing \(encoder\."):
@@ -332,7 +333,7 @@ def test_both_halves_of_taesd_are_joined_by_their_names(tmp_path: Path) -> None:
         (tmp_path / f"taesd_encoder{suffix}").unlink()
         with pytest.raises(
             EncoderError,
-            match=rf"holds a decoder alone; expected its encoder beside it, taesd_encoder\{suffix}",
+            match=rf"contains only a decoder\. Put its encoder taesd_encoder\{suffix}",
         ):
             open_model(tmp_path / f"taesd_decoder{suffix}")
 
@@ -349,7 +350,7 @@ def test_raw_fp8_is_remarked_and_scaled_weights_are_refused(
     assert all(torch.equal(loaded[name], raw[name].float()) for name in raw)
     for more in ("encoder.conv_in.scale_weight", "scaled_fp8", "vae.encoder.conv_in.weight_scale"):
         save_file(raw | {more: torch.ones(1)}, tmp_path / "vae.safetensors")
-        with pytest.raises(EncoderError, match=r"quantized, with scales beside them"):
+        with pytest.raises(EncoderError, match=r"quantized and have separate scales"):
             open_model(tmp_path / "vae.safetensors")
     integers = {name: tensor.to(torch.int8) for name, tensor in tensors.items()}
     save_file(integers, tmp_path / "vae.safetensors")
@@ -420,7 +421,7 @@ def as_zip(content: bytes, file: Path) -> None:
             lambda _, file: file.write_bytes(b'{"error":"Repository not found"}'),
         ),
         ("a GGUF file", lambda _, file: file.write_bytes(b"GGUF\x03\x00\x00\x00")),
-        ("it is empty", lambda _, file: file.write_bytes(b"")),
+        ("the file is empty", lambda _, file: file.write_bytes(b"")),
         ("an array of NumPy", lambda _, file: file.write_bytes(b"\x93NUMPY\x01\x00v\x00")),
         (
             "it is damaged, cut off",
@@ -508,7 +509,7 @@ def test_a_folder_of_one_file_without_a_config_takes_the_named_one(
     for given in (None, config):
         with pytest.raises(
             EncoderError,
-            match=r"there are several files of weights \(other\.safetensors, vae\.safetensors\)",
+            match=r"there are several weights files \(other\.safetensors, vae\.safetensors\)",
         ):
             open_model(
                 find_model("weights", None, None, tmp_path, "image"), config=given

@@ -4,14 +4,16 @@ beside the run that it decides.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 
 from latentkit.contracts import InputSpec, LatentLayout, Normalization, Prepared
-from latentkit.encoding import auto_sizes as measure
+from latentkit.encoding import auto_sizes
 from latentkit.encoding.auto_sizes import Measured, choose_unit_size, measure_batches
 
 
@@ -44,11 +46,12 @@ def find(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Measured, list[
     ) -> tuple[Measured, list[int]]:
         encoder = Recording()
 
-        def time(run: Callable[[], object], device: str) -> float:
-            run()
-            return seconds(encoder.sizes[-1])
+        is_end = itertools.cycle([False, True])
 
-        monkeypatch.setattr(measure, "_time", time)
+        def read_clock() -> float:
+            return seconds(encoder.sizes[-1]) if next(is_end) else 0.0
+
+        monkeypatch.setattr(auto_sizes, "time", SimpleNamespace(perf_counter=read_clock))
         row = Prepared("plain", "8x8", torch.zeros(3, 8, 8))
         return (
             measure_batches(encoder, row, "cpu", "moments", torch.float32, batch_size, num_rows),
@@ -102,8 +105,8 @@ def test_no_batch_is_tried_that_memory_has_no_room_for(
     peaks = iter(
         [0, 1 << 30, 1 << 30, 2 << 30, 2 << 30, 4 << 30]
     )  # before and after batches of 1, 2, 4 rows: 1 GiB a row
-    monkeypatch.setattr(measure, "peak_bytes", lambda: next(peaks))
-    monkeypatch.setattr(measure, "available_bytes", lambda: 3 << 30)
+    monkeypatch.setattr(auto_sizes, "peak_bytes", lambda: next(peaks))
+    monkeypatch.setattr(auto_sizes, "available_bytes", lambda: 3 << 30)
     found, sizes = find(1_000_000, latency)
     assert (found.batch_size, max(sizes)) == (4, 4)
 

@@ -11,9 +11,10 @@ import torch
 
 from latentkit.contracts import Entry, Prepared, Sample, Shard
 from latentkit.errors import RecipeError, SampleError, SourceError
-from latentkit.evaluation.batches import BadSamples, batch_rows, read_rows
+from latentkit.evaluation.batches import batch_rows, read_rows
+from latentkit.runtime.bad_samples import BadSamplePolicy
 
-SKIP = BadSamples()
+SKIP = BadSamplePolicy()
 
 
 class Numbers:
@@ -93,23 +94,23 @@ def test_more_bad_samples_than_allowed_end_it_with_an_example() -> None:
     with pytest.raises(
         SourceError,
         match=(
-            r"11 of 40 samples can't be used so far, more than max_bad: 0.05 allows, such as 'key"
-            r" 30': 30 is bad"
+            r"11 of 40 samples can't be used so far: 0 is bad; 3 is bad; 6 is bad, more than"
+            r" max_bad: 0.05 allows, such as key 0, key 3, key 6\. Repair the source, or"
         ),
     ):
         list(read_rows(Numbers(40), bad, SKIP))
     with pytest.raises(
-        SourceError, match=r"14 of 40 samples can't be used, more than max_bad: 0.05 allows"
+        SourceError, match=r"14 of 40 samples can't be used: .*, more than max_bad: 0.05 allows"
     ):
         list(read_rows(NumberStream(40), bad, SKIP))
     assert (
-        sum(bool(row.reason) for row in read_rows(Numbers(40), bad, BadSamples(max_bad=0.5))) == 14
+        sum(bool(row.reason) for row in read_rows(Numbers(40), bad, BadSamplePolicy(max_bad=0.5))) == 14
     )
 
 
 def test_no_usable_sample_ends_it() -> None:
     with pytest.raises(
-        SourceError, match="no sample of the source can be used, such as 'key 1': 1 is bad"
+        SourceError, match="none of the 2 samples can be used: 0 is bad; 1 is bad, such as key 0, key 1"
     ):
         list(read_rows(Numbers(2), Bars(0, 1), SKIP))
 

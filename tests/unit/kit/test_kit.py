@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 
 from latentkit import kit
+from latentkit.contracts import Sample
+from latentkit.errors import SampleError
 
 ROOT = Path(__file__).parents[3]
 PROMISED = {
@@ -105,3 +107,12 @@ def test_a_name_that_is_light_loads_nothing_heavy() -> None:
 def test_a_name_is_the_same_wherever_it_is_imported_from() -> None:
     buffers = importlib.import_module("latentkit.runtime.buffers")
     assert kit.BufferPool is buffers.BufferPool
+
+
+def test_without_pyav_the_reason_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    with (
+        pytest.raises(SampleError, match=r"^a video in a container, .* PyAV to read: pip install"),
+        kit.open_with_av(Sample("a", b"RIFF"), "a video", ["avi"]),
+    ):
+        pass

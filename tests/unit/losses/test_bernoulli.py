@@ -6,31 +6,18 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
+from loss_batches import make_batch
 
 from latentkit.builtin.losses import latentkit_losses
-from latentkit.contracts import BuildContext, InputSpec, Loss, LossBatch, Reconstruction
-from latentkit.losses.options import BernoulliConfig
+from latentkit.contracts import BuildContext, InputSpec, Loss
 from latentkit.testing import LossContract
 
 SPEC = next(spec for spec in latentkit_losses() if spec.name == "bernoulli-nll")
 
 
 def build(low: float, high: float) -> Loss:
-    loss: Loss = SPEC.build(BernoulliConfig(), BuildContext(input=InputSpec(1, (low, high))))
+    loss: Loss = SPEC.build(SPEC.config(), BuildContext(input=InputSpec(1, (low, high))))
     return loss
-
-
-def make_batch(inputs: Tensor, output: Tensor, mask: Tensor | None = None) -> LossBatch:
-    found = Reconstruction(output=output, latents=torch.zeros(len(inputs), 1))
-    return LossBatch(
-        inputs=inputs,
-        reconstruction=found,
-        mask=mask,
-        step=0,
-        encode=lambda x: x,
-        decode=lambda x: x,
-    )
 
 
 class TestBernoulliNll(LossContract):

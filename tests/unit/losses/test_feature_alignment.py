@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from loss_batches import make_batch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
@@ -20,8 +21,6 @@ from latentkit.contracts import (
     HasModule,
     InputSpec,
     LatentLayout,
-    LossBatch,
-    Reconstruction,
 )
 from latentkit.errors import EncoderError, PluginError, RecipeError, TrainingError
 from latentkit.losses.feature_alignment import FeatureAlignment
@@ -29,18 +28,6 @@ from latentkit.losses.features import EncoderFeatures, TransformersFeatures, res
 from latentkit.losses.options import FeatureAlignmentConfig
 
 (SPEC,) = (spec for spec in latentkit_losses() if spec.name == "feature-alignment")
-
-
-def make_batch(inputs: Tensor, latents: Tensor) -> LossBatch:
-    found = Reconstruction(output=inputs, latents=latents)
-    return LossBatch(
-        inputs=inputs,
-        reconstruction=found,
-        mask=None,
-        step=0,
-        encode=lambda x: x,
-        decode=lambda x: x,
-    )
 
 
 class Fixed:
@@ -89,7 +76,7 @@ def test_loss_is_the_two_hinges_of_va_vae(margins: tuple[float, float]) -> None:
         cosine = np.maximum(1 - margins[1] - np.diag(cosines(places, aims)), 0).mean()
         expected.append(matrix + cosine)
     np.testing.assert_allclose(
-        loss(make_batch(torch.zeros(3, 3, 8, 8), latents)).detach().numpy(), expected, rtol=1e-4
+        loss(make_batch(torch.zeros(3, 3, 8, 8), latents=latents)).detach().numpy(), expected, rtol=1e-4
     )
 
 
@@ -99,7 +86,7 @@ def test_latents_that_are_the_features_cost_nothing() -> None:
     with torch.no_grad():
         loss.module.weight.copy_(torch.eye(4)[:, :, None, None])  # type: ignore[union-attr, operator]
     assert loss(
-        make_batch(torch.zeros(2, 3, 8, 8), 5 * features)
+        make_batch(torch.zeros(2, 3, 8, 8), latents=5 * features)
     ).abs().max().item() == pytest.approx(0, abs=1e-6)
 
 
@@ -108,10 +95,10 @@ def test_training_latents_and_projection_brings_the_loss_to_its_margins() -> Non
     loss = align(features, 4)
     assert isinstance(loss, HasModule)
     optimizer = torch.optim.Adam([latents, *loss.module.parameters()], lr=0.05)
-    first = loss(make_batch(torch.zeros(2, 3, 8, 8), latents)).mean().item()
+    first = loss(make_batch(torch.zeros(2, 3, 8, 8), latents=latents)).mean().item()
     for _ in range(150):
         optimizer.zero_grad()
-        value = loss(make_batch(torch.zeros(2, 3, 8, 8), latents)).mean()
+        value = loss(make_batch(torch.zeros(2, 3, 8, 8), latents=latents)).mean()
         value.backward()
         optimizer.step()
     assert value.item() < 0.1 * first
@@ -122,7 +109,7 @@ def test_latents_of_another_width_are_refused() -> None:
     with pytest.raises(
         TrainingError, match=r"its option channels is 4, the model's latents are \(1, 16, 2, 2\)"
     ):
-        loss(make_batch(torch.zeros(1, 3, 8, 8), torch.zeros(1, 16, 2, 2)))
+        loss(make_batch(torch.zeros(1, 3, 8, 8), latents=torch.zeros(1, 16, 2, 2)))
 
 
 # ---------------------------------------------------------------- an encoder plugin as the network
@@ -144,8 +131,8 @@ def test_features_are_the_means_of_a_named_encoder(kl_folder: Path) -> None:
     model = diffusers.AutoencoderKL.from_pretrained(kl_folder)
     with torch.no_grad():
         expected = model.encode(pictures).latent_dist.mean
-    torch.testing.assert_close(loss._features(pictures, (4, 4)), expected, rtol=1e-4, atol=1e-5)
-    assert loss._features(pictures, (2, 3)).shape == (
+    torch.testing.assert_close(loss.features(pictures, (4, 4)), expected, rtol=1e-4, atol=1e-5)
+    assert loss.features(pictures, (2, 3)).shape == (
         2,
         4,
         2,
@@ -189,11 +176,11 @@ def test_pictures_of_a_size_that_the_encoder_does_not_take_are_refused(kl_folder
     with pytest.raises(
         TrainingError,
         match=(
-            r"the encoder of the features refuses the pictures: W of a batch is 18; .* a multiple"
+            r"the encoder of the features refuses the pictures: W of the batch is 18; .* a multiple"
             r" of 4"
         ),
     ):
-        loss(make_batch(torch.zeros(1, 3, 16, 18), torch.zeros(1, 4, 4, 4)))
+        loss(make_batch(torch.zeros(1, 3, 16, 18), latents=torch.zeros(1, 4, 4, 4)))
 
 
 @pytest.mark.parametrize(("axes", "kind"), [("CL", "gaussian"), ("CHW", "quantised")])
@@ -285,10 +272,10 @@ def test_models_that_transformers_saved_are_read(kind: str, tmp_path: Path) -> N
         state = model(pixel_values=pictures).last_hidden_state
     grid = (4, 4) if kind != "ResNet" else tuple(state.shape[2:])
     expected = state[:, -16:].mT.reshape(2, 16, 4, 4) if kind != "ResNet" else state
-    torch.testing.assert_close(loss._features(pictures, grid), expected, rtol=1e-4, atol=1e-5)
-    assert loss._features(pictures, (3, 5)).shape == (2, 16, 3, 5)
+    torch.testing.assert_close(loss.features(pictures, grid), expected, rtol=1e-4, atol=1e-5)
+    assert loss.features(pictures, (3, 5)).shape == (2, 16, 3, 5)
     latents = torch.randn(2, 4, 4, 4, requires_grad=True)
-    loss(make_batch(pictures, latents)).sum().backward()
+    loss(make_batch(pictures, latents=latents)).sum().backward()
     assert latents.grad is not None
     assert bool(latents.grad.any())
     assert sum(weight.numel() for weight in loss.module.parameters()) == 64

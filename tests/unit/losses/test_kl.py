@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from loss_batches import make_batch
 from pydantic import ValidationError
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 from latentkit.builtin.losses import latentkit_losses
-from latentkit.contracts import BuildContext, LossBatch, Moments, Reconstruction
+from latentkit.contracts import BuildContext, LossBatch, Moments
 from latentkit.losses.kl import anneal_factor
 from latentkit.losses.options import AnnealConfig, KlConfig
 
@@ -19,17 +20,9 @@ from latentkit.losses.options import AnnealConfig, KlConfig
 NUM_VALUES = 48
 
 
-def make_batch(mean: Tensor, logvar: Tensor, step: int = 0) -> LossBatch:
+def batch_of(mean: Tensor, logvar: Tensor, step: int = 0) -> LossBatch:
     inputs = torch.zeros(len(mean), 3, 4, 4)
-    found = Reconstruction(inputs, mean, Moments(mean, logvar))
-    return LossBatch(
-        inputs=inputs,
-        reconstruction=found,
-        mask=None,
-        step=step,
-        encode=lambda x: x,
-        decode=lambda x: x,
-    )
+    return make_batch(inputs, latents=mean, moments=Moments(mean, logvar), step=step)
 
 
 def build(**options: Any) -> Any:
@@ -47,14 +40,14 @@ def test_free_bits_raise_the_mean_of_a_channel_and_no_single_value() -> None:
     free.
     """
     mean = torch.tensor([[[[2.0, 1.0]], [[0.2, 0.2]], [[1.0, 1.0]]]])
-    value = build(free_bits=0.5)(make_batch(mean, torch.zeros_like(mean)))
+    value = build(free_bits=0.5)(batch_of(mean, torch.zeros_like(mean)))
     assert value.tolist() == pytest.approx([2 * (1.25 + 0.5 + 0.5) / NUM_VALUES])
 
 
 def test_a_channel_within_its_free_bits_has_no_gradient() -> None:
     mean = torch.tensor([[[[2.0, 1.0]], [[0.2, 0.2]]]], requires_grad=True)
     (slope,) = torch.autograd.grad(
-        build(free_bits=0.5)(make_batch(mean, torch.zeros(1, 2, 1, 2))).sum(), mean
+        build(free_bits=0.5)(batch_of(mean, torch.zeros(1, 2, 1, 2))).sum(), mean
     )
     torch.testing.assert_close(slope[0, 0], mean[0, 0].detach() / NUM_VALUES)
     assert not slope[0, 1].any()
@@ -62,7 +55,7 @@ def test_a_channel_within_its_free_bits_has_no_gradient() -> None:
 
 def test_free_bits_of_a_vector_hold_for_each_of_its_values() -> None:
     mean = torch.tensor([[2.0, 0.1]])
-    assert build(free_bits=0.3)(make_batch(mean, torch.zeros(1, 2))).tolist() == pytest.approx(
+    assert build(free_bits=0.3)(batch_of(mean, torch.zeros(1, 2))).tolist() == pytest.approx(
         [2.3 / NUM_VALUES]
     )
 
@@ -70,12 +63,12 @@ def test_free_bits_of_a_vector_hold_for_each_of_its_values() -> None:
 def test_a_tiny_number_of_free_bits_changes_nothing() -> None:
     mean, logvar = torch.randn(3, 4, 2, 5), torch.randn(3, 4, 2, 5)
     expected = nats_of(mean, logvar).flatten(1).sum(1) / NUM_VALUES
-    torch.testing.assert_close(build(free_bits=1e-9)(make_batch(mean, logvar)), expected)
+    torch.testing.assert_close(build(free_bits=1e-9)(batch_of(mean, logvar)), expected)
 
 
 def test_target_is_the_distance_of_each_samples_rate_in_nats() -> None:
     mean, logvar = torch.tensor([[4.0, 0.0], [1.0, 1.0]]), torch.zeros(2, 2)  # 8 nats and 1
-    assert build(target=3.0)(make_batch(mean, logvar)).tolist() == pytest.approx(
+    assert build(target=3.0)(batch_of(mean, logvar)).tolist() == pytest.approx(
         [5 / NUM_VALUES, 2 / NUM_VALUES]
     )
 
@@ -83,7 +76,7 @@ def test_target_is_the_distance_of_each_samples_rate_in_nats() -> None:
 def test_a_rate_below_its_target_is_pushed_up_and_one_above_it_down() -> None:
     mean = torch.tensor([[4.0, 0.0], [1.0, 1.0]], requires_grad=True)
     (slope,) = torch.autograd.grad(
-        build(target=3.0)(make_batch(mean, torch.zeros(2, 2))).sum(), mean
+        build(target=3.0)(batch_of(mean, torch.zeros(2, 2))).sum(), mean
     )
     torch.testing.assert_close(slope, torch.tensor([[4.0, 0.0], [-1.0, -1.0]]) / NUM_VALUES)
 
@@ -92,11 +85,11 @@ def test_a_rate_below_its_target_is_pushed_up_and_one_above_it_down() -> None:
 def test_a_line_raises_the_loss_or_its_target(step: int, share: float) -> None:
     anneal = AnnealConfig(steps=10)
     mean, logvar = torch.tensor([[4.0, 0.0]]), torch.zeros(1, 2)
-    assert build(anneal=anneal)(make_batch(mean, logvar, step)).tolist() == pytest.approx(
+    assert build(anneal=anneal)(batch_of(mean, logvar, step)).tolist() == pytest.approx(
         [8 * share / NUM_VALUES]
     )
     assert build(anneal=anneal, target=6.0)(
-        make_batch(mean, logvar, step)
+        batch_of(mean, logvar, step)
     ).tolist() == pytest.approx([(8 - 6 * share) / NUM_VALUES])
 
 

@@ -18,7 +18,7 @@ from latentkit.losses.likelihood import GAUSSIAN, open_nll
 from latentkit.losses.options import AnnealConfig, LikelihoodConfig
 from latentkit.losses.reconstruction import l1, mse
 from latentkit.recipe.schema import load_recipe, parse_recipe
-from latentkit.tasks.check_recipe import find_odd_weights
+from latentkit.tasks.check_recipe import warn_of_unusual_weights
 
 RECIPES = Path(__file__).parents[3] / "recipes"
 
@@ -104,7 +104,7 @@ def warnings_for(*losses: dict[str, Any]) -> list[str]:
         "steps": 10,
         "output": {"path": "run"},
     }
-    return find_odd_weights(parse_recipe(values, "vae.yaml", Path()))
+    return warn_of_unusual_weights(parse_recipe(values, "vae.yaml", Path()))
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_a_usual_weight_or_one_that_isnt_a_beta_is_not(losses: list[dict[str, An
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_recipes_need_no_warning(path: Path) -> None:
-    assert find_odd_weights(load_recipe(path)) == []
+    assert warn_of_unusual_weights(load_recipe(path)) == []
 
 
 def test_a_run_warns_at_its_start(make_photos: Any, tmp_path: Path) -> None:

@@ -12,12 +12,13 @@ import pytest
 import scipy.optimize
 import scipy.stats
 import torch
+from loss_batches import make_batch
 from pydantic import ValidationError
 from torch import Tensor
 from torch.distributions import Laplace, Normal
 
 from latentkit.builtin.losses import latentkit_losses
-from latentkit.contracts import BuildContext, HasModule, LossBatch, Reconstruction
+from latentkit.contracts import BuildContext, HasModule
 from latentkit.losses.options import LikelihoodConfig
 
 FAMILIES = {"laplace-nll": Laplace, "gaussian-nll": Normal}
@@ -26,18 +27,6 @@ SPECS = {spec.name: spec for spec in latentkit_losses()}
 
 def build(name: str, **options: Any) -> Any:
     return SPECS[name].build(LikelihoodConfig(**options), BuildContext())
-
-
-def make_batch(inputs: Tensor, output: Tensor, mask: Tensor | None = None) -> LossBatch:
-    found = Reconstruction(output=output, latents=torch.zeros(len(inputs), 1))
-    return LossBatch(
-        inputs=inputs,
-        reconstruction=found,
-        mask=mask,
-        step=0,
-        encode=lambda x: x,
-        decode=lambda x: x,
-    )
 
 
 def noise(*shape: int) -> Tensor:

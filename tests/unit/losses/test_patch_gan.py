@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,30 +13,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from launching import environment_of_cpus
+from loss_batches import make_batch
 from torch import Tensor, nn
 
 from latentkit.builtin.losses import latentkit_losses
-from latentkit.contracts import BuildContext, InputSpec, LossBatch, Prepared, Reconstruction, Sample
+from latentkit.contracts import BuildContext, InputSpec, Prepared, Sample
 from latentkit.errors import TrainingError
 from latentkit.losses.options import PatchGanConfig
 from latentkit.losses.patch_gan import LogitAverages, PatchDiscriminator, PatchGan
 from latentkit.losses.reconstruction import mse
 from latentkit.training.checkpoint import list_checkpoints, read_checkpoint
-from latentkit.training.loop import TrainSettings, WeightedLoss
+from latentkit.training.settings import TrainSettings, WeightedLoss
 
 (SPEC,) = (spec for spec in latentkit_losses() if spec.name == "patch-gan")
-
-
-def make_batch(inputs: Tensor, output: Tensor) -> LossBatch:
-    found = Reconstruction(output=output, latents=torch.zeros(len(inputs), 1))
-    return LossBatch(
-        inputs=inputs,
-        reconstruction=found,
-        mask=None,
-        step=0,
-        encode=lambda x: x,
-        decode=lambda x: x,
-    )
 
 
 def build(seed: int = 0, channels: int = 3, **options: Any) -> PatchGan:
@@ -95,12 +84,12 @@ def test_vanilla_is_cross_entropy_and_the_generators_term_does_not_saturate() ->
 
 def test_lecam_pulls_logits_towards_the_averages_of_the_other_side() -> None:
     """The first pass sets the averages, 0.375 and 0.625; the second, of other logits, moves them by
-    1 / 2, then by 1 - decay.
+    1 / 2, 1 / 3 ..., and in the end by 1 - decay.
     """
-    loss = pixel_gan(lecam=0.1, lecam_decay=0.6)
+    loss = pixel_gan(lecam=0.1)
     loss.discriminator_loss(make_batch(logits(REAL), logits(FAKE)))
     real_average, fake_average = REAL.mean(), FAKE.mean()
-    for share in (0.5, 0.4, 0.4):
+    for share in [max(1 / number, 0.01) for number in range(2, 121)]:
         real_average += share * ((REAL + 1).mean() - real_average)
         fake_average += share * ((2 * FAKE).mean() - fake_average)
         got = loss.discriminator_loss(make_batch(logits(REAL + 1), logits(2 * FAKE)))
@@ -213,12 +202,9 @@ def test_averages_are_those_of_all_processes_and_one_bad_sample_stops_all(tmp_pa
     """Two processes, means of 1 and 3 in the first pass, 3 in the third; in the second, one of them
     has a sample that isn't finite.
     """
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, __file__, str(tmp_path)]
-    started = [
-        subprocess.Popen([*command, rank], env=environment, stderr=subprocess.PIPE, text=True)
-        for rank in "01"
-    ]
+    options: Any = {"env": environment_of_cpus(), "stderr": subprocess.PIPE, "text": True}
+    started = [subprocess.Popen([*command, rank], **options) for rank in "01"]
     for process in started:
         _, errors = process.communicate()
         assert process.returncode == 0, errors

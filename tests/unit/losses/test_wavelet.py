@@ -5,24 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from loss_batches import make_batch
 from torch import Tensor
 
-from latentkit.contracts import LossBatch, Reconstruction
+from latentkit.contracts import LossBatch
 from latentkit.errors import TrainingError
 from latentkit.losses.wavelet import Wavelet, haar
 
 
-def make_batch(errors: Tensor, mask: Tensor | None = None) -> LossBatch:
+def batch_of(errors: Tensor, mask: Tensor | None = None) -> LossBatch:
     inputs = torch.full_like(errors, 0.25)
-    found = Reconstruction(output=inputs + errors, latents=torch.zeros(len(inputs), 1))
-    return LossBatch(
-        inputs=inputs,
-        reconstruction=found,
-        mask=mask,
-        step=0,
-        encode=lambda x: x,
-        decode=lambda x: x,
-    )
+    return make_batch(inputs, inputs + errors, mask)
 
 
 def haar_matrix(size: int) -> np.ndarray:
@@ -53,7 +46,7 @@ def test_loss_is_the_mean_absolute_coefficient_of_the_error(levels: int) -> None
         np.mean([np.abs(coefficients(plane.numpy(), levels)).mean() for plane in planes])
         for planes in errors
     ]
-    np.testing.assert_allclose(Wavelet(levels)(make_batch(errors)).numpy(), expected, rtol=1e-4)
+    np.testing.assert_allclose(Wavelet(levels)(batch_of(errors)).numpy(), expected, rtol=1e-4)
 
 
 def test_transform_keeps_the_energy() -> None:
@@ -77,7 +70,7 @@ def test_a_side_that_is_odd_is_completed_with_right_values(shape: tuple[int, int
     whole[..., :height, :width] = errors
     sums = [sum(np.abs(coefficients(plane, 1)).sum() for plane in planes) for planes in whole]
     np.testing.assert_allclose(
-        Wavelet()(make_batch(errors)).numpy(), np.array(sums) / (3 * height * width), rtol=1e-4
+        Wavelet()(batch_of(errors)).numpy(), np.array(sums) / (3 * height * width), rtol=1e-4
     )
 
 
@@ -85,13 +78,13 @@ def test_masked_errors_do_not_count() -> None:
     errors, mask = torch.randn(1, 2, 4, 8), torch.ones(1, 1, 4, 8)
     mask[..., 4:] = 0
     torch.testing.assert_close(
-        Wavelet()(make_batch(errors, mask)), Wavelet()(make_batch(errors[..., :4]))
+        Wavelet()(batch_of(errors, mask)), Wavelet()(batch_of(errors[..., :4]))
     )
 
 
 def test_gradient_is_the_transform_of_signs() -> None:
     errors = torch.randn(1, 1, 4, 4, requires_grad=True)
-    (slope,) = torch.autograd.grad(Wavelet()(make_batch(errors)).sum(), errors)
+    (slope,) = torch.autograd.grad(Wavelet()(batch_of(errors)).sum(), errors)
     matrix = haar_matrix(4)
     expected = matrix.T @ np.sign(matrix @ errors.detach().numpy()[0, 0] @ matrix.T) @ matrix / 16
     np.testing.assert_allclose(slope[0, 0].numpy(), expected, atol=1e-6)
@@ -99,4 +92,4 @@ def test_gradient_is_the_transform_of_signs() -> None:
 
 def test_sound_is_refused() -> None:
     with pytest.raises(TrainingError, match=r"expected pictures, \(N, C, H, W\), got \(1, 2, 16\)"):
-        Wavelet()(make_batch(torch.zeros(1, 2, 16)))
+        Wavelet()(batch_of(torch.zeros(1, 2, 16)))

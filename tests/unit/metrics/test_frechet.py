@@ -176,7 +176,7 @@ BAD_FILES: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "a web page": (
         "fid.pth",
         lambda path: path.write_text("<!doctype html>"),
-        "is a web page, not weights: .* download the file itself",
+        "is a web page, not weights: .* Download the file itself",
     ),
     "a page by another name": (
         "fid.safetensors",

@@ -21,10 +21,12 @@ from PIL import Image
 
 from latentkit.contracts import BuildContext, InputSpec, Modality, Prepared, Sample, SizeRule
 from latentkit.errors import RecipeError, SampleError
+from latentkit.modalities.decode_image import MORE_FRAMES
 from latentkit.modalities.framing import ENLARGED, ENLARGED_FAR
 from latentkit.modalities.image import ImageModality
 from latentkit.modalities.options import BucketsConfig, ImageConfig
 from latentkit.plugins import fingerprint_fields
+from latentkit.runtime.key_errors import validate
 
 SIZES = {"H": SizeRule(multiple=8), "W": SizeRule(multiple=16, maximum=512)}
 
@@ -240,6 +242,14 @@ def test_buckets_listed_in_any_order_are_the_same_setting() -> None:
     assert (832, 1216) in ImageConfig(buckets="sdxl").buckets.shapes
 
 
+@pytest.mark.parametrize("shapes", [[[64, 64], [96, 48]], [[64, 64]]])
+def test_recipe_may_list_buckets_by_hand(shapes: list[list[int]]) -> None:
+    config = validate(ImageConfig, {"buckets": {"shapes": shapes}})
+    assert config == ImageConfig(buckets={"shapes": shapes})
+    with pytest.raises(RecipeError, match=r"buckets\.shapes\[0\]\[1\]: expected a whole number"):
+        validate(ImageConfig, {"buckets": {"shapes": [[64, "64"]]}})
+
+
 @pytest.mark.parametrize(
     ("size", "said"),
     [
@@ -255,6 +265,19 @@ def test_row_that_was_enlarged_says_so(size: tuple[int, int], said: list[str], c
     views = prepare(make_modality(size=64, crop=crop, views=["plain", "hflip"]), make_photo(*size))
     assert [list(view.remarks) for view in views] == [said, said]
     assert all("on_small" in text and "min_size" in text for text in (ENLARGED, ENLARGED_FAR))
+
+
+@pytest.mark.parametrize("file_format", ["GIF", "PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("num_frames", [1, 3])
+def test_frames_behind_the_first_are_remarked(file_format: str, num_frames: int) -> None:
+    frames = [Image.new("RGB", (64, 64), (80 * number, 0, 0)) for number in range(num_frames)]
+    file = io.BytesIO()
+    options = {"lossless": True} if file_format == "WEBP" else {}
+    frames[0].save(file, file_format, save_all=True, append_images=frames[1:], **options)
+    [prepared] = make_modality(size=64).prepare(Sample("key", file.getvalue()))
+    assert prepared.remarks == [MORE_FRAMES] * (num_frames > 1)
+    assert set(to_tensor(prepared).unique().tolist()) == {-1.0}
+
 
 
 def test_crop_that_zooms_in_beyond_the_pixels_says_so() -> None:

@@ -72,10 +72,10 @@ def make_png_header(width: int, height: int) -> bytes:
         (b"", "empty file: 0 bytes"),
         (
             b"This is a text that somebody renamed to photo.jpg.\n" * 40,
-            "not a picture; known formats: JPEG, PNG",
+            "not an image; known formats: JPEG, PNG",
         ),
-        (b"\xff\xd8\xff", "not a picture"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n", "not a picture"),
+        (b"\xff\xd8\xff", "not an image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n", "not an image"),
         (
             encode(Image.new("RGB", (1, 1))),
             "1 x 1 pixels (width x height), too small: min_size is 8",
@@ -196,5 +196,5 @@ def test_limit_above_pillows_holds_in_every_thread_without_a_warning(
 
 def test_pillows_own_limit_is_left_as_it_was_after_a_bad_file() -> None:
     before = Image.MAX_IMAGE_PIXELS
-    find_reason(b"not a picture")
+    find_reason(b"not an image")
     assert before == Image.MAX_IMAGE_PIXELS

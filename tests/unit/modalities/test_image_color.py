@@ -16,7 +16,7 @@ from PIL import Image, ImageCms
 
 from latentkit.contracts import BuildContext, InputSpec, Sample
 from latentkit.errors import SampleError
-from latentkit.modalities.decode_image import decode_picture
+from latentkit.modalities.decode_image import decode_upright
 from latentkit.modalities.image import ImageModality
 from latentkit.modalities.options import ImageConfig
 
@@ -107,7 +107,7 @@ def test_gray_of_16_bits_takes_no_64_bits_a_pixel() -> None:
     picture = Image.fromarray(np.arange(1 << 16, dtype=np.uint16).reshape(256, 256))
     tracemalloc.start()
     try:
-        shown = np.asarray(decode_picture(picture, "L", (0, 0, 0)))
+        shown = np.asarray(decode_upright(picture, "L", (0, 0, 0)))
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

@@ -21,7 +21,7 @@ from latentkit.modalities.icc import make_profile
 from latentkit.modalities.image import ImageModality
 from latentkit.modalities.image_formats import FORMATS, read_jxl_header
 from latentkit.modalities.options import ImageConfig
-from latentkit.runtime.file_endings import PICTURE_PACKAGES, PICTURE_SUFFIXES
+from latentkit.runtime.file_endings import IMAGE_PACKAGES, IMAGE_SUFFIXES
 
 Pixels = np.ndarray[Any, Any]
 
@@ -180,7 +180,7 @@ def test_unsigned_gray_of_32_bits_is_scaled_by_its_own_white() -> None:
         (write_tiff(1, [8] * 3, 9, [bytes(3)]), "ICCLab"),
         (
             write_tiff(2, [8] * 3, 6, [bytes(6)], reference=[16, 235, 128, 240, 128, 240]),
-            "reference black and white",
+            "its own reference levels",
         ),
         (
             write_tiff(1, [8] * 4, 5, [bytes(4)], inks=[2]),
@@ -188,7 +188,7 @@ def test_unsigned_gray_of_32_bits_is_scaled_by_its_own_white() -> None:
         ),
         (
             write_tiff(8, [8] * 3, 2, [bytes(24)], subfile=[1], sub_ifds=[8]),
-            "raw photo, of which only a thumbnail",
+            "raw photo, of which only the thumbnail",
         ),
         (write_tiff(2, [8], 1, [bytes(2)], compression=[34712]), "compression 34712"),
     ],
@@ -590,7 +590,7 @@ def test_package_that_reads_the_format_is_named(media: bytes, name: str, package
 
 
 def test_every_ending_with_a_package_is_one_of_the_pictures() -> None:
-    assert set(PICTURE_PACKAGES) <= set(PICTURE_SUFFIXES)
+    assert set(IMAGE_PACKAGES) <= set(IMAGE_SUFFIXES)
     assert {"HEIF", "JXL"} <= set(FORMATS)
 
 

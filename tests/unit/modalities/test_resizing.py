@@ -13,9 +13,16 @@ from PIL import Image
 from latentkit.contracts import BuildContext, InputSpec, Prepared, Sample
 from latentkit.modalities.geometry import Box
 from latentkit.modalities.image import ImageModality
-from latentkit.modalities.lanczos import resize_levels
+from latentkit.modalities.lanczos import (
+    COLUMN_BITS,
+    ROW_BITS,
+    Block,
+    filter_blocks,
+    resize_levels,
+)
 from latentkit.modalities.options import ImageConfig
 from latentkit.plugins import fingerprint_fields
+from latentkit.plugins.registry import parse_fingerprint_field
 
 Pixels = np.ndarray[Any, Any]
 
@@ -67,13 +74,85 @@ BOXES = {
 
 @pytest.mark.parametrize("name", BOXES)
 @pytest.mark.parametrize("channels", [1, 3])
-def test_result_is_the_ideal_one_rounded_once(name: str, channels: int) -> None:
+def test_result_is_the_ideal_one_rounded(name: str, channels: int) -> None:
     box, shape = BOXES[name]
     photo = make_photo(90, 130, channels)
     result, ideal = resize_levels(photo, box, shape), resize_ideally(photo, box, shape)
     assert result.shape == (channels, *shape)
     assert np.array_equal(result, np.rint(result))
-    assert np.abs(result - ideal).max() <= 0.51
+    assert np.abs(result - ideal).max() <= 0.6
+
+
+def dense_weights(blocks: tuple[Block, ...], original: int, unit: float) -> Pixels:
+    """(size, original) weights as integers, in units of `unit`."""
+    matrix = np.zeros((blocks[-1].result.stop, original))
+    for block in blocks:
+        matrix[block.result, block.original] = block.weights / unit
+    assert np.array_equal(matrix, np.rint(matrix))
+    return matrix.astype(np.int64)
+
+
+def resize_in_integers(levels: Pixels, box: Box, shape: tuple[int, int]) -> tuple[Pixels, int]:
+    """What `resize_levels` gives, of sums that nothing rounds, and the largest sum that any order
+    of adding up can reach, in units of the last bit.
+    """
+    row_blocks = filter_blocks(levels.shape[0], box.top, box.height, shape[0], ROW_BITS, 8)
+    rows = dense_weights(row_blocks, levels.shape[0], 8 / 2**ROW_BITS)
+    column_blocks = filter_blocks(levels.shape[1], box.left, box.width, shape[1], COLUMN_BITS, 1)
+    columns = dense_weights(column_blocks, levels.shape[1], 1 / 2**COLUMN_BITS)
+    alpha = levels[..., 3:].astype(float)
+    seen = np.rint(levels[..., :3] * alpha / 255) if alpha.size else levels
+    planes = np.concatenate([seen, alpha], axis=2).astype(np.int64).transpose(2, 0, 1)
+    planes = np.stack([np.einsum("hy,yx->hx", rows, plane) for plane in planes])
+    between = np.rint(planes * 8 / 2**ROW_BITS).astype(np.int64)
+    sums = np.einsum("chx,wx->chw", between, columns)
+    highest, lowest = np.maximum(columns, 0), np.minimum(columns, 0)
+    ups, downs = np.maximum(between, 0), np.minimum(between, 0)
+    most = (
+        np.maximum(rows, 0).sum(axis=1).max() * 255,
+        (np.einsum("chx,wx->chw", ups, highest) + np.einsum("chx,wx->chw", downs, lowest)).max(),
+    )
+    result = sums / (8 * 2**COLUMN_BITS)
+    if alpha.size:
+        shown = result[3].astype(np.float32)
+        colors = result[:3].astype(np.float32) * np.float32(255)
+        result[:3] = np.where(shown > 0.5, colors / np.where(shown > 0.5, shown, 1), 0)
+    return np.rint(result.clip(0, 255)), int(max(most))
+
+
+@pytest.mark.parametrize("name", BOXES)
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_no_sum_is_rounded_so_that_every_machine_has_the_same_pixels(
+    name: str, channels: int
+) -> None:
+    box, shape = BOXES[name]
+    photos = [
+        make_photo(90, 130, channels),
+        np.random.default_rng(0).choice(np.array([0, 255], np.uint8), (90, 130, channels)),
+    ]
+    for photo in photos:
+        expected, largest = resize_in_integers(photo, box, shape)
+        assert np.array_equal(resize_levels(photo, box, shape), expected)
+        assert largest < 2**24  # float32 has every whole number up to there
+
+
+def test_the_worst_picture_at_the_worst_place_is_summed_without_rounding() -> None:
+    """The sharpest filters that a search over sizes and boxes found, at an edge that enlarges."""
+    for original, length, size in ((4, 3.337272245313933, 24), (4, 3.205067682798862, 12)):
+        blocks = filter_blocks(original, 0.0, length, size, ROW_BITS, 1)
+        weights = dense_weights(blocks, original, 1 / 2**ROW_BITS) / 2**ROW_BITS
+        ups = np.maximum(weights, 0).sum(axis=1).max()
+        downs = np.minimum(weights, 0).sum(axis=1).min()
+        assert 1.285 < ups < 1.29
+        assert 255 * ups * 2**ROW_BITS < 2**24
+        assert 255 * (ups**2 + downs**2) * 8 * 2**COLUMN_BITS < 2**24
+
+
+@pytest.mark.parametrize("value", [0, 1, 127, 254, 255])
+@pytest.mark.parametrize("name", BOXES)
+def test_flat_pictures_stay_flat(name: str, value: int) -> None:
+    photo = np.full((90, 130, 3), value, np.uint8)
+    assert np.array_equal(np.unique(resize_levels(photo, *BOXES[name])), [value])
 
 
 def test_same_size_changes_nothing() -> None:
@@ -88,7 +167,7 @@ def test_large_products_are_cut_without_a_seam() -> None:
     box = Box(0, 0, 64, 3000)
     assert (
         np.abs(resize_levels(photo, box, (8, 40)) - resize_ideally(photo, box, (8, 40))).max()
-        <= 0.51
+        <= 0.6
     )
 
 
@@ -227,8 +306,10 @@ def test_draft_counts_the_pixels_of_the_file_as_small_or_not() -> None:
 
 def test_ways_to_resize_are_different_datasets_and_pillow_is_the_one_there_always_was() -> None:
     assert fingerprint_fields(ImageConfig(resize="pillow")) == {}
-    assert fingerprint_fields(ImageConfig(resize="lanczos")) == {"resize": '"lanczos"'}
-    assert fingerprint_fields(ImageConfig(resize="draft")) == {"resize": '"draft"'}
+    for way in ("lanczos", "draft"):
+        text = fingerprint_fields(ImageConfig(resize=way))["resize"]
+        assert text == f'"{way}" (version 2)'
+        assert parse_fingerprint_field(text) == way
 
 
 def test_threads_resize_as_one_thread_does() -> None:

@@ -1,315 +1,68 @@
-"""What is prepared ahead: bounded, in order, the same from threads and from processes."""
+"""Items prepared in threads, ahead and in order."""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import signal
-import subprocess
-import sys
+import itertools
+import threading
 import time
-import weakref
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 
-import psutil
 import pytest
-import torch
-from torch import Tensor
 
-from latentkit.contracts import BuildContext, Entry, InputSpec, Prepared, Sample, Unit
-from latentkit.errors import LatentkitError, SampleError
-from latentkit.modalities.image import ImageModality
-from latentkit.modalities.options import ImageConfig
-from latentkit.preparing import look_ahead as preparing
-from latentkit.preparing.look_ahead import LookAhead
-from latentkit.preparing.sample_preparer import Preparer, Task
-from latentkit.runtime.buffers import BufferPool
-from latentkit.runtime.cores import num_cores
-from latentkit.sources.folder import FolderSource
-from latentkit.sources.options import FolderConfig
-
-ROW_BYTES = 4 * 100
+from latentkit.preparing.look_ahead import prepare_in_order
 
 
-class Numbers:
-    """Samples whose media is their number."""
+def test_results_come_in_order_and_in_full_however_long_each_takes() -> None:
+    def slow_first(item: int) -> int:
+        time.sleep(0.05 if item == 0 else 0)
+        return item * item
 
-    def __len__(self) -> int:
-        return 1000
-
-    def __getitem__(self, index: int) -> Sample:
-        return Sample(str(index), str(index).encode())
-
-    def entries(self) -> Iterator[Entry]:
-        return (Entry(str(index)) for index in range(len(self)))
+    assert list(prepare_in_order(range(10), slow_first, 3, 4)) == [n * n for n in range(10)]
+    assert list(prepare_in_order(range(2), slow_first, 30, 4)) == [0, 1]
 
 
-class Rows:
-    """100 float32 of a sample's number; counts the tensors that are alive."""
+@pytest.mark.parametrize("num_ahead", [1, 2, 5])
+def test_no_more_are_ahead_than_allowed(num_ahead: int) -> None:
+    asked = itertools.count()
+    are_asked = threading.Semaphore(0)
 
-    metrics: Sequence[str] = ()
+    def items() -> Iterator[int]:
+        for item in asked:
+            are_asked.release()
+            yield item
 
-    def __init__(self, bad: frozenset[int] = frozenset()) -> None:
-        self.bad = bad
-        self.alive = 0
-
-    def prepare(self, sample: Sample) -> Iterator[Prepared]:
-        if int(sample.key) in self.bad:
-            raise SampleError("bad")
-        tensor = torch.full((100,), float(sample.key))
-        self.alive += 1
-        weakref.finalize(tensor, self.forget)
-        yield Prepared("plain", "100", tensor)
-
-    def forget(self) -> None:
-        self.alive -= 1
-
-    def render(self, tensors: Sequence[Sequence[Tensor]], path: Path) -> None:
-        """Nothing to look at."""
+    results = prepare_in_order(items(), lambda item: item, num_ahead, 2)
+    assert [next(results) for _ in range(4)] == [0, 1, 2, 3]
+    for _ in range(4 + num_ahead):
+        assert are_asked.acquire(timeout=60)
+    assert not are_asked.acquire(timeout=0.1)
+    results.close()
+    assert next(asked) == 4 + num_ahead
 
 
-def tasks(count: int) -> Iterator[Task]:
-    return (Task(position, str(position), position) for position in range(count))
-
-
-def ahead(
-    modality: Rows | ImageModality, count: int, batch_size: int, source: object = None
-) -> LookAhead:
-    preparer = Preparer(source or Numbers(), modality, ["plain"])  # type: ignore[arg-type]
-    return LookAhead(
-        preparer, [(Unit(0, 0, 0, count), tasks(count))], batch_size, BufferPool(False)
-    )
-
-
-def test_outcomes_come_in_order_with_the_bad_ones_in_their_place() -> None:
-    with ahead(Rows(frozenset({3, 50})), 100, 8) as look:
-        outcomes = [outcome for _, group in look for outcome in group or ()]
-    positions = [
-        (outcome.skipped or [row.label for row in outcome.rows])[0].position for outcome in outcomes
-    ]
-    assert positions == list(range(100))
-    assert [position for position, outcome in enumerate(outcomes) if outcome.reason] == [3, 50]
-
-
-def test_a_sample_without_a_place_is_skipped_as_gone() -> None:
-    outcomes = Preparer(Numbers(), Rows(), ["plain"]).prepare(
-        [Task(0, "0", 0), Task(1, "1", -1), Task(2, "2", 2)]
-    )
-    assert [outcome.reason for outcome in outcomes] == ["", "gone from the source", ""]
-    assert [label.position for label in outcomes[1].skipped] == [1]
-
-
-@pytest.mark.parametrize(("rows_of_memory", "batch_size"), [(10, 4), (2, 16)])
-def test_look_ahead_is_bounded_in_bytes_but_holds_a_batch(
-    rows_of_memory: int, batch_size: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(preparing, "AHEAD_BYTES", rows_of_memory * ROW_BYTES)
-    monkeypatch.setattr(
-        preparing, "share_of_cores", lambda: 16
-    )  # alone they would allow 64 samples ahead
-    modality, most = Rows(), 0
-    with ahead(modality, 300, batch_size) as look:
-        for _ in look:
-            most = max(most, modality.alive)
-    group_at_hand = 2 * preparing.GROUP_SAMPLES  # the one handed out, and the one before it
-    assert most <= max(rows_of_memory, batch_size) + group_at_hand
-
-
-def test_an_error_in_a_unit_reaches_whoever_iterates() -> None:
-    def broken() -> Iterator[Task]:
-        yield from tasks(3)
+def test_an_error_in_asking_for_items_comes_after_those_before_it() -> None:
+    def items() -> Iterator[int]:
+        yield 1
         raise ValueError("the shard is gone")
 
-    look = LookAhead(
-        Preparer(Numbers(), Rows(), ["plain"]), [(Unit(0, 0, 0, 9), broken())], 4, BufferPool(False)
-    )
-    with look, pytest.raises(ValueError, match="the shard is gone"):
-        list(look)
+    results = prepare_in_order(items(), lambda item: item, 5, 2)
+    assert next(results) == 1
+    with pytest.raises(ValueError, match="the shard is gone"):
+        next(results)
 
 
-def test_leaving_early_stops_everything() -> None:
-    modality = Rows()
-    with ahead(modality, 1000, 4) as look:
-        next(iter(look))
-    assert modality.alive <= max(8, 4 * num_cores()) + 2 * preparing.GROUP_SAMPLES
+def test_an_error_comes_in_the_place_of_its_item() -> None:
+    results = prepare_in_order([1, 0, 2], lambda item: 6 / item, 5, 2)
+    assert next(results) == 6
+    with pytest.raises(ZeroDivisionError):
+        next(results)
 
 
-# ---------------------------------------------------------------- processes
-
-
-@pytest.fixture
-def photos(make_photos: Callable[..., Path]) -> FolderSource:
-    return FolderSource(FolderConfig(path=str(make_photos(9))), BuildContext())
-
-
-def picture_modality(prepare_in: str) -> ImageModality:
-    modality = ImageModality(ImageConfig(size=32), BuildContext(input=InputSpec(3)))
-    modality.prepare_in = prepare_in  # type: ignore[attr-defined]
-    return modality
-
-
-def picture_tasks(source: FolderSource) -> Iterator[Task]:
-    return (Task(place, entry.key, place) for place, entry in enumerate(source.entries()))
-
-
-def test_processes_give_what_threads_give(photos: FolderSource) -> None:
-    got = {}
-    for kind in ("threads", "processes"):
-        preparer = Preparer(photos, picture_modality(kind), ["plain"])
-        with LookAhead(
-            preparer, [(Unit(0, 0, 0, 9), picture_tasks(photos))], 4, BufferPool(False)
-        ) as look:
-            got[kind] = [
-                row for _, group in look for outcome in group or () for row in outcome.rows
-            ]
-    assert [row.label for row in got["processes"]] == [row.label for row in got["threads"]]
-    assert all(
-        torch.equal(a.view.tensor, b.view.tensor)
-        for a, b in zip(got["threads"], got["processes"], strict=True)
-    )
-
-
-def preparing_processes() -> list[psutil.Process]:
-    """Children of this process that prepare samples, those that have ended left out."""
-    found = []
-    for child in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):  # of a zombie too
-            if "spawn_main" in " ".join(child.cmdline()):
-                found.append(child)
-    return found
-
-
-def test_a_killed_process_ends_the_run_with_one_message_and_leaves_no_other(
-    photos: FolderSource,
-) -> None:
-    before = set(preparing_processes())
-    preparer = Preparer(photos, picture_modality("processes"), ["plain"])
-    look = LookAhead(
-        preparer,
-        [(Unit(0, 0, 0, 9), picture_tasks(photos)) for _ in range(1000)],
-        4,
-        BufferPool(False),
-    )
-    with look, pytest.raises(LatentkitError, match="a process that prepares samples was killed"):
-        for _ in look:
-            # After the first kill, what was prepared before may still come while the others are let
-            # go.
-            for worker in [child for child in preparing_processes() if child not in before][:1]:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    worker.send_signal(signal.SIGKILL)
-    assert set(preparing_processes()) <= before
-
-
-def test_processes_killed_while_nothing_is_in_flight_end_the_run_with_the_same_message(
-    photos: FolderSource,
-) -> None:
-    def kill_between() -> Iterator[tuple[Unit, Iterator[Task]]]:
-        yield Unit(0, 0, 0, 9), picture_tasks(photos)
-        while look._num_ahead:
-            time.sleep(0.01)
-        victims = list(look._workers._processes.values())  # type: ignore[attr-defined]
-        for victim in victims:
-            victim.kill()
-        psutil.wait_procs(
-            [psutil.Process(victim.pid) for victim in victims if victim.is_alive()], timeout=60
-        )
-        while not look._workers._broken:  # type: ignore[attr-defined]
-            time.sleep(0.01)
-        yield Unit(0, 1, 9, 18), picture_tasks(photos)
-
-    look = LookAhead(
-        Preparer(photos, picture_modality("processes"), ["plain"]),
-        kill_between(),
-        4,
-        BufferPool(False),
-    )
-    with look, pytest.raises(LatentkitError, match="a process that prepares samples was killed"):
-        list(look)
-
-
-PARENT = """
-import sys, time
-import psutil
-from latentkit.sources.options import FolderConfig; from latentkit.modalities.options import ImageConfig
-from latentkit.contracts import BuildContext, InputSpec
-from latentkit.modalities.image import ImageModality
-from latentkit.preparing.sample_preparer import Preparer, Task
-from latentkit.preparing.processes import open_processes, prepare_in_child
-from latentkit.sources.folder import FolderSource
-
-if __name__ == "__main__":
-    source = FolderSource(FolderConfig(path=sys.argv[1]), BuildContext())
-    modality = ImageModality(ImageConfig(size=32), BuildContext(input=InputSpec(3)))
-    pool = open_processes(Preparer(source, modality, ["plain"]))
-    pool.submit(prepare_in_child, [Task(0, "000.png", 0)]).result()
-    print(*(child.pid for child in psutil.Process().children()), flush=True)
-    time.sleep(600)
-"""
-
-
-def test_processes_end_when_their_parent_is_killed(
-    make_photos: Callable[..., Path], tmp_path: Path
-) -> None:
-    script = tmp_path / "parent.py"
-    script.write_text(PARENT)
-    with subprocess.Popen(
-        [sys.executable, str(script), str(make_photos(1))], stdout=subprocess.PIPE, text=True
-    ) as parent:
-        assert parent.stdout is not None
-        children = [psutil.Process(int(pid)) for pid in parent.stdout.readline().split()]
-        assert children
-        parent.kill()
-    _, alive = psutil.wait_procs(children, timeout=60)
-    assert alive == []
-
-
-class Files:
-    """Samples that are files of a folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.paths = sorted(folder.iterdir())
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> Sample:
-        return Sample(str(index), self.paths[index])
-
-    def entries(self) -> Iterator[Entry]:
-        return (Entry(str(index)) for index in range(len(self)))
-
-
-class Opened:
-    """The first byte of a file, which it opens itself; the first time it sees a file, that is
-    written again before it looks.
-    """
-
-    metrics: Sequence[str] = ()
-    takes_paths = True
-
-    def __init__(self) -> None:
-        self.seen: list[Path] = []
-
-    def prepare(self, sample: Sample) -> Iterator[Prepared]:
-        assert isinstance(sample.media, Path)
-        if sample.media not in self.seen:
-            sample.media.write_bytes(b"new")
-        self.seen.append(sample.media)
-        yield Prepared("plain", "1", torch.tensor([float(sample.media.read_bytes()[0])]))
-
-    def render(self, tensors: Sequence[Sequence[Tensor]], path: Path) -> None:
-        """Nothing to look at."""
-
-
-def test_a_file_that_changes_while_it_is_prepared_is_prepared_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """So that what is hashed is what was decoded, for a modality that opens files itself."""
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
-    (tmp_path / "a").write_bytes(b"old content")
-    modality = Opened()
-    (outcome,) = Preparer(Files(tmp_path), modality, ["plain"]).prepare([Task(0, "0", 0)])
-    assert len(modality.seen) == 2
-    assert outcome.rows[0].label.content == hashlib.sha256(b"new").hexdigest()
-    assert outcome.rows[0].view.tensor == torch.tensor([float(b"n"[0])])
+def test_closed_early_it_starts_nothing_more_and_leaves_no_thread() -> None:
+    started = []
+    before = threading.active_count()
+    results = prepare_in_order(range(1000), started.append, 50, 1)
+    next(results)
+    results.close()
+    assert len(started) <= 51
+    assert threading.active_count() == before

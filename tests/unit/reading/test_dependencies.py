@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import WritePhotos
 
 import latentkit as lk
 
@@ -92,7 +92,7 @@ if __name__ == "__main__":
 
 @pytest.fixture(scope="module")
 def folder(
-    tmp_path_factory: pytest.TempPathFactory, write_photos: WritePhotos
+    tmp_path_factory: pytest.TempPathFactory, write_photos: Callable[..., Path]
 ) -> Path:
     base = tmp_path_factory.mktemp("alone")
     overrides = {"preview": 0, "modality.with.views": ["plain", "hflip"]}

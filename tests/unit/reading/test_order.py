@@ -49,7 +49,7 @@ def test_ranks_get_equally_many_batches_and_every_row_once(
     zeros = np.zeros(rows, np.int64)
     needed = math.ceil(math.ceil(rows / batch_size) / world_size) * world_size
     if needed > rows:  # more batches than rows: it can't be done
-        with pytest.raises(ValueError, match="can't be dealt out"):
+        with pytest.raises(ValueError, match="can't be divided among"):
             epoch_batches(
                 zeros,
                 zeros,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import re
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -14,10 +17,11 @@ from torch import Tensor
 from latentkit.runtime import progress
 from latentkit.runtime.buffers import (
     BatchMemory,
+    BatchRows,
     BufferPool,
     as_tensor,
+    lending,
     prepared_memory,
-    preparing_into,
 )
 from latentkit.runtime.progress import Progress
 from latentkit.runtime.transfer import Transfer
@@ -42,7 +46,7 @@ def test_a_pool_holds_no_more_buffers_than_were_in_use_at_a_time() -> None:
         held = [pool.get((size, 10), np.float32) for _ in range(2)]
         assert not np.shares_memory(*held)
         del held
-    assert len(pool._buffers) == 2
+    assert pool.num_idle == 2
 
 
 def test_memory_is_not_used_again_while_a_tensor_made_from_it_lives() -> None:
@@ -60,13 +64,13 @@ def test_rows_prepared_side_by_side_are_a_batch_without_a_copy() -> None:
     memory = BatchMemory(pool, 3)
     rows = []
     for number in (2, 0, 1):
-        with preparing_into(memory, number, 1):
+        with lending(BatchRows(memory, number, 1, pool)):
             rows.append(prepared_memory((5,), np.float32, pool))
         rows[-1][:] = number
     assert memory.rows(3).tolist() == [[0.0] * 5, [1.0] * 5, [2.0] * 5]
     assert memory.holds(2, torch.from_numpy(rows[0]))
     assert not memory.holds(1, torch.from_numpy(rows[0]))
-    with preparing_into(memory, 1, 1):
+    with lending(BatchRows(memory, 1, 1, pool)):
         other_shape = prepared_memory((6,), np.float32, pool)
     assert not np.shares_memory(other_shape, memory.rows(3))
 
@@ -74,11 +78,56 @@ def test_rows_prepared_side_by_side_are_a_batch_without_a_copy() -> None:
 def test_memory_asked_for_too_often_is_never_the_next_samples() -> None:
     pool = BufferPool(False)
     memory = BatchMemory(pool, 4)
-    with preparing_into(memory, 0, 2):
+    with lending(BatchRows(memory, 0, 2, pool)):
         asked = [prepared_memory((5,), np.float32, pool) for _ in range(4)]
     batch = memory.rows(4)
     assert [np.shares_memory(row, batch) for row in asked] == [True, True, False, False]
     assert not np.shares_memory(asked[2], asked[3])
+
+
+def test_memory_that_is_lent_goes_to_the_thread_that_asks_inside_and_to_no_other() -> None:
+    pool = BufferPool(False)
+    memory = BatchMemory(pool, 1)
+    with lending(BatchRows(memory, 0, 1, pool)), ThreadPoolExecutor(1) as other:
+        asked = other.submit(prepared_memory, (5,), np.float32, pool).result()
+        own = prepared_memory((5,), np.float32, pool)
+    after = prepared_memory((5,), np.float32, pool)
+    batch = memory.rows(1)
+    assert [np.shares_memory(row, batch) for row in (asked, own, after)] == [False, True, False]
+
+
+def test_a_row_that_is_kept_is_never_overwritten_by_later_batches() -> None:
+    pool = BufferPool(False)
+    kept = []
+    for number in range(20):
+        memory = BatchMemory(pool, 4)
+        rows = [BatchRows(memory, place, 1, pool).get((6,), np.float32) for place in range(4)]
+        for row in rows:
+            row[:] = number
+        if number % 7 == 0:
+            kept.append((number, torch.from_numpy(rows[2])[1:]))
+        del memory, rows, row
+    assert [tensor.tolist() for _, tensor in kept] == [[float(number)] * 5 for number, _ in kept]
+    assert pool.num_idle == 1
+
+
+def test_memory_is_used_again_wherever_its_last_view_ends() -> None:
+    pool = BufferPool(False)
+    cycle: list[object] = [pool.get((8,), np.uint8)]
+    cycle.append(cycle)
+    del cycle
+    gc.collect()
+    assert pool.num_idle == 1
+    with ThreadPoolExecutor(8) as threads:
+
+        def fill(number: int) -> bool:
+            array = pool.get((64,), np.int64)
+            array[:] = number
+            time.sleep(0)
+            return bool((array == number).all())
+
+        assert all(threads.map(fill, range(2000)))
+    assert pool.num_idle <= 8
 
 
 def test_a_tensor_of_a_pools_array_is_a_view_of_the_storage_that_torch_made() -> None:

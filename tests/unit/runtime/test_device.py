@@ -49,7 +49,7 @@ def test_the_command_line_refuses_a_missing_device_in_one_line(tmp_path: Path) -
 
 def test_what_was_drawn_inside_is_drawn_again_afterwards() -> None:
     torch.manual_seed(0)
-    with device.forked_random("cpu"):
+    with device.restored_random_state("cpu"):
         inside = torch.randn(3)
     assert torch.equal(torch.randn(3), inside)
 
@@ -78,7 +78,7 @@ def test_running_out_of_memory_is_recognized_on_any_device(
 
 def test_a_line_about_a_fallback_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
     for _ in range(2):
-        device.say_once("this device can't, so that is done instead")
+        device.warn_once("this device can't, so that is done instead")
     assert capsys.readouterr().err.count("instead") == 1
 
 

@@ -49,7 +49,7 @@ def test_a_recipe_without_a_precision_has_the_launchers(
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     latentkit.run(recipe)
     assert find_precisions(tmp_path / "run") == ("bf16", "bf16")
-    assert "the recipe names no precision, so it is the launcher's: bf16" in capfd.readouterr().err
+    assert "the recipe names no precision, so the launcher's is used: bf16" in capfd.readouterr().err
 
 
 def test_a_recipes_own_precision_counts_and_the_difference_is_said(
@@ -117,7 +117,7 @@ def test_accelerate_launch_itself_is_followed(recipe: dict[str, Any], tmp_path: 
         (
             "ACCELERATE_MIXED_PRECISION",
             "fp8",
-            "mixed precision fp8.* launch with --mixed_precision bf16, fp16 or no",
+            "mixed precision fp8.* Launch with --mixed_precision bf16, fp16 or no",
         ),
     ],
 )

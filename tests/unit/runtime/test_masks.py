@@ -233,5 +233,5 @@ def test_rows_of_a_batch_are_alike() -> None:
     batch = stack([{"clip": row, "mask": row[0]}, {"clip": row + 1, "mask": row[0]}], pool)
     assert batch["clip"][1].tolist() == [[1.0] * 4]
     for other in (torch.zeros(1, 5), {"clip": row, "mask": row[0]}, row.double()):
-        with pytest.raises(PluginError, match="rows of a bucket must be alike"):
+        with pytest.raises(PluginError, match="Rows of a bucket must have the same shape"):
             stack([row, other], pool)

@@ -10,7 +10,7 @@ import pytest
 
 import latentkit as lk
 from latentkit.errors import RecipeError
-from latentkit.runtime.memory import available_bytes, describe_bytes, forget_peak, peak_bytes
+from latentkit.runtime.memory import available_bytes, describe_bytes, peak_bytes, reset_peak
 
 
 def test_a_picture_size_that_cannot_fit_is_refused_before_a_picture_is_read(
@@ -18,7 +18,7 @@ def test_a_picture_size_that_cannot_fit_is_refused_before_a_picture_is_read(
 ) -> None:
     wanted = (
         r"modality\.with\.size: a row of 3 x 1000000 x 1000000 values in float32 takes 1\.2e\+04"
-        r" GB, and .* are free"
+        r" GB, but only .* are free"
     )
     with pytest.raises(RecipeError, match=wanted):
         lk.encode(make_photos(2), tmp_path / "out", encoder="tiny-kl", size=1_000_000)
@@ -30,7 +30,7 @@ def test_a_batch_that_cannot_fit_is_refused_with_one_that_does(
     with pytest.raises(
         RecipeError,
         match=(
-            r"batch_size: 1000000000 rows of 32x32 are 1\.23e\+04 GB, .* set batch_size to \d+ or"
+            r"batch_size: 1000000000 rows of 32x32 are 1\.23e\+04 GB, .* Set batch_size to \d+ or"
             r" less"
         ),
     ):
@@ -48,7 +48,7 @@ def test_memory_is_what_the_system_says() -> None:
     held = bytes(bytearray(200 << 20))
     before = peak_bytes()
     del held
-    forget_peak()
+    reset_peak()
     if sys.platform == "linux":
         assert peak_bytes() < before - (100 << 20)
     else:

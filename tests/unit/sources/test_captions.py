@@ -19,7 +19,7 @@ import pytest
 from latentkit.contracts import BuildContext, Remark
 from latentkit.errors import SampleError, SourceError
 from latentkit.sources import tables
-from latentkit.sources.captions import normal_form
+from latentkit.sources.captions import normalize_accents
 from latentkit.sources.encodings import UnknownEncodingError, decode_text
 from latentkit.sources.folder import FolderSource
 from latentkit.sources.options import FolderConfig
@@ -72,6 +72,7 @@ def remarks(source: FolderSource) -> dict[str, int]:
         ("a.json", json.dumps({"tags": "a cat", "caption": None})),
         ("a.json", json.dumps({"captions": ["a cat", "another"]})),
         ("a.json", '"a cat"'),
+        ("a.json", '["a cat", "another"]'),
     ],
 )
 def test_caption_beside_a_file_is_its_text(sidecar: str, content: str, tmp_path: Path) -> None:
@@ -98,7 +99,7 @@ def test_of_several_captions_the_same_one_wins_always_and_the_others_are_remarke
         assert source[0].attributes == {"text": name, "score": 3}
         left = len(order) - position - 1
         assert remarks(source) == (
-            {"captions of a file that has another, which wins": left} if left else {}
+            {"captions not used, because the file has another one": left} if left else {}
         )
         (tmp_path / name).unlink()
     write(
@@ -119,6 +120,8 @@ def test_json_without_a_caption_is_no_caption(tmp_path: Path) -> None:
         )
     )
     assert source[0].attributes == {}
+    text = "JSON files beside media without a caption (text, caption, prompt, description ...)"
+    assert remarks(source)[text] == 1
 
 
 def test_caption_whose_name_is_written_in_another_form_is_found(tmp_path: Path) -> None:
@@ -137,7 +140,7 @@ def test_text_beside_nothing_is_remarked(tmp_path: Path) -> None:
     source = open_folder(
         write(tmp_path, {"a.jpg": "x", "notes.txt": "n", "b.caption": "c", "b.json": "{}"})
     )
-    assert Remark("texts beside no file that is taken", 2, "b.caption") in list(source.remarks())
+    assert Remark("captions that belong to no media file", 2, "b.caption") in list(source.remarks())
 
 
 # ---------------------------------------------------------------- encodings
@@ -176,6 +179,8 @@ ENCODED = [
     ),
     *((encoding, "日落 and a cat") for encoding in ("utf-8", "utf-8-sig", "utf-16", "utf-32")),
     ("utf-16-le", "a cat"),
+    ("utf-16-le", "un café à côté"),
+    ("utf-16-be", "un café à côté"),
     ("utf-16-be", "a cat"),
 ]
 
@@ -219,7 +224,7 @@ def test_text_of_another_encoding_is_read_where_it_is_certain(encoding: str, tex
 def test_text_whose_encoding_is_not_certain_is_refused_never_guessed(
     encoding: str, text: str
 ) -> None:
-    with pytest.raises(UnknownEncodingError, match="save it as UTF-8"):
+    with pytest.raises(UnknownEncodingError, match="Save it as UTF-8"):
         decode_text(text.encode(encoding))
 
 
@@ -266,6 +271,63 @@ def test_table_in_another_encoding_is_read_and_remarked(tmp_path: Path) -> None:
         {"a.jpg": "Käfer im Gras"},
         {"read as UTF-16, not UTF-8": 1},
     )
+
+
+@pytest.mark.parametrize(
+    ("encoding", "text"),
+    [
+        ("gb18030", "一只猫在花园里玩耍"),
+        ("big5", "一隻貓在花園裡玩耍"),
+        ("cp1251", "Кошка играет в саду"),
+        ("shift_jis", "猫の写真"),
+    ],
+)
+@pytest.mark.parametrize("table", ["list.csv", "list.tsv", "list.jsonl"])
+def test_table_is_read_by_the_words_in_it_not_by_its_paths_and_names(
+    table: str, encoding: str, text: str, tmp_path: Path
+) -> None:
+    names = [f"holiday-by-the-sea-{number}.jpg" for number in range(9)]
+    if table.endswith(".jsonl"):
+        lines = [json.dumps({"path": one, "caption": text}, ensure_ascii=False) for one in names]
+    else:
+        sign = "," if table.endswith(".csv") else "\t"
+        lines = [sign.join(row) for row in [("path", "caption"), *((one, text) for one in names)]]
+    files = {table: "\n".join(lines).encode(encoding), **dict.fromkeys(names, "x")}
+    assert set(texts(open_folder(write(tmp_path, files))).values()) == {text}
+
+
+BAD_LINES = {
+    "a comma too many": 'path,caption\na.jpg,one, two\nb.jpg,"one, two"\nc.jpg,three\n',
+    "a quote too many": 'path,caption\na.jpg,"a "b" c"\nb.jpg,"one, two"\nc.jpg,three\n',
+    "cut off": '{"path": "b.jpg", "text": "one, two"}\n{"path": "c.jpg", "text": "three"}\n{"path":',
+}
+
+
+@pytest.mark.parametrize("kind", BAD_LINES)
+@pytest.mark.parametrize("table", ["metadata", "list"])
+def test_line_that_cannot_be_read_is_counted_and_the_others_are_read(
+    table: str, kind: str, tmp_path: Path
+) -> None:
+    name = f"{table}.{'jsonl' if kind == 'cut off' else 'csv'}"
+    source = open_folder(
+        write(tmp_path, {"a.jpg": "x", "b.jpg": "x", "c.jpg": "x", name: BAD_LINES[kind]})
+    )
+    assert texts(source) == {"a.jpg": None, "b.jpg": "one, two", "c.jpg": "three"}
+    assert remarks(source) == {"lines of tables that can't be read, not used": 1}
+
+
+def test_quote_that_nothing_closes_counts_all_lines_that_it_swallows(tmp_path: Path) -> None:
+    rows = 'path,caption\na.jpg,one\nb.jpg,two\nc.jpg,"three\nd.jpg,four\n'
+    files = {f"{letter}.jpg": "x" for letter in "abcd"}
+    assert remarks(open_folder(write(tmp_path, {**files, "list.csv": rows}))) == {
+        "lines of tables that can't be read, not used": 2
+    }
+
+
+def test_quote_behind_a_comma_and_a_space_begins_a_cell(tmp_path: Path) -> None:
+    rows = 'path, caption\na.jpg, "one, two"\nb.jpg, three\n'
+    source = open_folder(write(tmp_path, {"a.jpg": "x", "b.jpg": "x", "list.csv": rows}))
+    assert texts(source) == {"a.jpg": "one, two", "b.jpg": "three"}
 
 
 # ---------------------------------------------------------------- tables
@@ -327,7 +389,7 @@ def test_tables_of_every_form_give_captions(name: str, explicit: bool, tmp_path:
     assert list(source.remarks()) == []
 
 
-@pytest.mark.parametrize("caption", ["text", "caption", "Prompt", "description"])
+@pytest.mark.parametrize("caption", ["text", "caption", "Prompt", "description", "transcription"])
 @pytest.mark.parametrize(
     "column",
     [
@@ -360,6 +422,7 @@ def test_columns_are_known_by_their_usual_names_or_by_the_files_they_name(
         "images\\a.png",
         ".\\images\\a.png",
         "ROOT/images/a.png",
+        "file://ROOT/images/%61.png",
         "images/a",
         "Images/A.PNG",
     ],
@@ -405,7 +468,7 @@ def test_files_in_other_folders_are_found_where_no_row_fits_as_it_stands_and_it_
     assert texts(source) == {"train/x/a.png": "it", "train/y/b.png": None}
     assert (
         remarks(source)[
-            "rows of tables whose file was found by its name, in another folder than the row says"
+            "rows of tables whose file was found in another folder than the row names"
         ]
         == 1
     )
@@ -424,9 +487,9 @@ def test_files_of_one_name_are_found_by_their_folders_without_looking_at_each_ot
     def count(path: str) -> str:
         nonlocal forms
         forms += 1
-        return normal_form(path)
+        return normalize_accents(path)
 
-    monkeypatch.setattr(tables, "normal_form", count)
+    monkeypatch.setattr(tables, "normalize_accents", count)
     assert [
         names.find_elsewhere(f"/other/{path.removeprefix('scenes/')}", "") for path in paths
     ] == [[path] for path in paths]
@@ -442,7 +505,7 @@ def test_row_that_fits_very_many_files_is_named_shortly(tmp_path: Path) -> None:
     rows = "file_name,text\nx/0/rgb.png,zero\n" + "gone/rgb.png,no\n"
     source = open_folder(write(tmp_path, {**files, "m.csv": rows}))
     assert texts(source)["0/rgb.png"] == "zero"
-    [remark] = [one for one in source.remarks() if "fits several" in one.text]
+    [remark] = [one for one in source.remarks() if "matches several" in one.text]
     assert remark.example.endswith("and 3 others)")
 
 
@@ -593,7 +656,7 @@ def test_name_that_fits_several_files_is_named_and_not_used(tmp_path: Path) -> N
     assert texts(source) == {"a.jpg": None, "a.png": None, "b.png": "one"}
     [remark] = source.remarks()
     assert (remark.text, remark.count) == (
-        "rows of tables whose name fits several files, not used",
+        "rows of tables whose name matches several files, not used",
         1,
     )
     assert remark.example.endswith(
@@ -604,7 +667,7 @@ def test_name_that_fits_several_files_is_named_and_not_used(tmp_path: Path) -> N
 def test_table_whose_names_all_fit_several_files_says_so(tmp_path: Path) -> None:
     write(tmp_path, {"a.png": "x", "a.jpg": "y", "metadata.csv": "file_name,text\na,which?\n"})
     assert remarks(open_folder(tmp_path)) == {
-        "rows of tables whose name fits several files, not used": 1
+        "rows of tables whose name matches several files, not used": 1
     }
 
 
@@ -624,7 +687,7 @@ def test_rows_that_name_no_file_or_one_again_are_counted_and_never_end_a_run(
             f"{where}, line 2: 'gone.png'",
         ),
         Remark(
-            "rows of tables that name a file which an earlier row names, not used",
+            "rows of tables that name the same file as an earlier row, not used",
             1,
             f"{where}, line 4: './a.png'",
         ),
@@ -641,7 +704,7 @@ def test_table_that_names_nothing_here_is_remarked_unless_the_recipe_names_it(
     (tmp_path / "gone.csv").symlink_to(tmp_path / "nothing.csv")
     source = open_folder(tmp_path)
     assert remarks(source) == {"table not used: it can't be read, or names no file here": 3}
-    with pytest.raises(SourceError, match="looked at the columns item, price"):
+    with pytest.raises(SourceError, match="tried the columns item, price"):
         open_folder(tmp_path, metadata="prices.csv")
 
 
@@ -653,7 +716,7 @@ def test_of_tables_that_differ_the_later_wins_and_it_is_remarked(tmp_path: Path)
     source = open_folder(write(tmp_path, {"sub/a.png": "x", "b.png": "y", **tables}))
     assert texts(source) == {"b.png": "same", "sub/a.png": "metadata.csv"}
     assert remarks(source) == {
-        "files of which two tables say different things; the one further down or later by name wins": (
+        "files of which two tables say different things; the one in the deeper folder or later by name is used": (
             2
         )
     }
@@ -682,7 +745,7 @@ def test_metadata_may_be_a_path_in_the_folder(tmp_path: Path) -> None:
     )
     assert texts(open_folder(tmp_path, metadata="one/t.csv")) == {"a.png": "one"}
     write(tmp_path, {"one/t.csv": "image,text\ngone.png,one\n"})
-    with pytest.raises(SourceError, match=r"there is no file 'gone\.png'"):
+    with pytest.raises(SourceError, match=r"no file 'gone\.png'"):
         open_folder(tmp_path, metadata="one/t.csv")
 
 
@@ -694,7 +757,7 @@ def test_large_table_is_read_when_the_recipe_names_it(
     source = open_folder(tmp_path)
     assert texts(source) == {"a.png": None}
     assert remarks(source) == {
-        "large tables, not looked at unless source.with.metadata names one": 1
+        "large tables, not read unless source.with.metadata names one": 1
     }
     assert texts(open_folder(tmp_path, metadata="list.csv")) == {"a.png": "one"}
 

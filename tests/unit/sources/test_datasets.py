@@ -18,7 +18,7 @@ import datasets
 import pytest
 from PIL import Image
 
-from latentkit.contracts import BuildContext, Entry, Sample, Source
+from latentkit.contracts import BuildContext, Entry, Remark, Sample, Source
 from latentkit.errors import SourceError
 from latentkit.sources.columns import Columns
 from latentkit.sources.datasets import DatasetsSource, open_datasets
@@ -183,7 +183,7 @@ def test_saved_data_set_is_read_in_place(tmp_path: Path) -> None:
     ]
     assert open_source(tmp_path / "one")[0].media == make_png(5)
     assert not (tmp_path / "cache").exists()
-    assert "leave streaming out" in find_error(tmp_path / "one", streaming=True)
+    assert "Leave the option streaming out" in find_error(tmp_path / "one", streaming=True)
 
 
 def test_split_can_be_a_slice(tmp_path: Path) -> None:
@@ -284,14 +284,14 @@ def test_source_outlives_pickling_and_threads(tmp_path: Path) -> None:
                 "tags (list of string)",
             ],
         ),
-        ({"media": "label"}, ["the column 'label' holds neither media nor text"]),
+        ({"media": "label"}, ["the column 'label' contains neither media nor text"]),
         ({"attributes": ["text", "caption"]}, ["attributes: the column 'caption' is not there"]),
-        ({"attributes": ["image"]}, ["the column 'image' holds media"]),
+        ({"attributes": ["image"]}, ["the column 'image' contains media"]),
         ({"key": "id"}, ["no column 'id' for the key"]),
-        ({"key": "score"}, ["key column 'score' must hold texts or whole numbers, not double"]),
+        ({"key": "score"}, ["key column 'score' must contain texts or whole numbers, not double"]),
         (
             {"key": "label"},
-            ["the key '0' is there 2 times in column 'label'", "name another column"],
+            ["the key '0' occurs 2 times in column 'label'", "name another column"],
         ),
         ({"split": "validation"}, ["split 'validation'", "train"]),
         ({"split": "train[:"}, ["train[:"]),
@@ -307,12 +307,12 @@ def test_recipe_that_does_not_fit_the_columns_is_told_so(
 
 
 def test_media_column_must_be_the_only_one(tmp_path: Path) -> None:
-    assert "no column holds images, audio, video or bytes" in find_error(
+    assert "no column contains images, audio, video or bytes" in find_error(
         make_json(tmp_path / "texts")
     )
     table = datasets.Dataset.from_dict({"photo": [b"x"], "mask": [b"y"], "n": [1]})
     table.to_parquet(tmp_path / "two.parquet")
-    assert "several columns hold media (photo, mask); name one in source.with.media" in find_error(
+    assert "several columns contain media (photo, mask); name one in source.with.media" in find_error(
         tmp_path / "two.parquet"
     )
 
@@ -338,3 +338,35 @@ def test_data_set_without_rows_is_refused(tmp_path: Path) -> None:
     table = make_table([1]).select([])
     with pytest.raises(SourceError, match="no rows"):
         DatasetsSource(table, Columns("image", None, {}), "fingerprint")
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_rows_of_other_splits_are_counted(saved: bool, tmp_path: Path) -> None:
+    tables = {"train": make_table([0, 1]), "test": make_table([2, 3, 4])}
+    if saved:
+        datasets.DatasetDict(tables).save_to_disk(str(tmp_path / "data"))
+    else:
+        (tmp_path / "data").mkdir()
+        for name, table in tables.items():
+            table.to_parquet(str(tmp_path / "data" / f"{name}.parquet"))
+    source = open_datasets(DatasetsConfig(path=str(tmp_path / "data")), BuildContext())
+    text = "rows of the split test, not read; source.with.split=test takes them"
+    assert isinstance(source, DatasetsSource)
+    assert list(source.remarks()) == [Remark(text, 3)]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_files_that_the_library_takes_for_no_data_are_counted(
+    streaming: bool, tmp_path: Path
+) -> None:
+    for name in ("train-00.parquet", "extra.parquet", "other/0.parquet"):
+        (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+        make_table([0, 1]).to_parquet(str(tmp_path / "data" / name))
+    (tmp_path / "data" / "README.md").write_text("---\nlicense: mit\n---\n")
+    config = DatasetsConfig(path=str(tmp_path / "data"), streaming=streaming)
+    source = open_datasets(config, BuildContext())
+    assert list(source.remarks()) == [
+        Remark("files beside those of the data, not read", 2, "extra.parquet")
+    ]
+    config = DatasetsConfig(path=str(tmp_path / "data" / "*.parquet"), streaming=streaming)
+    assert list(open_datasets(config, BuildContext()).remarks()) == []

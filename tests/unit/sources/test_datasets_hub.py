@@ -72,7 +72,7 @@ def test_name_that_the_hub_does_not_know_is_told_so(
     tmp_path: Path, hub_without_data_sets: str
 ) -> None:
     message = open_elsewhere("owner/photos", tmp_path, HF_ENDPOINT=hub_without_data_sets)
-    assert "the hub shows no data set of that name" in message
+    assert "the hub has no dataset of that name" in message
     assert f"({tmp_path / 'owner/photos'} does not exist)" in message
 
 
@@ -147,12 +147,12 @@ def test_what_keeps_a_data_set_away_is_told(data_hub: FakeHub) -> None:
     )
     assert gate in error_of("o/gated")
     assert "o/photos has no revision 'nope'" in error_of("o/photos", revision="nope")
-    assert "the hub shows no data set of that name (o/nothing)" in error_of("o/nothing")
-    assert "names a model of the hub; expected a data set" in error_of(
+    assert "the hub has no dataset of that name (o/nothing)" in error_of("o/nothing")
+    assert "is a model on the hub; expected a dataset" in error_of(
         f"{data_hub.endpoint}/o/photos"
     )
     assert "and not a hub id such as owner/name either" in error_of("a b")
     data_hub.failure = Failure(429, {"Retry-After": "9"})
     assert "limit of requests is reached (429): run again in 9 seconds" in error_of("o/photos")
     data_hub.failure = Failure(503)
-    assert "the hub has an error of its own (503" in error_of("o/photos")
+    assert "the hub has an internal error (503" in error_of("o/photos")

@@ -120,7 +120,7 @@ def test_key_column_names_the_samples(tmp_path: Path) -> None:
 
 def test_key_that_is_there_twice_is_named_with_its_shard(tmp_path: Path) -> None:
     write_parquet(tmp_path / "a.parquet", ["a", "b", "a"])
-    with pytest.raises(SourceError, match=r"shard a\.parquet: the key 'a' is there twice"):
+    with pytest.raises(SourceError, match=r"shard a\.parquet: the key 'a' occurs twice"):
         read_all(open_stream(tmp_path / "a.parquet", key="name"))
 
 

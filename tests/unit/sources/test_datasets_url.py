@@ -143,13 +143,13 @@ def test_full_urls_of_a_table_name_files_below_its_root_and_no_others(
     assert [entry.key for entry in source.entries()] == ["img/a.png", "gone.png", *gone[1:]]
     assert source[0].read() == b"\x89PNG a"
     for index in (1, 2, 3):
-        with pytest.raises(SampleError, match="a file that is not there"):
+        with pytest.raises(SampleError, match="a file that doesn't exist"):
             source[index]
     memory.pipe(
         "/bucket/paths/urls.csv",
         "\n".join(["file_name,text", *(f"{url},x" for url in gone)]).encode(),
     )
-    with pytest.raises(SourceError, match="have to be fetched first"):
+    with pytest.raises(SourceError, match="must be downloaded first"):
         open_datasets(DatasetsConfig(path="memory://bucket/paths/urls.csv"), BuildContext())
 
 
@@ -174,7 +174,7 @@ def test_what_lies_beside_tars_is_remarked(data: Path) -> None:
     source = open_datasets(
         DatasetsConfig(path="memory://bucket/tar"), BuildContext(modality="image")
     )
-    [remark] = [one for one in source.remarks() if "beside" in one.text]
+    [remark] = [one for one in source.remarks() if "other files" in one.text]
     assert (remark.count, remark.example) == (1, "0.json")
 
 
@@ -203,14 +203,14 @@ def test_stamps_change_with_the_file(data: Path, memory: Any, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("path", "words"),
     [
-        ("memory://bucket/none.parquet", "memory://bucket/none.parquet: there is no such file"),
+        ("memory://bucket/none.parquet", "memory://bucket/none.parquet: no such file"),
         ("memory://bucket/nothing", "nothing lies below memory://bucket/nothing"),
         ("memory://bucket/paths/img", "no file below memory://bucket/paths/img ends in"),
         ("memory://bucket/*/*", "expected files of one kind, got"),
         ("memory://bucket/x*.tar", "expected files of one kind, got none"),
         (
             ["memory://bucket/tar/0.tar", "here.tar"],
-            "expected URLs of one protocol, or paths alone",
+            "expected URLs of one protocol, or only paths",
         ),
     ],
 )
@@ -292,7 +292,7 @@ def test_web_server_gives_tables_and_tars(data: Path) -> None:
             assert samples(f"{url}/parquet/0.parquet", key="id") == samples(
                 f"{data}/parquet/0.parquet", key="id"
             )
-            with pytest.raises(SourceError, match=r"tar/9\.tar: there is no such file"):
+            with pytest.raises(SourceError, match=r"tar/9\.tar: no such file"):
                 samples(f"{url}/tar/9.tar")
         finally:
             server.shutdown()

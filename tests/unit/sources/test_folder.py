@@ -129,7 +129,7 @@ def test_folders_of_a_disk_that_numbers_nothing_are_all_read(
 def test_link_to_nothing_is_named(tmp_path: Path) -> None:
     write_files(tmp_path, {"a.png": "x"})
     (tmp_path / "b.png").symlink_to(tmp_path / "gone.png")
-    assert f"{tmp_path / 'b.png'} is a link to nothing" in find_error(tmp_path)
+    assert f"{tmp_path / 'b.png'} is a broken link" in find_error(tmp_path)
 
 
 def test_name_that_is_not_utf8_becomes_a_key_of_its_own_and_still_opens(tmp_path: Path) -> None:
@@ -256,7 +256,7 @@ def test_table_of_another_name_is_read_when_the_recipe_names_it(tmp_path: Path) 
     assert read_attributes(open_folder(tmp_path, metadata="captions.jsonl")) == {
         "a.png": {"text": "x"}
     }
-    assert "no file named other.jsonl" in find_error(tmp_path, metadata="other.jsonl")
+    assert "metadata names other.jsonl" in find_error(tmp_path, metadata="other.jsonl")
 
 
 def test_row_of_a_file_that_the_suffixes_leave_out_is_left_out_too(tmp_path: Path) -> None:
@@ -272,12 +272,12 @@ def test_row_of_a_file_that_the_suffixes_leave_out_is_left_out_too(tmp_path: Pat
         (
             "metadata.jsonl",
             '{"file_name": "gone.png"}\n{"file_name": "b.png"}',
-            ["line 1", "there is no file 'gone.png'", "file_name"],
+            ["line 1", "no file 'gone.png'", "file_name"],
         ),
         (
             "metadata.jsonl",
             '{"file_name": "../outside.png"}',
-            ["line 1", "there is no file '../outside.png'"],
+            ["line 1", "no file '../outside.png'"],
         ),
         ("metadata.jsonl", '\n{"file_name": "a.png"', ["line 2", "not JSON"]),
         (
@@ -288,19 +288,19 @@ def test_row_of_a_file_that_the_suffixes_leave_out_is_left_out_too(tmp_path: Pat
         (
             "metadata.jsonl",
             '{"file": 7}',
-            ["line 1", "there is no file 7 in the source", "looked at the columns file"],
+            ["line 1", "no file 7 in the source", "tried the columns file"],
         ),
         (
             "metadata.csv",
             "score,mood\n1,x\n",
-            ["line 2", "there is no file '1'", "looked at the columns score, mood"],
+            ["line 2", "no file '1'", "tried the columns score, mood"],
         ),
         ("metadata.csv", "", ["line 1", "got none"]),
         ("metadata.csv", "file_name,text,text\na.png,x,y\n", ["line 1", "each once"]),
         ("metadata.csv", "file_name,text\na.png,x,y\n", ["line 2", "expected 2 columns"]),
         ("metadata.csv", "file_name,text\na.png\n", ["line 2", "expected 2 columns"]),
         ("metadata.csv", 'file_name,text\na.png,"x" y\n', ["line 2", "not CSV"]),
-        ("metadata.csv", "file_name,text\ngone.png,x\n", ["line 2", "there is no file 'gone.png'"]),
+        ("metadata.csv", "file_name,text\ngone.png,x\n", ["line 2", "no file 'gone.png'"]),
     ],
 )
 def test_table_that_does_not_fit_is_named_with_its_line(

@@ -149,14 +149,14 @@ def test_row_whose_file_is_gone_or_unsure_is_a_bad_sample_until_it_is_there(tmp_
     stamps = {entry.key: entry.stamp for entry in source.entries()}
     assert list(stamps) == ["a.png", "gone.png", "b", "line 5"]
     for index, reason in {
-        1: "a file that is not there$",
-        2: "fits several files$",
+        1: "a file that doesn't exist$",
+        2: "matches several files$",
         3: "names no file",
     }.items():
         with pytest.raises(SampleError, match=reason):
             source[index]
     assert [(remark.text, remark.count) for remark in source.remarks()] == [
-        ("rows of a table that name a file which an earlier row names, not used", 1)
+        ("rows of a table not used, because an earlier row names the same file", 1)
     ]
     write(tmp_path, {"gone.png": "back"})
     again = open_table(tmp_path / "t.csv")
@@ -173,10 +173,10 @@ def test_key_attributes_and_split_are_the_recipes(tmp_path: Path) -> None:
     assert [(entry.key, entry.attributes) for entry in source.entries()] == [
         ("k2", {"caption": "2"})
     ]
-    assert "'mood' is not there" in find_error(tmp_path / "t.csv", attributes=["mood"])
+    assert "no column 'mood'" in find_error(tmp_path / "t.csv", attributes=["mood"])
     assert "split 'test'" in find_error(tmp_path / "t.csv", split="test")
     write(tmp_path, {"t.csv": "image,id\na.png,1\nb.png,1\n"})
-    assert "the key '1' is there twice" in find_error(tmp_path / "t.csv", key="id")
+    assert "the key '1' occurs twice" in find_error(tmp_path / "t.csv", key="id")
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "ndjson", "parquet"])
@@ -229,7 +229,7 @@ def test_key_of_zero_is_a_key_and_an_empty_one_is_refused(tmp_path: Path) -> Non
     ]
     for empty in ("", None):
         write(tmp_path, {"t.jsonl": json.dumps({"file_name": "a.png", "id": empty})})
-        assert "line 1: there is no key in column 'id'" in find_error(
+        assert "line 1: no key in column 'id'" in find_error(
             tmp_path / "t.jsonl", key="id"
         )
 
@@ -240,8 +240,29 @@ def test_table_of_which_no_file_is_there_says_which_columns_it_looked_at(
 ) -> None:
     write(tmp_path, {"t.csv": f"image,text\n{cell},x\n{cell}2.png,y\n"})
     error = find_error(tmp_path / "t.csv")
-    assert "looked at the columns image" in error
-    assert "have to be fetched first" in error
+    assert "tried the columns image" in error
+    assert "must be downloaded first" in error
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "part"),
+    [
+        ("t.jsonl", '{"image": "a.png"\n', "t.jsonl, line 1: not JSON"),
+        ("t.csv", "", "t.csv, line 1: expected column names"),
+        ("t.csv", "image,text\na.png,one, two\n", "t.csv, line 2: expected 2 columns"),
+    ],
+)
+def test_table_that_cannot_be_read_is_named_with_its_line(
+    name: str, text: str, part: str, tmp_path: Path
+) -> None:
+    write(tmp_path, {name: text, "a.png": "x"})
+    assert part in find_error(tmp_path / name)
+
+
+def test_line_that_cannot_be_read_is_counted(tmp_path: Path) -> None:
+    write(tmp_path, {"t.csv": "image,text\na.png,one\nb.png,one, two\n", "a.png": "x"})
+    source = open_table(tmp_path / "t.csv")
+    assert (len(source), [remark.count for remark in source.remarks()]) == (1, [1])
 
 
 def test_encode_of_a_table_reads_the_files_and_skips_those_that_are_gone(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import random
 import tarfile
 from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -27,7 +28,8 @@ import latentkit as lk
 from latentkit.builtin.plugins import latentkit_sources
 from latentkit.contracts import BuildContext, Entry, Sample, Source, StreamSource
 from latentkit.errors import SampleError, SourceError
-from latentkit.runtime.source_remarks import remarks_of
+from latentkit.runtime.source_remarks import read_remarks
+from latentkit.sources import endings
 from latentkit.sources.datasets import open_datasets
 from latentkit.sources.files import LocalFiles
 from latentkit.sources.options import DatasetsConfig
@@ -278,7 +280,7 @@ def test_name_that_looks_like_a_repeated_one_keeps_its_files_to_itself(
 @pytest.mark.parametrize("ending", ["a\nb", "a\rb", "a\u2028b", "a\x85b"])
 def test_line_break_in_a_name_is_one_line_in_a_remark(ending: str, tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", [("0.jpg", "x"), (f"0.{ending}", "y"), (f"x{ending}", "z")])
-    found = remarks_of(open_tars(tmp_path / "a.tar"))
+    found = read_remarks(open_tars(tmp_path / "a.tar"))
     assert len(found) == 2
     assert all(str(remark).splitlines() == [str(remark)] for remark in found)
 
@@ -339,7 +341,7 @@ def test_plain_ending_wins_over_a_longer_one_and_two_plain_ones_ask_for_a_choice
     assert open_tars(tmp_path / "a.tar", media="mask.png")[0].media == b"m"
     write_tar(tmp_path / "b.tar", [("0.jpg", "x"), ("0.png", "m")])
     assert (
-        "the sample '0' has several files of media: jpg, png; name the ending of one" in find_error(
+        "the sample '0' has several media files: jpg, png; name the ending of one" in find_error(
             tmp_path / "b.tar"
         )
     )
@@ -350,6 +352,23 @@ def test_tars_without_media_say_what_they_hold(tmp_path: Path) -> None:
     error = find_error(tmp_path / "a.tar")
     assert "no file in the tars has an ending of .jpg" in error
     assert "endings there: xyz (1), txt (1)" in error
+    write_tar(tmp_path / "b.tar", [("0", "x"), ("1", "y")])
+    assert "2 files without an ending" in find_error(tmp_path / "b.tar")
+
+
+def test_tars_of_another_media_name_the_package_that_reads_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tar(tmp_path / "a.tar", [("0.flac", "x"), ("0.txt", "t")])
+    monkeypatch.setattr(endings, "discover", lambda: SimpleNamespace(rows=list))
+    assert "pip install latentkit-audio" in find_error(tmp_path / "a.tar")
+
+
+def test_tars_of_other_splits_are_counted(tmp_path: Path) -> None:
+    fill(tmp_path / "wds", ["train/0.tar", "val/0.tar", "val/1.tar"])
+    text = "tars of the split validation, not read; source.with.split=validation takes them"
+    assert remarks(open_tars(tmp_path / "wds")) == {text: (2, "")}
+    assert remarks(open_tars(tmp_path / "wds", split="train+validation")) == {}
 
 
 def test_recipe_chooses_attributes_and_key(tmp_path: Path) -> None:
@@ -372,7 +391,7 @@ def test_recipe_chooses_attributes_and_key(tmp_path: Path) -> None:
     assert "the column 'caption' is not there" in find_error(
         tmp_path / "b.tar", attributes=["caption"]
     )
-    assert ".jpg holds media" in find_error(tmp_path / "b.tar", attributes=["jpg"])
+    assert ".jpg contains media" in find_error(tmp_path / "b.tar", attributes=["jpg"])
 
 
 def test_text_that_cannot_be_read_makes_a_bad_sample(tmp_path: Path) -> None:
@@ -416,7 +435,7 @@ def test_tars_win_over_what_img2dataset_writes_beside_them(tmp_path: Path) -> No
         (tmp_path / "wds" / f"{name}_stats.json").write_text("{}")
     source = open_tars(tmp_path / "wds")
     assert [sample.media for sample in list_samples(source)] == [b"of 00000.tar", b"of 00001.tar"]
-    assert remarks(source) == {"files beside tars, not read": (4, "00000.parquet")}
+    assert remarks(source) == {"other files than tars, not read": (4, "00000.parquet")}
 
 
 @pytest.mark.parametrize(
@@ -440,7 +459,7 @@ def test_patterns_braces_and_lists_name_tars(
 def test_pattern_that_fits_nothing_or_several_kinds_is_named(tmp_path: Path) -> None:
     fill(tmp_path, ["00.tar"])
     (tmp_path / "a.parquet").touch()
-    assert "no file fits 'wds/01.tar'" in find_error("wds/{01..02}.tar")
+    assert "no file matches 'wds/01.tar'" in find_error("wds/{01..02}.tar")
     assert "expected files of one kind, got tar (1), .parquet (1)" in find_error(
         str(tmp_path / "*"), split="train"
     )
@@ -684,8 +703,19 @@ def test_stream_reads_damaged_tars_as_far_as_they_go(tmp_path: Path) -> None:
     assert remarks(stream) == {
         "damaged tars, read as far as they go": (
             1,
-            "a.tar: damaged: cut off: it lacks the zeros that end a tar",
+            "a.tar: damaged: cut off: the zeros at the end of a tar are missing",
         )
+    }
+
+
+def test_stream_counts_what_it_does_not_use(tmp_path: Path) -> None:
+    write_tar(tmp_path / "wds" / "a.tar", [("0.jpg", "x"), ("0.npy", "y"), ("1.txt", "no picture")])
+    write_tar(tmp_path / "wds" / "b.tar", [("0.jpg", "x"), ("0.npy", "y")])
+    stream = open_stream(tmp_path / "wds")
+    assert len(read_stream(stream)) == 2
+    assert remarks(stream) == {
+        "files in tars, not used: .npy": (2, "0.npy"),
+        "samples in tars that have no media of the kind that is read, left out": (1, "1"),
     }
 
 

@@ -69,7 +69,7 @@ def test_metadata_states_the_hash_of_the_data(
 
 
 def test_wrong_number_of_bytes_is_refused_when_writing() -> None:
-    with pytest.raises(ValueError, match="brought 3 bytes, not 4"):
+    with pytest.raises(ValueError, match="gave 3 bytes, expected 4"):
         write_unit(io.BytesIO(), [TensorToWrite("x", "F32", (1,), [b"abc"])], METADATA)
 
 

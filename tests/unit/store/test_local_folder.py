@@ -19,7 +19,7 @@ import pytest
 from latentkit.errors import StoreError
 from latentkit.runtime.paths import is_url
 from latentkit.store.claims import Claims
-from latentkit.store.commit import patiently
+from latentkit.store.commit import retry_while_in_use
 from latentkit.store.folder import host
 from latentkit.store.local_folder import LocalFolder
 from latentkit.store.open_folder import open_folder
@@ -191,10 +191,10 @@ def test_what_windows_refuses_while_a_file_is_open_is_tried_again() -> None:
         if (answer := answers.pop(0)) is not None:
             raise answer
 
-    patiently(replace)
+    retry_while_in_use(replace)
     assert answers == [denied]
     with pytest.raises(PermissionError, match="denied"):
-        patiently(replace)
+        retry_while_in_use(replace)
 
 
 def test_name_of_the_host_fits_into_names_of_files(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,7 +104,7 @@ def test_failed_download_leaves_nothing(tmp_path: Path) -> None:
 def test_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(
-        StoreError, match=r"file: units can't be kept there: .*; give `cache` another folder"
+        StoreError, match=r"file: units can't be stored there: .*\. Give `cache` another folder"
     ):
         UnitCache(tmp_path / "file", 1000).fetch(digest(1), 100, give(1))
 

@@ -274,7 +274,7 @@ def test_no_room_for_latents_that_wait_names_the_folder_and_its_setting() -> Non
         full, capture_output=True, text=True, check=True
     ).stdout.splitlines()
     assert (
-        f"can't be written to {folder}: File too large; make room there, or set TMPDIR" in message
+        f"can't be written to {folder}: File too large. Free space there, or set TMPDIR" in message
     )
 
 

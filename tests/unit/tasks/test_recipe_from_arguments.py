@@ -106,7 +106,7 @@ def test_what_is_left_out_is_counted_and_its_options_take_it(
     values, remarks = recipe_of(tmp_path, names)
     (remark,) = [remark for remark in remarks if "left out" in remark]
     assert what in remark
-    words = shlex.split(remark.partition("to take those instead: ")[2])
+    words = shlex.split(remark.partition("to use those instead: ")[2])
     assert words[::2] == ["--set"] * (len(words) // 2)
     recipe = parse_recipe(values, "encode", tmp_path, words[1::2])
     assert isinstance(recipe, EncodeRecipe)
@@ -209,7 +209,7 @@ def test_an_unknown_name_comes_with_what_plugins_have_gone_missing(
     with pytest.raises(RecipeError) as refused:
         shorthand.encode_recipe(source, "out", encoder)
     first, *others = str(refused.value).splitlines()
-    assert "acme: there is no such path, no " in first
+    assert "acme: no such path, no " in first
     assert others == [
         "  left out by LATENTKIT_DISABLE: acme-off 1.0",
         f"  a plugin has a problem: {problem}",

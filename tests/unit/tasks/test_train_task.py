@@ -113,7 +113,7 @@ def test_random_weights_of_a_loss_follow_from_the_seed(
         (
             {"modality": {"use": "image", "with": {"min_size": 64}}, "on_bad_sample": "fail"},
             SourceError,
-            "4 of 4 samples .* too small",
+            "none of the 4 samples .* too small",
         ),
         (
             {"losses": [{"use": "mse", "optimizer": {"lr": 1}}]},
@@ -142,7 +142,7 @@ def test_random_weights_of_a_loss_follow_from_the_seed(
         (
             {"gradient_checkpointing": True},
             TrainingError,
-            "gradient_checkpointing: the model can't do that",
+            "gradient_checkpointing: the model doesn't support it",
         ),
     ],
 )
@@ -184,8 +184,8 @@ def test_a_share_of_bad_samples_that_would_end_the_run_ends_it_before_the_first_
     with pytest.raises(
         SourceError,
         match=(
-            r"15 of 30 samples that were tried before the first step can't be used, such as"
-            r" '000\.png'"
+            r"15 of 30 samples that were tried before the first step can't be used: .*\(15 times\),"
+            r" .*, such as 000\.png, 002\.png, 004\.png"
         ),
     ):
         latentkit.run(recipe | {"source": source})
@@ -255,7 +255,7 @@ def test_a_recipe_mended_before_the_first_checkpoint_may_use_the_same_output(
     with pytest.raises(
         TrainingError,
         match=(
-            r"run holds another run: losses\[0\]\.use was '.*' and is 'l1'.*; give another"
+            r"run contains another run: losses\[0\]\.use was '.*' and is 'l1'.*\. Choose another"
             r" output.path"
         ),
     ):
@@ -299,7 +299,7 @@ def test_a_run_killed_while_it_wrote_its_recipe_begins_again(
 def test_a_folder_of_something_else_is_left_alone(recipe: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.txt").write_text("mine")
-    with pytest.raises(StoreError, match=r"holds something else and no recipe\.yaml"):
+    with pytest.raises(StoreError, match=r"contains other files and no recipe\.yaml"):
         latentkit.run(recipe)
 
 

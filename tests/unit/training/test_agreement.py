@@ -6,7 +6,6 @@ Run as a script, this file is one of two processes.
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from launching import launch
 from torch import nn
 
 import latentkit
@@ -22,7 +22,7 @@ from latentkit.runtime.processes import average_gradients, run_on_first
 from latentkit.training.checkpoint import list_checkpoints
 from latentkit.training.start import join_processes
 
-TOLD = "the first process can't go on: "
+TOLD = "the first process failed: "
 
 
 def recipe(photos: Path, output: Path, steps: int = 1) -> dict[str, Any]:
@@ -40,12 +40,12 @@ def recipe(photos: Path, output: Path, steps: int = 1) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def launched(
-    tmp_path_factory: pytest.TempPathFactory, write_photos: Callable[..., Path], launch_two: Callable[..., subprocess.CompletedProcess[str]]
+    tmp_path_factory: pytest.TempPathFactory, write_photos: Callable[..., Path]
 ) -> Path:
     """A folder with what two processes wrote: CASE-RANK.txt."""
     folder = tmp_path_factory.mktemp("launched")
     write_photos(folder / "photos", 4)
-    done = launch_two(__file__, folder)
+    done = launch(__file__, folder)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -57,7 +57,7 @@ def read_both(folder: Path, case: str) -> list[str]:
 @pytest.mark.parametrize(
     ("case", "message"),
     [
-        ("foreign", "holds something else and no recipe.yaml"),
+        ("foreign", "contains other files and no recipe.yaml"),
         ("orphan", "model is there, but no checkpoint that it came from"),
         ("damaged", "every checkpoint in"),
         ("broken", "no room on the device"),

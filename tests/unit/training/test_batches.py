@@ -15,7 +15,6 @@ from torch import Tensor
 from latentkit.contracts import Entry, Prepared, Sample
 from latentkit.errors import SampleError, SourceError, TrainingError
 from latentkit.training.batches import (
-    BadSamples,
     Batch,
     BatchSettings,
     FreshViews,
@@ -165,7 +164,7 @@ def test_few_samples_wait_and_they_are_in_the_position() -> None:
 
 
 def test_a_bad_sample_is_left_out_of_its_batch_and_recorded() -> None:
-    bad = BadSamples()
+    bad: dict[str, str] = {}
     stream = read_batches(
         Numbers(6), FreshViews([NumberTensors(bad=[4])], 0), BatchSettings(3, 0), Position(), bad
     )
@@ -174,7 +173,7 @@ def test_a_bad_sample_is_left_out_of_its_batch_and_recorded() -> None:
     assert Counter(abs(value) for batch in flat(batches) for value in batch) == dict.fromkeys(
         [0, 1, 2, 3, 5], 3
     )
-    assert bad.reasons == {4: "an unlucky number"}
+    assert bad == {"sample-4": "an unlucky number"}
 
 
 @pytest.mark.parametrize(
@@ -183,12 +182,12 @@ def test_a_bad_sample_is_left_out_of_its_batch_and_recorded() -> None:
         (
             range(6),
             BatchSettings(3, 0),
-            "no sample of the source can be used, such as 'sample-0': an unlucky number",
+            r"none of the 6 samples can be used: an unlucky number \(6 times\), such as sample-\d",
         ),
         (
             [4],
             BatchSettings(3, 0, on_bad_sample="fail"),
-            "a sample can't be used, such as 'sample-4': an unlucky number",
+            "sample 'sample-4' can't be used: an unlucky number; remove it, or set on_bad_sample: skip",
         ),
     ],
 )

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from launching import launch
 from PIL import Image
 
 import latentkit
@@ -45,19 +43,7 @@ def run(photos: Path, output: Path, steps: int, num_processes: int) -> None:
     if num_processes == 1:
         latentkit.run(recipe)
         return
-    launch = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        f"--nproc-per-node={num_processes}",
-        "--standalone",
-        "-m",
-        "latentkit",
-    ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [*launch, "run", str(recipe)], env=environment, capture_output=True, text=True
-    )
+    done = launch("-m", "latentkit", "run", recipe, num_processes=num_processes)
     assert done.returncode == 0, done.stderr
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 
 import torch
 from accelerate import PartialState
+from launching import launch
 from torch import nn
 
 from latentkit.runtime.processes import average_buffers
@@ -18,16 +17,7 @@ def test_equal_values_stay_bit_for_bit_and_others_are_averaged() -> None:
     """A third of three times a number is seldom that number: frozen statistics would drift from
     step to step.
     """
-    launch = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node=3",
-        "--standalone",
-        __file__,
-    ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(launch, env=environment, capture_output=True, text=True)
+    done = launch(__file__, num_processes=3)
     assert done.returncode == 0, done.stderr
 
 

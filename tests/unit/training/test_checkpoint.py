@@ -116,7 +116,7 @@ def test_the_newest_whole_checkpoint_is_read_and_damaged_ones_are_told_of(tmp_pa
     for step in (1, 2):
         flip(write_checkpoint(tmp_path, checkpoint(step)) / "model.safetensors")
     with pytest.raises(
-        TrainingError, match=r"every checkpoint in .* is damaged; move that folder away"
+        TrainingError, match=r"every checkpoint in .* is damaged\. Move that folder away"
     ):
         read_newest(tmp_path, told.append)
     write_checkpoint(tmp_path, checkpoint(1))

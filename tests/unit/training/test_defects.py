@@ -8,34 +8,32 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from launching import launch
 from safetensors.torch import load_file
+from small_training import Critic, LearnedScale, Noise, Numbers, small_model
 from torch import Tensor, nn
-from torch.nn.functional import relu
 
 from latentkit.cli.main import main
-from latentkit.contracts import Entry, LossBatch, Prepared, Sample
-from latentkit.encoders.tiny_kl import TinyKLEncoder
-from latentkit.encoders.tiny_kl_network import TinyKL
+from latentkit.contracts import LossBatch
 from latentkit.losses.kl import Kl
 from latentkit.losses.reconstruction import mse
 from latentkit.training.batches import Batch, Position
 from latentkit.training.checkpoint import list_checkpoints, read_checkpoint
 from latentkit.training.log import TrainingLog
-from latentkit.training.loop import (
+from latentkit.training.loop import train
+from latentkit.training.settings import (
     OptimizerSettings,
     TrainSettings,
     WeightedLoss,
     WeightSchedule,
-    train,
 )
 from latentkit.training.shared_state import Run
 from latentkit.training.start import start
@@ -52,61 +50,22 @@ SETTINGS = TrainSettings(
 )
 
 
-class Numbers:
-    """Seven samples, so that epochs end inside steps; counts how often each is read."""
-
-    def __init__(self) -> None:
-        self.seen: list[str] = []
-
-    def __len__(self) -> int:
-        return 7
-
-    def __getitem__(self, index: int) -> Sample:
-        return Sample(key=str(index), media=str(index))
-
-    def entries(self) -> Iterator[Entry]:
-        return (Entry(str(index)) for index in range(len(self)))
+SEVEN = Numbers(7)
+"""So that epochs end inside steps."""
 
 
-class Noise:
-    """Pictures that follow from the key, so that each epoch has its own."""
-
-    metrics: Sequence[str] = ()
-
-    def prepare(self, sample: Sample) -> Iterator[Prepared]:
-        coarse = (
-            np.random.default_rng([ord(letter) for letter in sample.key])
-            .uniform(-1, 1, (3, 2, 2))
-            .astype(np.float32)
-        )
-        yield Prepared("plain", "16x16", torch.from_numpy(coarse.repeat(8, 1).repeat(8, 2)))
-
-    def render(self, tensors: Sequence[Sequence[Tensor]], path: Path) -> None:
-        path.touch()
-
-
-class Critic:
-    """An adversarial loss, by hinge, that counts the passes through its discriminator."""
+class CountedCritic(Critic):
+    """A critic that counts the passes through its discriminator."""
 
     def __init__(self) -> None:
         torch.manual_seed(2)
-        self.discriminator: nn.Module = nn.Sequential(
-            nn.Conv2d(3, 4, 4, 2), nn.BatchNorm2d(4), nn.LeakyReLU(), nn.Conv2d(4, 1, 3)
+        super().__init__(
+            nn.Sequential(
+                nn.Conv2d(3, 4, 4, 2), nn.BatchNorm2d(4), nn.LeakyReLU(), nn.Conv2d(4, 1, 3)
+            )
         )
         self.num_passes = 0
         self.discriminator.register_forward_hook(self._count)
-
-    def __call__(self, batch: LossBatch) -> Tensor:
-        return -self._score(batch.reconstruction.output)
-
-    def discriminator_loss(self, batch: LossBatch) -> Tensor:
-        return relu(1 - self._score(batch.inputs)) + relu(
-            1 + self._score(batch.reconstruction.output)
-        )
-
-    def _score(self, values: Tensor) -> Tensor:
-        score: Tensor = self.discriminator(values).flatten(1).mean(1)
-        return score
 
     def _count(self, *_: object) -> None:
         self.num_passes += 1
@@ -128,23 +87,7 @@ class Features:
         )
 
 
-class LearnedScale:
-    """A loss with a weight of its own."""
-
-    def __init__(self) -> None:
-        self.module: nn.Module = nn.ParameterList([nn.Parameter(torch.zeros(1))])
-
-    def __call__(self, batch: LossBatch) -> Tensor:
-        scale = next(self.module.parameters())
-        return mse(batch) * torch.exp(-scale) + scale
-
-
-def small_model() -> Any:
-    torch.manual_seed(0)
-    return TinyKLEncoder(TinyKL((4, 8), (1, 1), (4, 8), (1, 1)), None, torch.float32, "cpu")
-
-
-def all_losses(critic: Critic, first_step: int = 0) -> list[WeightedLoss]:
+def all_losses(critic: CountedCritic, first_step: int = 0) -> list[WeightedLoss]:
     return [
         WeightedLoss("own", LearnedScale()),
         WeightedLoss("kl", Kl(), 1e-4, "latent"),
@@ -206,9 +149,9 @@ def test_2_a_resumed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
         for steps in parts:
             train(
                 small_model(),
-                Numbers(),
+                SEVEN,
                 Noise(),
-                all_losses(Critic(), 2),
+                all_losses(CountedCritic(), 2),
                 replace(SETTINGS, steps=steps),
                 tmp_path / name,
             )
@@ -233,10 +176,10 @@ def test_2_a_resumed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_3_master_weights_stay_float32(tmp_path: Path, precision: Any) -> None:
-    critic = Critic()
+    critic = CountedCritic()
     train(
         small_model(),
-        Numbers(),
+        SEVEN,
         Noise(),
         all_losses(critic),
         replace(SETTINGS, precision=precision),
@@ -258,14 +201,14 @@ PATIENCE = 180
 
 @pytest.fixture(scope="module")
 def launched(
-    tmp_path_factory: pytest.TempPathFactory, launch_two: Callable[..., subprocess.CompletedProcess[str]]
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[subprocess.CompletedProcess[str], Path]:
     """Two processes, which have ended, and the folder with a run of each case, CASE, and each
     process's weights, CASE-RANK.safetensors.
     """
     folder = tmp_path_factory.mktemp("launched")
     script = Path(__file__).with_name("test_processes.py")
-    return launch_two(script, folder, PATIENCE), folder
+    return launch(script, folder, seconds=PATIENCE), folder
 
 
 def test_4_processes_keep_the_same_weights_also_when_a_loss_runs_the_model_again(
@@ -297,7 +240,7 @@ def test_9_saving_does_not_wait_for_a_process_that_never_comes(launched: tuple[A
 
 
 def test_5_the_discriminators_pass_leaves_no_gradient_in_the_model(tmp_path: Path) -> None:
-    model, critic = small_model(), Critic()
+    model, critic = small_model(), CountedCritic()
     run = started(tmp_path, model, all_losses(critic))
     with torch.no_grad():
         for parameter in model.module.parameters():  # what starts at zero would hide a gradient
@@ -310,7 +253,7 @@ def test_5_the_discriminators_pass_leaves_no_gradient_in_the_model(tmp_path: Pat
 
 
 def test_6_the_models_pass_leaves_no_gradient_in_the_discriminator(tmp_path: Path) -> None:
-    model, critic = small_model(), Critic()
+    model, critic = small_model(), CountedCritic()
     run = started(tmp_path, model, all_losses(critic))
     model_pass(run, batch(), run.losses)
     assert gradients(critic.discriminator) == []
@@ -319,7 +262,7 @@ def test_6_the_models_pass_leaves_no_gradient_in_the_discriminator(tmp_path: Pat
 
 
 def test_7_nothing_of_an_adversarial_loss_runs_before_it_starts(tmp_path: Path) -> None:
-    critic = Critic()
+    critic = CountedCritic()
     run = started(tmp_path, small_model(), all_losses(critic, first_step=2))
     before = {name: tensor.clone() for name, tensor in critic.discriminator.state_dict().items()}
     values = [take_step(run, iter([batch(number), batch(number + 1)]))[0] for number in range(2)]
@@ -335,10 +278,10 @@ def test_7_nothing_of_an_adversarial_loss_runs_before_it_starts(tmp_path: Path) 
 
 
 def test_8_each_network_counts_its_own_optimizer_steps(tmp_path: Path) -> None:
-    critic = Critic()
+    critic = CountedCritic()
     rate = OptimizerSettings(lr=1e-3, warmup=4)
     losses = [*all_losses(critic)[:2], replace(all_losses(critic, first_step=2)[2], optimizer=rate)]
-    train(small_model(), Numbers(), Noise(), losses, SETTINGS, tmp_path)
+    train(small_model(), SEVEN, Noise(), losses, SETTINGS, tmp_path)
     last = list_checkpoints(tmp_path / "checkpoints")[-1]
     state = read_checkpoint(last)
     assert (state.step, state.state["discriminators"]["critic"]["step"]) == (6, 4)
@@ -371,13 +314,13 @@ def test_10_a_resumed_run_goes_on_with_the_data_it_has_not_seen(tmp_path: Path) 
         return WeightedLoss("mse", loss)
 
     straight: list[float] = []
-    train(small_model(), Numbers(), Noise(), [watched(straight)], SETTINGS, tmp_path / "straight")
+    train(small_model(), SEVEN, Noise(), [watched(straight)], SETTINGS, tmp_path / "straight")
     first: list[float] = []
     second: list[float] = []
     for seen, steps in ((first, 3), (second, 6)):
         train(
             small_model(),
-            Numbers(),
+            SEVEN,
             Noise(),
             [watched(seen)],
             replace(SETTINGS, steps=steps),

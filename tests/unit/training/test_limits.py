@@ -11,6 +11,7 @@ import accelerate.tracking
 import pytest
 import torch
 from accelerate.tracking import GeneralTracker
+from small_training import Normalized
 from torch import Tensor, nn
 
 from latentkit.contracts import LossBatch, Moments, Reconstruction
@@ -19,7 +20,12 @@ from latentkit.encoders.tiny_kl_network import TinyKL
 from latentkit.errors import TrainingError
 from latentkit.losses.kl import Kl
 from latentkit.losses.reconstruction import l1, mse
-from latentkit.training.loop import OptimizerSettings, TrainSettings, WeightedLoss, WeightSchedule
+from latentkit.training.settings import (
+    OptimizerSettings,
+    TrainSettings,
+    WeightedLoss,
+    WeightSchedule,
+)
 
 MSE = WeightedLoss("mse", mse)
 SETTINGS = TrainSettings(
@@ -245,7 +251,7 @@ def no_posterior(batch: LossBatch) -> Tensor:
             {},
             "'late' can't be computed here: the model has no posterior",
         ),
-        ([], {"gradient_checkpointing": True}, "gradient_checkpointing: the model can't do that"),
+        ([], {"gradient_checkpointing": True}, "gradient_checkpointing: the model doesn't support it"),
         ([], {"trackers": ["tensorbord"]}, "no tracker 'tensorbord', did you mean 'tensorboard'"),
         (
             [],
@@ -267,7 +273,7 @@ def test_a_run_that_cant_be_is_refused_before_its_first_step(
 def test_a_model_that_cant_save_memory_is_named(small: Any, tmp_path: Path) -> None:
     model: Any = TinyKLEncoder(TinyKL((4, 8), (1, 1), (4, 8), (1, 1)), None, torch.float32, "cpu")
     with pytest.raises(
-        TrainingError, match="gradient_checkpointing: the model can't do that: TinyKL"
+        TrainingError, match="gradient_checkpointing: the model doesn't support it: TinyKL"
     ):
         small.train([MSE], replace(SETTINGS, gradient_checkpointing=True), tmp_path, model=model)
 
@@ -296,19 +302,6 @@ def test_a_model_is_compiled_for_every_size_there_is(small: Any, tmp_path: Path)
     with limits:  # beyond its limit torch goes on uncompiled, and says nothing unless told to
         small.train([MSE], replace(SETTINGS, steps=6, compile=True), tmp_path, prepare=sizes)
     torch.compiler.reset()
-
-
-class Normalized(nn.Module):
-    """An autoencoder with running statistics."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.encoder = nn.Sequential(nn.Conv2d(3, 4, 2, 2), nn.BatchNorm2d(4))
-        self.decoder = nn.ConvTranspose2d(4, 3, 2, 2)
-
-    def forward(self, values: Tensor) -> Reconstruction:
-        latents = self.encoder(values)
-        return Reconstruction(self.decoder(latents), latents, None)
 
 
 def test_a_skipped_step_leaves_no_trace_in_running_statistics(small: Any, tmp_path: Path) -> None:

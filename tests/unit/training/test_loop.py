@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small_training import small_model
 from torch import Tensor, nn
 
 from latentkit.contracts import (
@@ -26,20 +27,19 @@ from latentkit.contracts import (
     Shard,
 )
 from latentkit.encoders.options import TinyKLConfig
-from latentkit.encoders.tiny_kl import WEIGHTS_NAME, TinyKLEncoder, open_tiny_kl
-from latentkit.encoders.tiny_kl_network import TinyKL
+from latentkit.encoders.tiny_kl import WEIGHTS_NAME, open_tiny_kl
 from latentkit.errors import EncoderError, PluginError, SourceError, TrainingError
 from latentkit.losses.kl import Kl
 from latentkit.losses.reconstruction import l1, mse
 from latentkit.training.checkpoint import list_checkpoints
-from latentkit.training.loop import (
+from latentkit.training.loop import train
+from latentkit.training.settings import (
     OptimizerSettings,
     TrainEvaluation,
     TrainSettings,
     WeightedLoss,
-    train,
+    learning_rate,
 )
-from latentkit.training.settings import learning_rate
 
 QUICK = OptimizerSettings(lr=3e-3, betas=(0.9, 0.99))
 MSE_KL = (WeightedLoss("mse", mse), WeightedLoss("kl", Kl(), 1e-6, "latent"))
@@ -78,11 +78,6 @@ class Gradients:
 
     def render(self, tensors: Sequence[Sequence[Tensor]], path: Path) -> None:
         path.touch()
-
-
-def small_model(dtype: torch.dtype = torch.float32) -> Any:
-    torch.manual_seed(0)
-    return TinyKLEncoder(TinyKL((4, 8), (1, 1), (4, 8), (1, 1)), None, dtype, "cpu")
 
 
 def settings(steps: int, **options: Any) -> TrainSettings:
@@ -158,7 +153,7 @@ def test_running_a_finished_run_again_does_nothing(tmp_path: Path) -> None:
 def test_a_model_of_somebody_else_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     with pytest.raises(
-        TrainingError, match=r"model is there, but no checkpoint .* give another output\.path"
+        TrainingError, match=r"model exists, but not the checkpoint .* Choose another output\.path"
     ):
         train(small_model(), Names(), Gradients(), MSE_KL, settings(2), tmp_path)
     assert list((tmp_path / "model").iterdir()) == []

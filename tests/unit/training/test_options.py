@@ -17,7 +17,7 @@ from latentkit.contracts import LossBatch
 from latentkit.errors import TrainingError
 from latentkit.losses.reconstruction import l1, mse
 from latentkit.training.checkpoint import list_checkpoints
-from latentkit.training.loop import (
+from latentkit.training.settings import (
     OptimizerSettings,
     TrainEvaluation,
     TrainSettings,
@@ -200,7 +200,7 @@ def test_a_damaged_checkpoint_is_skipped_and_the_one_before_used(
         " back to the one before"
         in text
     )
-    assert "going on from step 2" in text
+    assert "continuing from step 2" in text
     first, second = (
         list_checkpoints(tmp_path / name / "checkpoints")[-1] for name in ("straight", "damaged")
     )

@@ -8,46 +8,35 @@ from __future__ import annotations
 import atexit
 import math
 import os
-import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 import torch
+from launching import launch
 from safetensors.torch import load_file, save_file
+from small_training import Critic, LearnedScale, Model, Numbers
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d, interpolate, relu
+from torch.nn.functional import avg_pool2d, interpolate
 
-from latentkit.contracts import Entry, LossBatch, Moments, Prepared, Reconstruction, Sample
+from latentkit.contracts import LossBatch, Moments, Prepared, Reconstruction, Sample
 from latentkit.losses.reconstruction import mse
-from latentkit.training.loop import (
+from latentkit.training.loop import train
+from latentkit.training.settings import (
     OptimizerSettings,
     TrainSettings,
     WeightedLoss,
     WeightSchedule,
-    train,
 )
 
 NUM_SAMPLES = 4
+"""As many as one step takes in all, so that every step sees all of them in any number of processes.
+"""
+
 STEPS = 5
-
-
-class Four:
-    """As many samples as one step takes in all, so that every step sees all of them in any number
-    of processes.
-    """
-
-    def __len__(self) -> int:
-        return NUM_SAMPLES
-
-    def __getitem__(self, index: int) -> Sample:
-        return Sample(key=str(index), media=str(index))
-
-    def entries(self) -> Iterator[Entry]:
-        return (Entry(str(index)) for index in range(NUM_SAMPLES))
 
 
 class Pictures:
@@ -94,54 +83,20 @@ class Halves(nn.Module):
         return decoded
 
 
-class Model:
-    def __init__(self) -> None:
-        torch.manual_seed(1)
-        self.module: nn.Module = Halves()
-
-    def last_layer(self) -> nn.Parameter:
-        return self.module.get_parameter("decoder.weight")
-
-    def save(self, folder: Path) -> None:
-        (folder / "model.txt").write_text("")
+def make_model() -> Model:
+    """Always the same weights."""
+    torch.manual_seed(1)
+    return Model(Halves())
 
 
-class Critic:
-    """An adversarial loss, by hinge."""
-
-    def __init__(self) -> None:
-        # Every process draws others: the first one's have to count.
-        torch.manual_seed(10 + int(os.environ.get("RANK", "0")))
-        self.discriminator: nn.Module = nn.Sequential(
-            nn.Conv2d(3, 4, 3), nn.LeakyReLU(), nn.Conv2d(4, 1, 3)
-        )
-
-    def __call__(self, batch: LossBatch) -> Tensor:
-        return -self._score(batch.reconstruction.output)
-
-    def discriminator_loss(self, batch: LossBatch) -> Tensor:
-        return relu(1 - self._score(batch.inputs)) + relu(
-            1 + self._score(batch.reconstruction.output)
-        )
-
-    def _score(self, values: Tensor) -> Tensor:
-        score: Tensor = self.discriminator(values).flatten(1).mean(1)
-        return score
-
-
-class LearnedScale:
-    """A loss with a weight of its own."""
-
-    def __init__(self) -> None:
-        self.module: nn.Module = nn.ParameterList([nn.Parameter(torch.zeros(1))])
-
-    def __call__(self, batch: LossBatch) -> Tensor:
-        scale = next(self.module.parameters())
-        return mse(batch) * torch.exp(-scale) + scale
+def make_critic() -> Critic:
+    """Every process draws other weights: the first one's have to count."""
+    torch.manual_seed(10 + int(os.environ.get("RANK", "0")))
+    return Critic(nn.Sequential(nn.Conv2d(3, 4, 3), nn.LeakyReLU(), nn.Conv2d(4, 1, 3)))
 
 
 class BrightScale(LearnedScale):
-    """The same, but it leaves out batches without a light picture."""
+    """A loss with a weight of its own; it leaves out batches without a light picture."""
 
     def __call__(self, batch: LossBatch) -> Tensor:
         is_bright = find_bright(batch.inputs)
@@ -200,7 +155,7 @@ def case(name: str) -> Case:
             [
                 WeightedLoss(
                     "critic",
-                    Critic(),
+                    make_critic(),
                     0.5,
                     "adversarial",
                     adaptive=True,
@@ -216,7 +171,7 @@ CASES = ("plain", "accumulated", "again", "own", "partly", "critic", "half", "sk
 
 def run(name: str, world_size: int, folder: Path) -> dict[str, Tensor]:
     """Every weight at the end, by name."""
-    chosen, model = case(name), Model()
+    chosen, model = case(name), make_model()
     passes = chosen.accumulate if world_size > 1 else 1
     optimizer = OptimizerSettings(lr=3e-3, weight_decay=0.1, clip=0.05)
     batch_size = NUM_SAMPLES // world_size // passes
@@ -224,7 +179,7 @@ def run(name: str, world_size: int, folder: Path) -> dict[str, Tensor]:
         STEPS, batch_size, passes, optimizer=optimizer, train=chosen.half, checkpoint_every=2
     )
     losses = [WeightedLoss("mse", mse), *chosen.losses]
-    train(model, Four(), Pictures(), losses, settings, folder / name)
+    train(model, Numbers(NUM_SAMPLES), Pictures(), losses, settings, folder / name)
     found = dict(model.module.state_dict())
     for loss in losses:
         for part in ("module", "discriminator"):
@@ -238,10 +193,10 @@ def run(name: str, world_size: int, folder: Path) -> dict[str, Tensor]:
 
 
 @pytest.fixture(scope="module")
-def launched(tmp_path_factory: pytest.TempPathFactory, launch_two: Callable[..., subprocess.CompletedProcess[str]]) -> Path:
+def launched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the weights of two processes, by case: CASE-RANK.safetensors."""
     folder = tmp_path_factory.mktemp("launched")
-    done = launch_two(__file__, folder)
+    done = launch(__file__, folder)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -253,7 +208,7 @@ def test_two_processes_have_the_same_weights_and_those_of_one_with_the_doubled_b
     first, second = (load_file(launched / f"{name}-{rank}.safetensors") for rank in range(2))
     alone = run(name, 1, tmp_path)
     assert first.keys() == second.keys() == alone.keys()
-    start = Model().module.state_dict()
+    start = make_model().module.state_dict()
     for key, value in first.items():
         assert torch.equal(value, second[key]), key
         torch.testing.assert_close(value, alone[key].cpu(), rtol=1e-3, atol=1e-5)

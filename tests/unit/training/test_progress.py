@@ -21,7 +21,7 @@ from latentkit.losses.kl import Kl
 from latentkit.losses.reconstruction import l1
 from latentkit.runtime import progress
 from latentkit.training.log import TrainingLog
-from latentkit.training.loop import WeightedLoss
+from latentkit.training.settings import WeightedLoss
 
 LINE = r"(\d)/6 steps, [\d.]+/s, loss 0\.50000, [\d.]+ samples/s, \d+ s left"
 VALUES = {

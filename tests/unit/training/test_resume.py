@@ -5,36 +5,28 @@ Run as a script, this file trains its own small model.
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import psutil
 import pytest
 import torch
+from launching import environment_of_cpus, launch_line
 from safetensors.torch import load_file
+from small_training import Noise, Numbers, small_model
 from torch import Tensor
 
-from latentkit.contracts import Entry, LossBatch, Prepared, Sample
-from latentkit.encoders.tiny_kl import TinyKLEncoder
-from latentkit.encoders.tiny_kl_network import TinyKL
+from latentkit.contracts import LossBatch
 from latentkit.losses.kl import Kl
 from latentkit.losses.reconstruction import mse
 from latentkit.training.checkpoint import list_checkpoints, read_checkpoint
-from latentkit.training.loop import (
-    OptimizerSettings,
-    TrainResult,
-    TrainSettings,
-    WeightedLoss,
-    train,
-)
+from latentkit.training.loop import TrainResult, train
+from latentkit.training.settings import OptimizerSettings, TrainSettings, WeightedLoss
 
 SETTINGS = TrainSettings(
     steps=9,
@@ -46,42 +38,6 @@ SETTINGS = TrainSettings(
     checkpoint_every=2,
     log_every=1,
 )
-
-
-class Numbers:
-    """Seven samples, so that epochs end inside steps."""
-
-    def __len__(self) -> int:
-        return 7
-
-    def __getitem__(self, index: int) -> Sample:
-        return Sample(key=str(index), media=str(index))
-
-    def entries(self) -> Iterator[Entry]:
-        return (Entry(str(index)) for index in range(len(self)))
-
-
-class Noise:
-    """Pictures that follow from the key, so that each epoch has its own; `seconds` makes them slow.
-    """
-
-    metrics: Sequence[str] = ()
-
-    def __init__(self, seconds: float = 0.0) -> None:
-        self.seconds = seconds
-
-    def prepare(self, sample: Sample) -> Iterator[Prepared]:
-        time.sleep(self.seconds)
-        coarse = (
-            np.random.default_rng([ord(letter) for letter in sample.key])
-            .uniform(-1, 1, (3, 2, 2))
-            .astype(np.float32)
-        )
-        for view, picture in (("plain", coarse), ("hflip", coarse[:, :, ::-1])):
-            yield Prepared(view, "16x16", torch.from_numpy(picture.repeat(8, 1).repeat(8, 2)))
-
-    def render(self, tensors: Sequence[Sequence[Tensor]], path: Path) -> None:
-        path.touch()
 
 
 class StoppedError(Exception):
@@ -103,10 +59,10 @@ def run(
             time.sleep(1000)
         return mse(batch)
 
-    torch.manual_seed(0)
-    model: Any = TinyKLEncoder(TinyKL((4, 8), (1, 1), (4, 8), (1, 1)), None, torch.float32, "cpu")
     losses = [WeightedLoss("mse", reconstruction), WeightedLoss("kl", Kl(), 1e-4, "latent")]
-    return train(model, Numbers(), Noise(seconds), losses, settings, folder)
+    seven = Numbers(7)  # so that epochs end inside steps
+    noise = Noise(seconds, ("plain", "hflip"))
+    return train(small_model(), seven, noise, losses, settings, folder)
 
 
 def results(folder: Path) -> dict[str, bytes]:
@@ -154,9 +110,9 @@ def test_a_run_stopped_twice_goes_on_bit_for_bit(
 
 
 def test_a_killed_process_goes_on_bit_for_bit(tmp_path: Path, straight: dict[str, bytes]) -> None:
-    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    environment = environment_of_cpus(torch.get_num_threads())
     command = [sys.executable, __file__, str(tmp_path), "0.2"]
-    process = subprocess.Popen(command, env=os.environ | threads, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
     while len(list_checkpoints(tmp_path / "checkpoints")) < 2:
         assert process.poll() is None, "it ended before it could be killed"
         time.sleep(0.02)
@@ -214,7 +170,7 @@ def test_more_steps_go_on_from_a_finished_run_and_say_so(
     )
     assert (result.steps, result.finished_before) == (6, False)
     text = capfd.readouterr().err
-    assert "going on from step 4" in text
+    assert "continuing from step 4" in text
     assert "steps was 4 and is 6 from here on" in text
     assert "optimizer.lr was 0.003 and is 0.001 from here on" in text
 
@@ -248,19 +204,10 @@ PATIENCE = (
 
 
 def start(
-    folder: Path, *arguments: str, seconds: float = 0.1, launcher: Sequence[str] = ()
+    folder: Path, *arguments: str, seconds: float = 0.1, line: Sequence[str] = (sys.executable,)
 ) -> subprocess.Popen[str]:
-    threads = {"OMP_NUM_THREADS": "1" if launcher else str(torch.get_num_threads())}
-    environment = os.environ | threads | {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
-    command = [
-        sys.executable,
-        *launcher,
-        __file__,
-        str(folder),
-        str(seconds),
-        "unsaved",
-        *arguments,
-    ]
+    environment = environment_of_cpus(1 if len(line) > 1 else torch.get_num_threads())
+    command = [*line, __file__, str(folder), str(seconds), "unsaved", *arguments]
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
 
@@ -326,9 +273,9 @@ def test_two_processes_train_one_model_and_a_signal_to_one_stops_both_after_the_
     tmp_path: Path, straight: dict[str, bytes]
 ) -> None:
     """The other one gets none, and neither waits for ever."""
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
-    finish(start(tmp_path / "whole", seconds=0, launcher=launcher))
-    launch = start(tmp_path / "parts", launcher=launcher)
+    line = launch_line()
+    finish(start(tmp_path / "whole", seconds=0, line=line))
+    launch = start(tmp_path / "parts", line=line)
     wait_for_lines(launch, tmp_path / "parts", 2)
     (second,) = (
         child
@@ -339,7 +286,7 @@ def test_two_processes_train_one_model_and_a_signal_to_one_stops_both_after_the_
     printed = launch.communicate(timeout=PATIENCE)[1]
     assert launch.returncode != 0
     assert 2 <= newest(tmp_path / "parts") < UNSAVED.steps, printed
-    finish(start(tmp_path / "parts", seconds=0, launcher=launcher))
+    finish(start(tmp_path / "parts", seconds=0, line=line))
     whole, parts = results(tmp_path / "whole"), results(tmp_path / "parts")
     assert whole == parts
     assert whole["model.safetensors"] != straight["model.safetensors"]

@@ -12,14 +12,20 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from small_training import Normalized
 from torch import Tensor, nn
 
-from latentkit.contracts import LossBatch, Reconstruction
+from latentkit.contracts import LossBatch
 from latentkit.errors import TrainingError
 from latentkit.losses.reconstruction import mse
 from latentkit.training.checkpoint import list_checkpoints
-from latentkit.training.loop import OptimizerSettings, TrainEvaluation, TrainSettings, WeightedLoss
 from latentkit.training.result import finished_steps
+from latentkit.training.settings import (
+    OptimizerSettings,
+    TrainEvaluation,
+    TrainSettings,
+    WeightedLoss,
+)
 
 SETTINGS = TrainSettings(
     steps=6,
@@ -32,25 +38,12 @@ SETTINGS = TrainSettings(
 )
 
 
-class Normalized(nn.Module):
-    """An autoencoder with running statistics and random draws."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.encoder = nn.Sequential(nn.Conv2d(3, 4, 2, 2), nn.BatchNorm2d(4))
-        self.decoder = nn.ConvTranspose2d(4, 3, 2, 2)
-
-    def forward(self, values: Tensor) -> Reconstruction:
-        latents = self.encoder(values)
-        return Reconstruction(self.decoder(latents + torch.randn_like(latents)), latents, None)
-
-
 class Saved:
     """A `Trainable` that writes its weights."""
 
     def __init__(self) -> None:
         torch.manual_seed(1)
-        self.module: nn.Module = Normalized()
+        self.module: nn.Module = Normalized(noise=1.0)
 
     def last_layer(self) -> nn.Parameter:
         return self.module.get_parameter("decoder.weight")
@@ -254,7 +247,7 @@ def test_training_that_only_made_it_worse_says_so_and_gives_the_model_as_it_was(
     text = capfd.readouterr().err
     assert "before the first step  psnr 9" in text
     assert (
-        "by psnr, no step was better than the model before training, which model/ is as it was"
+        "by psnr, no step was better than the model before training, so model/ contains that model"
         in text
     )
 

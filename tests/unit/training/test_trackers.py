@@ -14,7 +14,12 @@ from torch import Tensor
 from latentkit.contracts import LossBatch
 from latentkit.errors import TrainingError
 from latentkit.losses.reconstruction import mse
-from latentkit.training.loop import OptimizerSettings, TrainEvaluation, TrainSettings, WeightedLoss
+from latentkit.training.settings import (
+    OptimizerSettings,
+    TrainEvaluation,
+    TrainSettings,
+    WeightedLoss,
+)
 
 SETTINGS = TrainSettings(
     steps=4,

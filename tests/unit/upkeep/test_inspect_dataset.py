@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,3 +33,30 @@ def test_how_latents_are_normalized_is_said(
             found | {"normalization": normalization}
         ).splitlines()
     )
+
+
+@pytest.mark.parametrize(
+    ("kind", "store", "expected"),
+    [
+        ("gaussian", "moments", "moments in float16"),
+        ("gaussian", "sample", "sample in float16"),
+        ("deterministic", "moments", "latents in float16"),
+        ("quantised", "moments", "indices"),
+    ],
+)
+def test_what_is_stored_is_said_by_the_kind_of_latents(
+    kind: str, store: str, expected: str
+) -> None:
+    found = inspect_dataset(str(GOLDEN))
+    changed = {"layout": found["layout"] | {"kind": kind}, "store": store, "dtype": "float16"}
+    assert f"  stored as  {expected}" in describe(found | changed).splitlines()
+
+
+def test_inspecting_loads_no_torch() -> None:
+    code = (
+        "import sys; from latentkit.cli.main import main\n"
+        f"code = main(['inspect', {str(GOLDEN)!r}]) or main(['inspect', {str(GOLDEN)!r}, '--json'])\n"
+        "print(code, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "0 False"

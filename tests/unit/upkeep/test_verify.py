@@ -25,10 +25,10 @@ from latentkit.contracts import Entry, Prepared, Sample
 from latentkit.errors import DamagedError, FingerprintError, StoreError
 from latentkit.modalities.image import ImageModality
 from latentkit.store.compact import compact
-from latentkit.store.format import TensorToWrite, write_unit
+from latentkit.store.format import LEDGER_COLUMNS, TensorToWrite, write_unit
 from latentkit.store.local_folder import LocalFolder
 from latentkit.store.plan import PlanSettings, list_entries, plan_of, read_chain, write_plan
-from latentkit.store.writer import COLUMNS, RowLabel, UnitWriter
+from latentkit.store.writer import RowLabel, UnitWriter
 from latentkit.upkeep.compare_values import compare_values
 from latentkit.upkeep.repair import repair_dataset
 from latentkit.upkeep.unit_checks import WantedUnit, read_whole
@@ -56,7 +56,7 @@ def ledger(**changes: list[Any]) -> bytes:
         "bucket": ["8x8"] * 2,
     }
     columns |= {"row": [0, 1], "geometry": nulls, "stamp": nulls, **changes}
-    table = pa.table({name: pa.array(columns[name], kind) for name, kind in COLUMNS.items()})
+    table = pa.table({name: pa.array(columns[name], kind) for name, kind in LEDGER_COLUMNS.items()})
     sink = io.BytesIO()
     with pa.ipc.new_stream(sink, table.schema) as stream:
         stream.write_table(table)
@@ -127,7 +127,7 @@ def test_values_that_are_not_finite_are_found_in_every_dtype(
         ({"status": ["ok", "lost"]}, "neither ok nor skipped"),
         ({"position": [0, 2]}, "another number or plan"),
         ({"position": [0, 0]}, "each of its 2 samples once per view"),
-        ({"position": [None, 0]}, "not those of a ledger"),
+        ({"position": [None, 0]}, "are not a ledger"),
     ],
 )
 def test_ledger_that_contradicts_itself_or_the_plan_is_found(
@@ -167,7 +167,7 @@ def test_a_compaction_that_lacks_a_unit_leaves_the_dataset_as_it_was(encoded: Pa
     before = sorted(path.relative_to(encoded) for path in encoded.rglob("*") if path.is_file())
     with pytest.raises(
         StoreError,
-        match=r"units/000-000001\.safetensors is missing; `latentkit verify .* --repair`",
+        match=r"units/000-000001\.safetensors is missing\. `latentkit verify .* --repair`",
     ):
         compact(LocalFolder(encoded))
     assert (

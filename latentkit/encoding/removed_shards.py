@@ -1,4 +1,4 @@
-"""A stream whose plan still names shards that it no longer has."""
+"""A stream whose plan contains shards that no longer exist."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ from latentkit.contracts import Sample, Shard, StreamSource
 
 
 @dataclass(frozen=True)
-class WithGoneShards:
-    """A stream that has the shards that are gone too, with nothing in them: the next plan leaves
-    them out.
-    """
+class WithRemovedShards:
+    """A stream with its removed shards added as empty ones. The next plan drops them."""
 
     source: StreamSource
     gone: Collection[str]

@@ -1,0 +1,240 @@
+"""Items of a latent dataset as exporters get them: the views of a sample together, from blocks of
+rows.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from latentkit.contracts import ExportItem, ExportNeeds, ExportRow
+from latentkit.errors import StoreError
+from latentkit.exporting.names import safe_name, tell_apart
+from latentkit.reading.dataset import LatentDataset
+from latentkit.reading.posterior import Noise
+from latentkit.store.columns import Rows
+from latentkit.store.dataset_json import read_dataset, read_index
+
+BLOCK_BYTES = 1 << 25
+"""Of stored rows that are read at once."""
+
+MOST_AT_ONCE = 512
+"""Items that are read at once."""
+
+FoundRow = tuple[ExportRow, dict[str, Any]]
+"""A row, and its key and attributes."""
+
+
+@dataclass(frozen=True)
+class ItemSettings:
+    """How items are read; of the exporter's options and the command.
+
+    Args:
+        draws: whether `ExportRow.raw` is a draw rather than the mean.
+        seed: of the draws.
+        limit: items, at most.
+        text: a latent dataset of text embeddings, by key.
+        find_media: gives the media of a key.
+        name_of: an item's name for a key.
+    """
+
+    draws: bool = False
+    seed: int = 0
+    limit: int | None = None
+    text: LatentDataset | None = None
+    find_media: Callable[[str], Any] | None = None
+    name_of: Callable[[str], str] = safe_name
+
+
+class Items:
+    """The items of a dataset by number; `read` may be called by several threads at once.
+
+    Args:
+        dataset: whose views are "all", or a list.
+
+    Attributes:
+        keys, names: of every item, in order.
+        num_left_out: samples without one of the views that are needed.
+        label_names: name of each label's number.
+
+    Raises:
+        StoreError: a sample has no label, or no text embedding.
+    """
+
+    def __init__(self, dataset: LatentDataset, needs: ExportNeeds, settings: ItemSettings) -> None:
+        self.dataset, self.settings, self._needs = dataset, settings, needs
+        spans = _spans(dataset.keys if needs.per == "sample" else range(len(dataset)))
+        whole = _have_views(dataset, spans, needs.views) if needs.per == "sample" else spans
+        self.num_left_out = len(spans) - len(whole)
+        if not len(whole):
+            raise StoreError(f"{dataset.folder}: no sample has all of {', '.join(needs.views)}")
+        self._spans = whole[: settings.limit]
+        self.keys = [dataset.keys[start] for start in self._spans[:, 0].tolist()]
+        self.names = tell_apart(map(settings.name_of, self.keys))
+        self.label_names, self._labels = _number_labels(dataset, needs.label)
+        self._geometry = read_index(dataset.folder, read_dataset(dataset.folder), ["geometry"])
+        self._places = dataset.places_in_index()
+        if settings.text is not None:
+            _check_texts(settings.text, self.keys)
+
+    def __len__(self) -> int:
+        return len(self._spans)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of all items."""
+        return int((self._spans[:, 1] - self._spans[:, 0]).sum())
+
+    def read(self, start: int, stop: int) -> Iterator[ExportItem]:
+        """The items from number `start` up to `stop`.
+
+        Raises:
+            StoreError: a unit is missing or damaged.
+        """
+        count = 1
+        while start < stop:
+            block = range(start, min(stop, start + count))
+            rows, num_bytes = self._read_rows(block)
+            for number in block:
+                yield self._item(number, rows)
+            count = max(1, min(MOST_AT_ONCE, BLOCK_BYTES * len(block) // max(1, num_bytes)))
+            start = block.stop
+
+    def _item(self, number: int, rows: Mapping[int, FoundRow]) -> ExportItem:
+        found = [rows[place] for place in range(*self._spans[number].tolist())]
+        attributes = {**found[0][1]}
+        key = attributes.pop("key")
+        label = None if self._labels is None else int(self._labels[self._spans[number][0]])
+        text, media = self.settings.text, self.settings.find_media
+        return ExportItem(
+            number,
+            key,
+            self.names[number],
+            {row.view: row for row, _ in found},
+            attributes,
+            label,
+            None if text is None else _tensors(text[key]),
+            None if media is None else functools.partial(media, key),
+        )
+
+    def _read_rows(self, block: range) -> tuple[dict[int, FoundRow], int]:
+        """The rows of some items by position, each with key and attributes; and their bytes."""
+        items = np.arange(self._spans[block.start, 0], self._spans[block.stop - 1, 1])
+        if self._needs.per == "sample":
+            wanted = [np.arange(*span) for span in self._spans[block.start : block.stop].tolist()]
+            items = np.concatenate(wanted)
+        found, num_bytes = {}, 0
+        for group in self._groups(items):
+            values, mask, labels = self.dataset.load_stored(group)
+            num_bytes += values.nbytes
+            rows = self._rows_of(group, values, mask, labels.pop("view"))
+            for place, (position, row) in enumerate(zip(group.tolist(), rows, strict=True)):
+                found[position] = row, {name: value[place] for name, value in labels.items()}
+        return found, num_bytes
+
+    def _groups(self, items: Rows) -> Iterator[Rows]:
+        """Positions whose rows have one shape; ragged rows alone, and so not padded."""
+        if self.dataset.layout.ragged_axis is not None:
+            yield from items[:, None]
+            return
+        codes = self.dataset.stackable_groups(items)
+        for code in np.unique(codes):
+            yield items[codes == code]
+
+    def _rows_of(
+        self, items: Rows, values: Tensor, mask: Tensor | None, views: Sequence[str]
+    ) -> Iterator[ExportRow]:
+        data = self.dataset
+        geometries = self._geometry["geometry"].take(self._places[items]).to_pylist()
+        buckets = data.bucket_names(items)
+        for place, (view, bucket) in enumerate(zip(views, buckets, strict=True)):
+            kept = values[place]
+            stored = (
+                dict(zip(("mean", "logvar"), kept.chunk(2), strict=True))
+                if data.has_moments
+                else {data.tensor_name: kept}
+            )
+            known = {n: v for n, v in (geometries[place] or {}).items() if v is not None}
+            yield ExportRow(
+                view,
+                bucket,
+                known,
+                stored,
+                None if mask is None else mask[place],
+                data.layout,
+                data.normalization,
+                self._noise(data.keys[int(items[place])], view, stored),
+            )
+
+    def _noise(
+        self, key: str, view: str, stored: Mapping[str, Tensor]
+    ) -> Callable[[], Tensor] | None:
+        if not self.settings.draws or "mean" not in stored:
+            return None
+        return functools.partial(
+            draw_noise, self.settings.seed, key, view, tuple(stored["mean"].shape)
+        )
+
+
+def draw_noise(seed: int, key: str, view: str, shape: Sequence[int]) -> Tensor:
+    """Standard normal float32 noise that nothing but seed, key and view decides."""
+    text = f"{seed}\0{key}\0{view}".encode("utf-8", "surrogatepass")
+    digest = hashlib.sha256(text).digest()
+    out = np.empty((1, *shape), np.float32)
+    Noise(*np.frombuffer(digest, "<u4").tolist()).fill(out)
+    return torch.from_numpy(out[0])
+
+
+def _spans(keys: Sequence[Any]) -> Rows:
+    """First position of each run of equal keys, and the one after its last, (N, 2)."""
+    starts = [place for place, key in enumerate(keys) if not place or key != keys[place - 1]]
+    return np.stack([starts, [*starts[1:], len(keys)]], axis=1).astype(np.int64)
+
+
+def _have_views(dataset: LatentDataset, spans: Rows, views: Sequence[str]) -> Rows:
+    """The spans that have all of some views."""
+    if not views:
+        return spans
+    names = dataset.row_views or []
+    keep = [{*views} <= {*names[start:stop]} for start, stop in spans.tolist()]
+    return np.compress(keep, spans, axis=0)
+
+
+def _number_labels(dataset: LatentDataset, label: str) -> tuple[list[str], Rows | None]:
+    """Return the name of each number, and the number of each row's label."""
+    if not label:
+        return [], None
+    values = [row[label] for row in dataset.row_columns()]
+    missing = next((place for place, value in enumerate(values) if value is None), None)
+    if missing is not None:
+        raise StoreError(
+            f"{dataset.folder}: {dataset.keys[missing]!r} has no {label!r}, which numbers the"
+            " samples; leave it out of the source, or give it one"
+        )
+    if all(isinstance(value, int) and value >= 0 for value in values):
+        return [str(number) for number in range(max(values) + 1)], np.array(values)
+    names = sorted({str(value) for value in values})
+    numbers = {name: number for number, name in enumerate(names)}
+    return names, np.array([numbers[str(value)] for value in values])
+
+
+def _check_texts(text: LatentDataset, keys: Sequence[str]) -> None:
+    """Refuse a dataset of text embeddings that lacks a key."""
+    there = set(text.keys)
+    missing = [key for key in keys if key not in there]
+    if missing:
+        raise StoreError(
+            f"{text.folder} has no text embedding of {missing[0]!r} (and {len(missing) - 1} more"
+            f" of {len(keys)}); encode the captions of the same source"
+        )
+
+
+def _tensors(row: Mapping[str, Any]) -> dict[str, Tensor]:
+    return {name: value for name, value in row.items() if isinstance(value, Tensor)}

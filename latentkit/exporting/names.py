@@ -1,0 +1,44 @@
+"""Names of files for keys, which may hold anything."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import PurePosixPath
+
+LONGEST_PART = 120
+"""Bytes of one folder's or file's name; file systems take 255, and trainers add to it."""
+
+
+def safe_name(key: str) -> str:
+    """Return a relative path of letters, digits and " _-", with the key's folders.
+
+    Nothing in it climbs, is absolute or hidden, or has a dot, at which trainers cut names.
+    """
+    parts = [part for part in re.split(r"[/\\]", key) if part not in ("", ".", "..")]
+    if parts:
+        parts[-1] = PurePosixPath(parts[-1]).stem
+    return "/".join(_safe_part(part) for part in parts) or "_"
+
+
+def _safe_part(part: str) -> str:
+    plain = re.sub(r"[^\w -]", "_", part)
+    return plain.encode()[:LONGEST_PART].decode(errors="ignore").strip() or "_"
+
+
+def tell_apart(names: Iterable[str]) -> list[str]:
+    """Return the names, repeated ones (in whatever case) with a number, such as "001-2"."""
+    wanted = list(names)
+    first = {name.casefold() for name in wanted}
+    used, last_number = set[str](), dict[str, int]()
+    told = []
+    for name in wanted:
+        number = last_number.get(name.casefold(), 0) + 1
+        other = name if number == 1 else f"{name}-{number}"
+        while other.casefold() in used or (number > 1 and other.casefold() in first):
+            number += 1
+            other = f"{name}-{number}"
+        last_number[name.casefold()] = number
+        used.add(other.casefold())
+        told.append(other)
+    return told

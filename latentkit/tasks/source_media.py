@@ -1,0 +1,57 @@
+"""The media of a latent dataset's samples, where its source is still there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from latentkit.contracts import StreamSource
+from latentkit.errors import LatentkitError, StoreError
+from latentkit.store.columns import escape
+from latentkit.store.open_folder import open_folder
+from latentkit.tasks.build_parts import configured_encode_of
+
+
+class SourceMedia:
+    """Media by key; called from several threads at once.
+
+    Args:
+        path: the latent dataset, whose recipe.yaml names the source.
+
+    Raises:
+        StoreError: the source can't be opened, or can only be read from its start.
+    """
+
+    def __init__(self, path: str) -> None:
+        try:
+            self._source = configured_encode_of(open_folder(path)).open_source()
+        except (LatentkitError, OSError) as error:
+            raise StoreError(
+                f"{path}: the exporter needs the source that it was made from, which can't be"
+                f" opened: {error}"
+            ) from error
+        if isinstance(self._source, StreamSource):
+            raise StoreError(
+                f"{path}: the exporter needs media by their keys, and the source is a stream"
+            )
+        entries = enumerate(self._source.entries())
+        self._places = {escape(entry.key): place for place, entry in entries}
+        self._path = path
+
+    def check(self, keys: Iterable[str]) -> None:
+        """Refuse keys that the source doesn't have any more.
+
+        Raises:
+            StoreError: names the first.
+        """
+        missing = [key for key in keys if key not in self._places]
+        if missing:
+            raise StoreError(
+                f"{self._path}: the exporter needs the media of every sample, and the source has no"
+                f" {missing[0]!r} any more (and {len(missing) - 1} others)"
+            )
+
+    def __call__(self, key: str) -> Any:
+        """The media of a key, as the source gives it."""
+        assert not isinstance(self._source, StreamSource)
+        return self._source[self._places[key]].media

@@ -1,0 +1,198 @@
+"""The latent datasets that exporters are tried with."""
+
+from __future__ import annotations
+
+import functools
+import io
+import math
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import avg_pool2d
+
+from latentkit.contracts import (
+    Entry,
+    ExportNeeds,
+    InputSpec,
+    LatentLayout,
+    Normalization,
+    Prepared,
+    Sample,
+)
+from latentkit.errors import SampleError
+
+KEYS = ("a.png", "b/a.png", "../up.png", "zoë, 'x'\n.png", "con.tar.gz", "bad.png", "a")
+"""As sources give them: in folders, climbing, with quotes, line ends and dots, one the beginning of
+another, one that is skipped.
+"""
+VIEWS = ("plain", "hflip")
+DATASET = "latents"
+
+
+@dataclass(frozen=True)
+class DatasetShape:
+    """What a dataset is like.
+
+    Args:
+        views: of each sample.
+        axes: "CHW", or "CL" as embeddings of texts have them.
+        channels, downscale: of latents.
+        shift, scale: of the normalization, one number or one per channel.
+        size_multiple: of the sides of what was encoded.
+        has_two_sizes: whether every other sample is twice as wide.
+        has_moments: whether there are mean and logvar, or one latent.
+        attributes: names of those that samples have, "text" and "label" of any.
+    """
+
+    views: tuple[str, ...] = VIEWS
+    axes: str = "CHW"
+    channels: int = 3
+    downscale: int = 8
+    shift: float | tuple[float, ...] = 0.25
+    scale: float | tuple[float, ...] = 2.0
+    size_multiple: int = 1
+    has_two_sizes: bool = True
+    has_moments: bool = True
+    attributes: tuple[str, ...] = field(default=("text", "label"))
+
+    @property
+    def sides(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Height and width of the pictures, of every other sample in turn."""
+        side = math.lcm(2 * self.downscale, self.size_multiple)
+        return (side, side), (side, side * (1 + self.has_two_sizes))
+
+
+def full_shape(needs: ExportNeeds | None) -> DatasetShape:
+    """A dataset that an exporter can take, with more than it needs."""
+    if needs is None:
+        return DatasetShape()
+    constants = needs.normalization or Normalization(0.25, 2.0)
+    if needs.axes not in ("", "CHW"):
+        raise AssertionError(f"override make_dataset: the kit's has axes CHW, not {needs.axes}")
+    return DatasetShape(
+        channels=needs.channels or 3,
+        downscale=needs.downscale or 8,
+        shift=_hashable(constants.shift),
+        scale=_hashable(constants.scale),
+        size_multiple=needs.size_multiple,
+        has_two_sizes=not needs.one_size and not needs.square,
+    )
+
+
+def _hashable(constant: Any) -> float | tuple[float, ...]:
+    return float(constant) if isinstance(constant, int | float) else tuple(constant)
+
+
+def copy_dataset(folder: Path, shape: DatasetShape | None = None) -> Path:
+    """A finished latent dataset of 12 rows, copied to a folder that isn't there yet; the folder.
+
+    Args:
+        shape: what it is like; None: two views of six samples in two shapes, with moments of 3
+            channels.
+    """
+    shutil.copytree(made_dataset(shape or DatasetShape()), folder)
+    return folder
+
+
+def picture_bytes(key: str) -> bytes:
+    """A PNG of a key, as the media of the kit's samples."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.new("RGB", (32, 24), (len(key), 80, 120)).save(file, "png")
+    return file.getvalue()
+
+
+class _Source:
+    def __init__(self, shape: DatasetShape) -> None:
+        self._shape = shape
+
+    def __len__(self) -> int:
+        return len(KEYS)
+
+    def __getitem__(self, index: int) -> Sample:
+        entry = list(self.entries())[index]
+        return Sample(entry.key, entry.key, entry.attributes, entry.stamp)
+
+    def entries(self) -> Iterator[Entry]:
+        for number, key in enumerate(KEYS):
+            values = {"text": f"{key} \\ \"'\t", "label": number}
+            known = {name: values.get(name, number) for name in self._shape.attributes}
+            yield Entry(key, "1", known)
+
+
+class _Modality:
+    metrics: Sequence[str] = ()
+
+    def __init__(self, shape: DatasetShape) -> None:
+        self._shape = shape
+
+    def prepare(self, sample: Sample) -> Iterator[Prepared]:
+        if sample.key == "bad.png":
+            raise SampleError("no picture")
+        number = KEYS.index(sample.key)
+        height, width = self._shape.sides[number % 2]
+        picture = torch.rand((3, height, width), generator=torch.Generator().manual_seed(number))
+        for view in self._shape.views:
+            yield Prepared(
+                view, f"{height}x{width}", picture if view == "plain" else picture.flip(-1)
+            )
+
+    def render(self, tensors: Any, path: Path) -> None:
+        raise AssertionError("the dataset has no preview")
+
+
+class _Encoder:
+    modality = "image"
+    input = InputSpec(channels=3, range=(0.0, 1.0))
+
+    def __init__(self, shape: DatasetShape) -> None:
+        self._shape = shape
+        kind: Any = "gaussian" if shape.has_moments else "deterministic"
+        self.layout = LatentLayout("latent", kind, shape.axes, shape.channels, shape.downscale)
+        self.normalization = Normalization(shift=shape.shift, scale=shape.scale)
+
+    def encode(self, batch: Tensor) -> dict[str, Tensor]:
+        small = avg_pool2d(batch, self._shape.downscale)
+        repeats = -(-self._shape.channels // 3)
+        mean = torch.cat([small + step for step in range(repeats)], 1)[:, : self._shape.channels]
+        mean = mean.mean(dim=2) if self._shape.axes == "CL" else mean
+        return {"mean": mean, "logvar": mean - 1} if self._shape.has_moments else {"latent": mean}
+
+    def fingerprint(self) -> dict[str, str]:
+        return {"weights": "none"}
+
+
+@functools.cache
+def _kept_folder() -> tempfile.TemporaryDirectory[str]:
+    """Removed when the interpreter ends."""
+    return tempfile.TemporaryDirectory()
+
+
+@functools.cache
+def made_dataset(shape: DatasetShape) -> Path:
+    """A finished latent dataset, made once per process."""
+    from latentkit.encoding.encode_source import encode_source
+    from latentkit.encoding.make_plan import EncodeInputs, EncodeSettings
+    from latentkit.executors.local import LocalExecutor
+    from latentkit.store.local_folder import LocalFolder
+
+    path = Path(tempfile.mkdtemp(dir=_kept_folder().name)) / DATASET
+    inputs = EncodeInputs(
+        _Source(shape),
+        _Modality(shape),
+        list(shape.views),
+        lambda device: _Encoder(shape),
+        {"encoder.name": "test"},
+    )
+    settings = EncodeSettings(batch_size=2, unit_size=4, threads=1, compile=False)
+    encode_source(
+        LocalFolder(path), inputs, LocalExecutor("cpu"), "cpu", settings, "", show_progress=False
+    )
+    return path

@@ -1,0 +1,3 @@
+"""Exporters for trainers' own latent caches."""
+
+requires_contract = 3

@@ -1,0 +1,35 @@
+"""Pictures as they were encoded, for trainers that read pixels beside latents."""
+
+from __future__ import annotations
+
+import io
+import os
+from typing import Any
+
+from PIL import Image, ImageOps
+
+from latentkit.contracts import ExportRow
+
+
+def cut_picture(media: Any, row: ExportRow) -> Image.Image:
+    """Return the part of a picture that a view shows, RGB, in the size that was encoded.
+
+    Args:
+        media: path, bytes or `PIL.Image.Image`, as a source gives it.
+        row: the view.
+    """
+    height, width = row.size
+    with _open(media) as opened:
+        picture = ImageOps.exif_transpose(opened).convert("RGB")
+    top, left, rows, columns = row.geometry.get("crop") or (0, 0, picture.height, picture.width)
+    box = (left, top, left + columns, top + rows)
+    cut = picture.resize((width, height), Image.Resampling.LANCZOS, box)
+    return ImageOps.mirror(cut) if row.geometry.get("flip") else cut
+
+
+def _open(media: Any) -> Image.Image:
+    if isinstance(media, Image.Image):
+        return media.copy()  # the source's own stays open
+    if isinstance(media, bytes):
+        return Image.open(io.BytesIO(media))
+    return Image.open(os.fspath(media))

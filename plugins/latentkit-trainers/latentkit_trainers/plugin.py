@@ -1,0 +1,112 @@
+"""What the plugin declares. Importing this loads no torch."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping
+from typing import Literal
+
+from pydantic import Field
+
+from latentkit.contracts import (
+    BuildContext,
+    Config,
+    DrawConfig,
+    ExportConfig,
+    ExporterSpec,
+    ItemExporter,
+    OtherScaleConfig,
+)
+from latentkit.hooks import hookimpl
+
+
+class CaptionConfig(Config):
+    """The option of an exporter that writes captions."""
+
+    caption: str = Field("text", description="attribute that holds the captions")
+
+
+class LabelConfig(Config):
+    """The option of an exporter for class-conditional training."""
+
+    label: str = Field("label", description="attribute that holds the classes")
+
+
+class KohyaConfig(DrawConfig, OtherScaleConfig, CaptionConfig):
+    """Options of `kohya`."""
+
+    family: Literal["sd", "sdxl", "sd3", "flux", "lumina", "hunyuan-image"] = Field(
+        description="models to train: each family reads the latents of its own autoencoder"
+    )
+
+
+class MarConfig(ExportConfig, OtherScaleConfig, LabelConfig):
+    """Options of `mar`."""
+
+
+class RepaConfig(ExportConfig, OtherScaleConfig, LabelConfig):
+    """Options of `repa`."""
+
+    pictures: bool = Field(
+        True,
+        description=(
+            "write the pictures too, which the trainer reads beside the latents, from the dataset's"
+            " source; false: make them with the trainer's dataset_tools.py"
+        ),
+    )
+
+
+class LightningDitConfig(DrawConfig, LabelConfig):
+    """Options of `lightningdit`."""
+
+    samples_per_shard: int = Field(2048, ge=1, description="samples in one file")
+
+
+class FastDitConfig(DrawConfig, OtherScaleConfig, LabelConfig):
+    """Options of `fast-dit`."""
+
+
+class MusubiConfig(ExportConfig, OtherScaleConfig, CaptionConfig):
+    """Options of `musubi`."""
+
+    architecture: Literal[
+        "z-image", "qwen-image", "krea2", "flux2-dev", "flux2-klein-4b", "flux2-klein-9b"
+    ] = Field(description="models to train: each reads the latents of its own autoencoder")
+    text: str | None = Field(
+        None,
+        description=(
+            "latent dataset of the captions, by the model's own text encoder; null: captions.jsonl"
+            " is for the trainer's own script"
+        ),
+    )
+    dtype: Literal["bfloat16", "float16", "float32"] = Field(
+        "bfloat16", description="of values in the files"
+    )
+
+
+EXPORTERS: Mapping[str, tuple[str, type[Config]]] = {
+    "kohya": ("sd-scripts: .npz and metadata.json, no pictures needed", KohyaConfig),
+    "mar": ("MAR: .npz of moments in a folder for each class", MarConfig),
+    "repa": ("REPA, SiT + REPA: .npy of moments, pictures and dataset.json", RepaConfig),
+    "lightningdit": ("LightningDiT: .safetensors and latents_stats.pt", LightningDitConfig),
+    "fast-dit": ("fast-DiT: .npy of features and of labels, each view a sample", FastDitConfig),
+    "musubi": ("musubi-tuner: .safetensors for models of images, no pictures needed", MusubiConfig),
+}
+"""Name, which is also the module's with "_" for "-", to summary and options."""
+
+
+def _spec(name: str) -> ExporterSpec:
+    summary, config = EXPORTERS[name]
+
+    def build(config: Config, context: BuildContext) -> ItemExporter:
+        module = importlib.import_module(f"latentkit_trainers.{name.replace('-', '_')}")
+        exporter: ItemExporter = module.build(config)
+        return exporter
+
+    return ExporterSpec(name, summary, config, build)
+
+
+@hookimpl
+def latentkit_exporters() -> Iterator[ExporterSpec]:
+    """An exporter for each trainer."""
+    return map(_spec, EXPORTERS)
