@@ -115,6 +115,11 @@ class FileNames:
         ends = ("/".join(parts[number:]) for number in range(whole, len(parts)))
         return next((tails[end] for end in ends if end in tails), [])
 
+    def are_below(self, folder: str) -> bool:
+        """Whether any file that is a sample lies below a folder."""
+        start = f"{folder}/" if folder else ""
+        return any(path.startswith(start) for path in self._stems)
+
     def _list_tails(self, start: str) -> dict[str, list[str]]:
         """Return the paths that start with `start`, by each of their endings, such as "b/c.png",
         "c.png" and "c".
@@ -201,7 +206,13 @@ def _read_one(files: Files, path: str, names: FileNames, must_fit: bool) -> Tabl
         if not must_fit and _size(files, path) > MAX_TABLE_BYTES:
             text = "large tables, not read unless source.with.metadata names one"
             return TableColumns(remarks=[Remark(text, 1, path)])
-        return _match(read_table(files, path), os.path.dirname(path), names)
+        table, folder = read_table(files, path), os.path.dirname(path)
+        try:
+            return _match(table, folder, names)
+        except SourceError:
+            if must_fit or names.are_below(folder):
+                raise
+            return _match(table, "", names)  # in a folder of notes, such as COCO's annotations
     except SourceError as err:
         if must_fit:
             raise

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from pydantic import BaseModel
 
 from latentkit.contracts import BuildContext, Export, ItemExporter
 from latentkit.errors import LatentkitError, PluginError, StoreError
@@ -19,7 +20,7 @@ from latentkit.exporting.items import Items, ItemSettings
 from latentkit.exporting.names import safe_name
 from latentkit.exporting.needs import check_needs
 from latentkit.exporting.write_parts import PartWriter, closing_path
-from latentkit.plugins import discover
+from latentkit.plugins import Provided, discover
 from latentkit.reading.dataset import LatentDataset, open_dataset
 from latentkit.runtime.key_errors import validate
 from latentkit.runtime.paths import is_url
@@ -51,6 +52,7 @@ def export_dataset(path: str, output: str, to: str, options: Mapping[str, Any]) 
         path: the latent dataset, a folder or a URL.
         output: folder that is missing or empty.
         to: name of an exporter plugin.
+        options: of that plugin.
 
     Raises:
         PluginError: there is no such exporter, or it wrote nothing.
@@ -73,17 +75,8 @@ def export_dataset(path: str, output: str, to: str, options: Mapping[str, Any]) 
             " or export to another folder"
         )
     items, export = open_items(exporter, config, path, folder, to)
-    settings = {
-        "exporter": [to, provided.distribution, provided.version, provided.spec.version],
-        "options": json.loads(config.model_dump_json()),
-        "output": str(folder),
-        "datasets": [
-            [one.fingerprint, one.index_hash, asdict(one.normalization)]
-            for one in (items.dataset, items.settings.text)
-            if one is not None
-        ],
-    }
-    closing = PartWriter(exporter, items, export, to).run(settings)
+    identity = _identity(provided, config, items, folder)
+    closing = PartWriter(exporter, items, export, to).run(identity)
     rows = counted(items.num_rows, "row")
     if exporter.needs.per == "row":
         return Exported(rows, (), closing)
@@ -91,6 +84,26 @@ def export_dataset(path: str, output: str, to: str, options: Mapping[str, Any]) 
     views = " and ".join(exporter.needs.views)
     remarks = [f"{left_out} left out, without {views}"] if items.num_left_out else []
     return Exported(f"{counted(len(items), 'sample')} ({rows})", remarks, closing)
+
+
+def _identity(provided: Provided, config: BaseModel, items: Items, folder: Path) -> dict[str, Any]:
+    """All that decides what is written, as JSON has it."""
+    datasets = (items.dataset, items.settings.text)
+    return {
+        "exporter": [
+            provided.spec.name,
+            provided.distribution,
+            provided.version,
+            provided.spec.version,
+        ],
+        "options": json.loads(config.model_dump_json()),
+        "output": str(folder),
+        "datasets": [
+            [one.fingerprint, one.index_hash, asdict(one.normalization)]
+            for one in datasets
+            if one is not None
+        ],
+    }
 
 
 def open_items(
@@ -129,7 +142,12 @@ def open_items(
     items = Items(dataset, needs, settings)
     if isinstance(find_media, SourceMedia):
         find_media.check(items.keys)
-    export = Export(
+    return items, _export_of(items, folder)
+
+
+def _export_of(items: Items, folder: Path) -> Export:
+    dataset = items.dataset
+    return Export(
         folder,
         len(items),
         dataset.layout,
@@ -140,7 +158,6 @@ def open_items(
         sorted(set(dataset.bucket_names(slice(None)))),
         items.label_names,
     )
-    return items, export
 
 
 def open_for_export(path: str, views: Sequence[str] | None = None) -> LatentDataset:

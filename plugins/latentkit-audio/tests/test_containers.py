@@ -263,10 +263,10 @@ def without_sound() -> bytes:
 
 
 BAD: dict[str, tuple[Callable[[], bytes], str]] = {
-    "its index cut off": (lambda: half(mp4()), "not a sound file, or damaged at its start|cut off"),
+    "its index cut off": (lambda: half(mp4()), "not an audio file, or damaged at its|cut off"),
     "its end cut off": (lambda: half(with_index_in_front()), "cut off"),
     "no sound": (without_sound, "no audio: the file contains video"),
-    "a playlist": (lambda: b"#EXTM3U\n#EXTINF:1\n/etc/passwd\n", "not a sound file"),
+    "a playlist": (lambda: b"#EXTM3U\n#EXTINF:1\n/etc/passwd\n", "not an audio file"),
     "six channels": (
         lambda: encode(np.zeros((6, 50_000), np.float32), OPUS_HZ, "mp4", "ac3"),
         "6 channels; with on_many_channels: mix",

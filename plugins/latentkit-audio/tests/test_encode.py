@@ -136,7 +136,7 @@ def test_what_can_not_be_encoded_is_in_the_ledger_with_its_reason(encoded: Encod
             "4 channels; with on_many_channels: mix their mean is used"
         ),
         "nan.wav#t=0,0.000045": "1 of 2 values are nan or infinite",
-        "text.mp3": "not a sound file, or damaged: Format not recognised.",
+        "text.mp3": "not an audio file, or damaged: Format not recognised.",
     }
 
 

@@ -155,17 +155,17 @@ def half(kind: str, subtype: str) -> bytes:
 
 
 BAD = {
-    "no bytes": (b"", "not a sound file, or damaged: Format not recognised"),
+    "no bytes": (b"", "not an audio file, or damaged: Format not recognised"),
     "a text": (
         b"caption of a sound\n" * 100,
-        "not a sound file, or damaged: Format not recognised",
+        "not an audio file, or damaged: Format not recognised",
     ),
     "no frames": (written(np.zeros(0)), "a sound of zero length"),
     "a frame of mp3 that holds nothing": (
         b"\xff\xfb\x90\x00" * 50,
-        "not a sound file, or damaged: no frame in it can be decoded",
+        "not an audio file, or damaged: no frame in it can be decoded",
     ),
-    "a rate of 0": (with_rate(0), "not a sound file, or damaged"),
+    "a rate of 0": (with_rate(0), "not an audio file, or damaged"),
     "a rate of 7": (with_rate(7), "a sample rate of 7 Hz; expected 1000 to 1000000"),
     "a rate of 2 GHz": (with_rate(2**31 - 1), "a sample rate of 2147483647 Hz"),
     "nan": (with_values(np.nan, np.nan), "2 of 4 values are nan or infinite"),

@@ -23,7 +23,7 @@ import latentkit as lk
 from latentkit.cli.main import main
 from latentkit.contracts import Prepared, Remark
 from latentkit.errors import PluginError
-from latentkit.runtime.source_remarks import list_remarks, merged
+from latentkit.runtime.source_remarks import list_remarks, merge_remarks
 from latentkit.store.compact import compact
 from latentkit.store.contents import column_filling, describe_fillings, row_remarks
 from latentkit.upkeep.inspect_dataset import inspect_dataset
@@ -202,7 +202,7 @@ def test_what_is_no_remark_is_refused_before_any_work(
 
 def test_remarks_are_bounded_in_number() -> None:
     many = [Remark(f"kind {number:03d}", number, "one") for number in range(150)]
-    kept = merged(many)
+    kept = merge_remarks(many)
     assert [str(remark) for remark in kept[:2]] == [
         "149: kind 149, such as one",
         "148: kind 148, such as one",

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 import latentkit as lk
 from latentkit.errors import PluginError, RecipeError
 from latentkit.evaluation.images import Gallery
-from latentkit.tasks.train_task import show
+from latentkit.tasks.train_task import write_reconstructions
 
 MakePhotos = Callable[..., Path]
 
@@ -108,5 +108,5 @@ def test_a_modality_that_makes_no_folder_draws_into_the_evaluations(tmp_path: Pa
     gallery = Gallery(2, (-1.0, 1.0), 2, keep_tensors=True)
     row: Any = SimpleNamespace(position=0, key="a", view="plain")
     gallery.add([row], torch.zeros(1, 1, 4), torch.zeros(1, 1, 4))
-    show(gallery, Plain(), tmp_path / "evaluations" / "00000000")  # type: ignore[arg-type]
+    write_reconstructions(gallery, Plain(), tmp_path / "evaluations" / "00000000")  # type: ignore[arg-type]
     assert (tmp_path / "evaluations" / "00000000.txt").read_text() == "1 rows"

@@ -137,6 +137,6 @@ def test_a_sample_of_several_tensors_is_refused() -> None:
             yield Prepared("plain", "1", {"values": torch.ones(1), "mask": torch.ones(1)})
 
     with pytest.raises(
-        RecipeError, match="'key 0': evaluation takes modalities that give one tensor a sample"
+        RecipeError, match="'key 0': evaluation needs modalities that return one tensor"
     ):
         list(read_rows(Numbers(1), Masked(), SKIP))

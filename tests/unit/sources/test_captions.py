@@ -509,6 +509,20 @@ def test_row_that_fits_very_many_files_is_named_shortly(tmp_path: Path) -> None:
     assert remark.example.endswith("and 3 others)")
 
 
+def test_table_in_a_folder_of_its_own_names_files_of_other_folders(tmp_path: Path) -> None:
+    coco = {
+        "images": [{"id": 7, "file_name": "000007.jpg"}, {"id": 9, "file_name": "000009.jpg"}],
+        "annotations": [{"image_id": 9, "caption": "nine"}, {"image_id": 7, "caption": "seven"}],
+    }
+    images = {"train/000007.jpg": "x", "val/000009.jpg": "y"}
+    write(tmp_path, {**images, "annotations/captions.json": json.dumps(coco)})
+    source = open_folder(tmp_path)
+    assert texts(source) == {"train/000007.jpg": "seven", "val/000009.jpg": "nine"}
+    assert list(remarks(source).values()) == [2]
+    write(tmp_path, {"test/000001.jpg": "z", "test/list.csv": "file,text\n000007.jpg,other\n"})
+    assert texts(open_folder(tmp_path))["train/000007.jpg"] == "seven"
+
+
 def test_file_that_is_gone_is_not_taken_for_one_of_its_name_in_another_folder(
     tmp_path: Path,
 ) -> None:

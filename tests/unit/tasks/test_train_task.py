@@ -113,7 +113,7 @@ def test_random_weights_of_a_loss_follow_from_the_seed(
         (
             {"modality": {"use": "image", "with": {"min_size": 64}}, "on_bad_sample": "fail"},
             SourceError,
-            "none of the 4 samples .* too small",
+            r"sample '000\.png' can't be used: .* too small",
         ),
         (
             {"losses": [{"use": "mse", "optimizer": {"lr": 1}}]},
