@@ -105,7 +105,7 @@ def test_an_unknown_kind_is_a_misuse() -> None:
         ValueError,
         match=(
             "unknown kind of plugin 'losses'; known: source, modality, encoder, loss, executor,"
-            " exporter, metric, command"
+            " exporter, metric, task, command"
         ),
     ):
         Registry().find("losses", "l1")
