@@ -73,20 +73,14 @@ if TYPE_CHECKING:
         UnitResult,
         Worker,
     )
+    from latentkit.contracts.recipe_models import Recipe, RecipePart, Use
     from latentkit.contracts.samples import (
         Entry,
         Remark,
         Sample,
         Shard,
     )
-    from latentkit.contracts.task_spec import (
-        Recipe,
-        RecipePart,
-        TaskContext,
-        TaskSpec,
-        Use,
-        lazy,
-    )
+    from latentkit.contracts.task_spec import TaskContext, TaskSpec, lazy
 
 __all__ = [
     "LOGVAR_RANGE",
@@ -154,22 +148,35 @@ __all__ = [
 ]
 
 
-_MODULES = (
-    "named_spec",
-    "samples",
-    "encoder_description",
-    "protocols",
-    "metric_protocol",
-    "plugin_specs",
-    "exporting",
-    "task_spec",
-)
-"""Those that load quickly first."""
+_NAMES_BY_MODULE = {
+    "encoder_description": "LOGVAR_RANGE InputSpec LatentLayout MelSpec Normalization SizeRule",
+    "exporting": (
+        "DrawConfig Export ExportConfig ExportItem ExportNeeds ExportRow ItemExporter "
+        "OtherScaleConfig"
+    ),
+    "metric_protocol": "Figure Measured Metric MetricBatch MetricSetting",
+    "named_spec": "CommandSpec NamedSpec",
+    "plugin_specs": (
+        "BuildContext Config EncoderSpec ExecutorSpec ExporterSpec LossRole LossSpec "
+        "MetricSpec ModalitySpec PluginSpec SourceSpec neutral"
+    ),
+    "protocols": (
+        "Adversarial Decodes Encoder Executor Exporter HasModule Loss LossBatch Modality "
+        "Moments Prepared Reconstruction RowMemory Source StreamSource Trainable Unit "
+        "UnitResult Worker"
+    ),
+    "recipe_models": "Recipe RecipePart Use",
+    "samples": "Entry Remark Sample Shard",
+    "task_spec": "TaskContext TaskSpec lazy",
+}
+_MODULES = {
+    name: f"latentkit.contracts.{module}"
+    for module, names in _NAMES_BY_MODULE.items()
+    for name in names.split()
+}
 
 
 def __getattr__(name: str) -> Any:
-    for module in _MODULES if name in __all__ else ():
-        found = vars(importlib.import_module(f"latentkit.contracts.{module}"))
-        if name in found:
-            return globals().setdefault(name, found[name])
-    raise AttributeError(f"module 'latentkit.contracts' has no attribute {name!r}")
+    if name not in _MODULES:
+        raise AttributeError(f"module 'latentkit.contracts' has no attribute {name!r}")
+    return globals().setdefault(name, getattr(importlib.import_module(_MODULES[name]), name))
