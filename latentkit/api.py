@@ -40,13 +40,14 @@ def encode(
             trying out.
         size: side of the pictures in pixels, or (height, width); None is the modality's default.
         overrides: any key of the recipe, such as {"batch_size": 64, "output.dtype": "float32"}.
-        device, devices: see `RunOptions`.
+        device, devices: see `latentkit.contracts.TaskContext`.
 
     Raises:
         LatentkitError: whatever the user can fix; the message says how.
     """
+    from latentkit.contracts import TaskContext
     from latentkit.recipe.schema import EncodeRecipe, parse_recipe
-    from latentkit.tasks.encode_task import RunOptions, print_remark, run_encode
+    from latentkit.tasks.encode_task import print_remark, run_encode
     from latentkit.tasks.recipe_from_arguments import encode_recipe
     from latentkit.tasks.run_recipe import check_launcher_settings
 
@@ -59,9 +60,9 @@ def encode(
         raise ValueError(
             "overrides of encode can't change the task or name several encoders; use latentkit.run"
         )
-    check_launcher_settings(recipe)
-    options = RunOptions(device=device, devices=tuple(devices), fits=True)
-    return run_encode(recipe, options).datasets()[""]
+    check_launcher_settings()
+    context = TaskContext(device=device, devices=tuple(devices), fits=True)
+    return run_encode(recipe, context).datasets()[""]
 
 
 def run(
@@ -80,18 +81,19 @@ def run(
         recipe: path of a YAML file, or its values; relative paths in values start from the working
             directory.
         overrides: as for `encode`.
-        dry_run, prune, retry_skipped, device, devices: see `RunOptions`.
+        dry_run, prune, retry_skipped, device, devices: see `latentkit.contracts.TaskContext`.
 
     Returns:
         An encode task's `LatentDataset` (with `encoders:`, one by name), a train task's
-        `TrainResult`, an evaluate task's `EvaluateResult`; with `dry_run`, the text of what would
-        be done.
+        `TrainResult`, an evaluate task's `EvaluateResult`, what a plugin's task gives; with
+        `dry_run`, the text of what would be done.
 
     Raises:
         LatentkitError: whatever the user can fix; the message says how.
     """
+    from latentkit.contracts import TaskContext
     from latentkit.recipe.schema import load_recipe, parse_recipe
-    from latentkit.tasks.encode_task import EncodeRun, RunOptions
+    from latentkit.tasks.encode_task import EncodeRun
     from latentkit.tasks.run_recipe import run_recipe
 
     parsed = (
@@ -99,7 +101,7 @@ def run(
         if isinstance(recipe, Mapping)
         else load_recipe(recipe, overrides)
     )
-    result = run_recipe(parsed, RunOptions(dry_run, prune, retry_skipped, device, tuple(devices)))
+    result = run_recipe(parsed, TaskContext(dry_run, prune, retry_skipped, device, tuple(devices)))
     if isinstance(result, EncodeRun):
         datasets = result.datasets()
         return datasets[""] if set(datasets) == {""} else datasets

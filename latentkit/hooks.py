@@ -19,19 +19,22 @@ with one clear message:
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import pluggy
 
-from latentkit.contracts import (
-    CommandSpec,
-    EncoderSpec,
-    ExecutorSpec,
-    ExporterSpec,
-    LossSpec,
-    MetricSpec,
-    ModalitySpec,
-    SourceSpec,
-)
+if TYPE_CHECKING:
+    from latentkit.contracts import (
+        CommandSpec,
+        EncoderSpec,
+        ExecutorSpec,
+        ExporterSpec,
+        LossSpec,
+        MetricSpec,
+        ModalitySpec,
+        SourceSpec,
+        TaskSpec,
+    )
 
 PROJECT = "latentkit"
 
@@ -248,6 +251,30 @@ def latentkit_metrics() -> MetricSpec | Iterable[MetricSpec]:
     @hookimpl
     def latentkit_metrics():
         return MetricSpec("offset", "mean error", OffsetConfig, build, needs=("decoder",))
+    """
+    raise AssertionError("a hook specification is never called")
+
+
+@hookspec
+def latentkit_tasks() -> TaskSpec | Iterable[TaskSpec]:
+    """Tasks that this plugin adds; see `latentkit.contracts.TaskSpec` and `Recipe`.
+
+    from typing import Literal
+    from pydantic import Field
+    from latentkit.contracts import Recipe, TaskSpec
+    from latentkit.hooks import hookimpl
+
+    class CountRecipe(Recipe):
+        task: Literal["count"] = Field(description="what the recipe does")
+        latents: str = Field(description="latent dataset whose rows are counted")
+
+    def run(recipe, context):
+        import latentkit
+        return f"{recipe.latents}: {len(latentkit.open(recipe.latents))} rows"
+
+    @hookimpl
+    def latentkit_tasks():
+        return TaskSpec("count", "count the rows of a latent dataset", CountRecipe, run)
     """
     raise AssertionError("a hook specification is never called")
 

@@ -3,7 +3,6 @@
 A `build` function imports the module that does the work, and nothing here does any.
 """
 
-from latentkit.builtin.commands import latentkit_commands
 from latentkit.builtin.exporters import latentkit_exporters
 from latentkit.builtin.losses import latentkit_losses
 from latentkit.builtin.metrics import latentkit_metrics
@@ -13,6 +12,8 @@ from latentkit.builtin.plugins import (
     latentkit_modalities,
     latentkit_sources,
 )
+from latentkit.builtin.tasks import latentkit_tasks
+from latentkit.cli.core_commands import latentkit_commands
 from latentkit.modalities.options import FramingConfig
 from latentkit.sources.options import FolderConfig
 
@@ -27,4 +28,5 @@ __all__ = [
     "latentkit_metrics",
     "latentkit_modalities",
     "latentkit_sources",
+    "latentkit_tasks",
 ]

@@ -5,7 +5,9 @@ Loads no torch; `build` opens what does the work.
 
 from __future__ import annotations
 
-from latentkit.contracts import BuildContext, Metric, MetricSpec
+from typing import TYPE_CHECKING
+
+from latentkit.contracts import BuildContext, MetricSpec
 from latentkit.contracts.plugin_specs import Need, NoOptions
 from latentkit.hooks import hookimpl
 from latentkit.metrics.options import (
@@ -16,6 +18,9 @@ from latentkit.metrics.options import (
     RfidConfig,
     SpectrumConfig,
 )
+
+if TYPE_CHECKING:
+    from latentkit.contracts import Metric
 
 # ---------------------------------------------------------------- declarations
 

@@ -32,16 +32,13 @@ KNOWN_BY_CONFIG = ("diffusers", "tiny-kl", "tiny-kl-16")
 """Encoders whose model folders `latentkit encode` tells apart by their config.json."""
 
 
-def report(result: EncodeRun | TrainResult | EvaluateResult) -> str:
-    """What a task made, and where to look."""
-    from latentkit.tasks.encode_task import EncodeRun
-    from latentkit.tasks.evaluate_task import EvaluateResult
+def report_encoding(result: EncodeRun) -> str:
+    """What an encode task made, and where to look."""
+    return "\n".join(_report_encode(name, result) for name in result.folders)
 
-    if isinstance(result, EvaluateResult):
-        return _report_evaluation(result)
 
-    if isinstance(result, EncodeRun):
-        return "\n".join(_report_encode(name, result) for name in result.folders)
+def report_training(result: TrainResult) -> str:
+    """What a train task made, and how to encode with it."""
     done = "was finished already" if result.finished_before else f"{result.steps} steps done"
     if result.best is not None:
         best = f"step {result.best.step}, the best by {result.best.metric or 'evaluate.best'}"
@@ -116,7 +113,8 @@ def _skipped(found: Mapping[str, Any], command: str) -> list[str]:
     return lines + ([f"  all of them   {command} --skipped"] if reasons else [])
 
 
-def _report_evaluation(result: EvaluateResult) -> str:
+def report_evaluation(result: EvaluateResult) -> str:
+    """What an evaluate task found, and where to look."""
     found, folder = result.evaluation, _near(result.folder)
     if found is None:
         return f"{folder}: evaluated by the first process"
@@ -199,7 +197,9 @@ def go_on_with(recipe: Recipe) -> str:
     """The command that goes on with a stopped run."""
     if isinstance(recipe, EvaluateRecipe):
         return "an evaluation is kept as a whole only; run the same command again"
-    output = recipe.output.path if isinstance(recipe, (EncodeRecipe, TrainRecipe)) else "."
+    if not isinstance(recipe, (EncodeRecipe, TrainRecipe)):
+        return "run the same command again"
+    output = recipe.output.path
     if _holds_recipe(output):
         kept = "what is committed is kept; go on with"
         if isinstance(recipe, TrainRecipe) and not os.path.isdir(

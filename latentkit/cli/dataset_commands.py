@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from latentkit.cli.shared_arguments import Command, add_device, printable
+from latentkit.cli.shared_arguments import add_device, printable
+from latentkit.contracts import CommandSpec
 from latentkit.errors import LatentkitError
 
 
@@ -173,24 +174,26 @@ def _checkpoint(options: argparse.Namespace) -> int:
 
 
 COMMANDS = (
-    Command("inspect", "say what is in a latent dataset", _add_inspect, _inspect),
-    Command(
+    CommandSpec("inspect", "say what is in a latent dataset", _add_inspect, _inspect),
+    CommandSpec(
         "verify",
         "find what is missing, damaged or foreign in a latent dataset; exit code 1 when broken",
         _add_verify,
         _verify,
     ),
-    Command(
+    CommandSpec(
         "compact",
         "drop superseded rows and merge small units, bit for bit",
         _add_path,
         _compact,
     ),
-    Command(
+    CommandSpec(
         "preview", "draw samples beside what their latents decode to", _add_preview, _preview
     ),
-    Command("export", "write a latent dataset in the format of a trainer", _add_export, _export),
-    Command(
+    CommandSpec(
+        "export", "write a latent dataset in the format of a trainer", _add_export, _export
+    ),
+    CommandSpec(
         "checkpoint",
         "write the model of a training run's checkpoint as a folder to load",
         _add_checkpoint,

@@ -2,9 +2,9 @@
 
 0 done, 1 our fault, 2 yours to fix, 130 or 143 stopped by a signal.
 
-Core's commands are in the modules `..._commands` beside this one. Those of plugins are looked up
-where the first word is none of core's: `latentkit --help` and core's commands load no plugin, and
-so stay quick; `latentkit plugins` lists the commands of plugins too.
+Every command is a `CommandSpec` that a hook `latentkit_commands` gives. Core's hook is asked first,
+and plugins are looked for where the first word is none of core's: `latentkit --help` and core's
+commands load no plugin, and so stay quick; `latentkit plugins` lists the commands of plugins too.
 """
 
 from __future__ import annotations
@@ -15,25 +15,15 @@ import sys
 from collections.abc import Sequence
 from io import TextIOWrapper
 from types import FrameType
-from typing import TYPE_CHECKING
 
 from latentkit._version import __version__
-from latentkit.cli import dataset_commands, plugin_commands, recipe_commands
-from latentkit.cli.shared_arguments import Command, printable
+from latentkit.cli.core_commands import latentkit_commands
+from latentkit.cli.plugin_commands import spell_out
+from latentkit.cli.shared_arguments import printable
+from latentkit.contracts import CommandSpec
 from latentkit.errors import InterruptedRunError, LatentkitError
 
-if TYPE_CHECKING:
-    from latentkit.contracts import CommandSpec
-
-COMMANDS = {
-    command.name: command
-    for commands in (
-        recipe_commands.COMMANDS,
-        dataset_commands.COMMANDS,
-        plugin_commands.COMMANDS,
-    )
-    for command in commands
-}
+COMMANDS = {command.name: command for command in latentkit_commands()}
 """Core's own, in the order in which `--help` lists them."""
 
 
@@ -67,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(words: Sequence[str]) -> int:
     if words[0].startswith("-") or words[0] in COMMANDS:
-        options = parser().parse_args(plugin_commands.spell_out(words))
+        options = parser().parse_args(spell_out(words))
     else:
         options = _parser_of(_find_command(words[0])).parse_args(words[1:])
     signal.signal(signal.SIGTERM, _stop)
@@ -77,22 +67,23 @@ def _run(words: Sequence[str]) -> int:
 
 
 def _find_command(name: str) -> CommandSpec:
-    """The command of a plugin."""
-    from latentkit.contracts import CommandSpec
+    """The command of a plugin.
+
+    Raises:
+        PluginError: no plugin has it, or several have.
+        LatentkitError: it is a task, which has no command.
+    """
     from latentkit.plugins import discover
 
-    if name in RECIPE_TASKS:
+    registry = discover()
+    if name in registry.names("task") and name not in registry.names("command"):
         raise LatentkitError(
             f"there is no command {name}; a recipe with task: {name} is run by `latentkit run"
             " RECIPE`; `latentkit recipes` lists some to begin with"
         )
-    spec = discover().find("command", name).spec
+    spec = registry.find("command", name).spec
     assert isinstance(spec, CommandSpec)
     return spec
-
-
-RECIPE_TASKS = ("train", "evaluate")
-"""Tasks that have no command of their own."""
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
@@ -127,7 +118,7 @@ def _parser_of(command: CommandSpec) -> argparse.ArgumentParser:
     return alone
 
 
-def _fill(parser: argparse.ArgumentParser, command: Command | CommandSpec) -> None:
+def _fill(parser: argparse.ArgumentParser, command: CommandSpec) -> None:
     parser.set_defaults(command=command.run)
     command.add_arguments(parser)
 

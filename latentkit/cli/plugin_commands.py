@@ -6,7 +6,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from latentkit.cli.shared_arguments import Command, printable
+from latentkit.cli.shared_arguments import printable
+from latentkit.contracts import CommandSpec
 
 SHOW = "show"
 """What `plugins NAME` is to argparse, which takes a command below another or a name, not both."""
@@ -35,7 +36,7 @@ def _add_plugins(command: argparse.ArgumentParser) -> None:
         "--kind",
         required=True,
         metavar="KIND",
-        help="source, modality, encoder, loss, executor, exporter, metric or command",
+        help="source, modality, encoder, loss, executor, exporter, metric, task or command",
     )
     new.add_argument(
         "--path",
@@ -72,7 +73,7 @@ def _new_plugin(options: argparse.Namespace) -> int:
 
 
 COMMANDS = (
-    Command(
+    CommandSpec(
         "plugins",
         "list plugins, and what is wrong with any; say all about one; or make a new one",
         _add_plugins,

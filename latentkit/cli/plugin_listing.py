@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from latentkit.contracts import CommandSpec, PluginSpec
+from latentkit.contracts import CommandSpec, PluginSpec, TaskSpec
 from latentkit.errors import LatentkitError, PluginError
 from latentkit.plugins import KINDS, Provided, Registry
 from latentkit.runtime.key_errors import suggest
@@ -73,7 +73,7 @@ def plugin_as_json(registry: Registry, words: Sequence[str]) -> str:
                 "provider": one.distribution,
                 "version": one.version,
                 "summary": one.spec.summary,
-                "options": one.spec.config.model_json_schema() if _has_options(one) else {},
+                "options": model.model_json_schema() if (model := _model(one)) else {},
             }
             for one in _find(registry, words)
         ],
@@ -96,8 +96,11 @@ def _find(registry: Registry, words: Sequence[str]) -> list[Provided]:
     return [registry.find(kind, name) for kind in kinds]
 
 
-def _has_options(one: Provided) -> bool:
-    return isinstance(one.spec, PluginSpec)
+def _model(one: Provided) -> type[BaseModel] | None:
+    """What checks the options of a plugin, or the keys of a task's recipe; None for a command."""
+    if isinstance(one.spec, TaskSpec):
+        return one.spec.recipe
+    return one.spec.config if isinstance(one.spec, PluginSpec) else None
 
 
 def _describe(one: Provided) -> list[str]:
@@ -110,7 +113,8 @@ def _describe(one: Provided) -> list[str]:
         parser = argparse.ArgumentParser(f"latentkit {spec.name}", add_help=False)
         spec.add_arguments(parser)
         return head + [f"  {line}" for line in parser.format_help().splitlines() if line]
-    options = list(_options(spec.config, "")) if _has_options(one) else []
+    model = _model(one)
+    options = list(_options(model, "")) if model else []
     return head + (options or ["  no options"])
 
 

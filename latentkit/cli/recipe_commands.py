@@ -5,17 +5,20 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from latentkit.cli.shared_arguments import (
-    Command,
     add_device,
     add_devices,
     add_set,
     printable,
     split_devices,
 )
+from latentkit.contracts import CommandSpec
 from latentkit.errors import InterruptedRunError
+
+if TYPE_CHECKING:
+    from latentkit.contracts import Recipe, TaskContext
 
 
 def _add_encode(command: argparse.ArgumentParser) -> None:
@@ -79,6 +82,7 @@ def _add_recipes(command: argparse.ArgumentParser) -> None:
 
 
 def _encode(options: argparse.Namespace) -> int:
+    from latentkit.contracts import TaskContext
     from latentkit.recipe.schema import parse_recipe
     from latentkit.tasks.recipe_from_arguments import encode_recipe
 
@@ -87,39 +91,37 @@ def _encode(options: argparse.Namespace) -> int:
     )
     for remark in remarks:
         print(remark, file=sys.stderr)
-    from latentkit.tasks.encode_task import RunOptions
-
     recipe = parse_recipe(values, "encode", Path.cwd(), options.set)
     return _run_recipe(
-        recipe, RunOptions(device=options.device, devices=split_devices(options), fits=True)
+        recipe, TaskContext(device=options.device, devices=split_devices(options), fits=True)
     )
 
 
 def _run(options: argparse.Namespace) -> int:
+    from latentkit.contracts import TaskContext
     from latentkit.recipe.schema import load_recipe
-    from latentkit.tasks.encode_task import RunOptions
 
-    run_options = RunOptions(
+    context = TaskContext(
         options.dry_run,
         options.prune,
         options.retry_skipped,
         options.device,
         split_devices(options),
     )
-    return _run_recipe(load_recipe(options.recipe, options.set), run_options)
+    return _run_recipe(load_recipe(options.recipe, options.set), context)
 
 
-def _run_recipe(recipe: Any, options: Any) -> int:
-    from latentkit.cli.closing_words import go_on_with, report
+def _run_recipe(recipe: Recipe, context: TaskContext) -> int:
+    from latentkit.cli.closing_words import go_on_with
     from latentkit.tasks.encode_task import is_first_process
-    from latentkit.tasks.run_recipe import run_recipe
+    from latentkit.tasks.run_recipe import find_task, run_recipe
 
     try:
-        result = run_recipe(recipe, options)
+        result = run_recipe(recipe, context)
     except InterruptedRunError as error:
         raise InterruptedRunError(f"{error}; {go_on_with(recipe)}", error.exit_code) from None
     if is_first_process():
-        print(printable(result if isinstance(result, str) else report(result)))
+        print(printable(result if context.dry_run else find_task(recipe).report(result)))
     return 0
 
 
@@ -166,20 +168,20 @@ def _copy_recipe(options: argparse.Namespace) -> int:
 
 
 COMMANDS = (
-    Command(
+    CommandSpec(
         "encode",
         "encode a source into a latent dataset, without writing a recipe",
         _add_encode,
         _encode,
     ),
-    Command("run", "run a recipe; again goes on where it stopped", _add_run, _run),
-    Command(
+    CommandSpec("run", "run a recipe; again goes on where it stopped", _add_run, _run),
+    CommandSpec(
         "check",
         "validate a recipe, and open all that it names; write nothing",
         _add_check,
         _check,
     ),
-    Command(
+    CommandSpec(
         "recipes",
         "list the recipes that come with the package, or copy one",
         _add_recipes,

@@ -1,26 +1,8 @@
-"""What one command is, and the options that several share. Loads nothing heavy."""
+"""The options that several commands share, and text that is safe to print."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from typing import NamedTuple
-
-
-class Command(NamedTuple):
-    """A command of core: what a `CommandSpec` says, without the classes that take long to load.
-
-    Args:
-        name: the word on the command line.
-        summary: one line, in lower case.
-        add_arguments: adds its arguments to a parser.
-        run: does it, and gives the exit code.
-    """
-
-    name: str
-    summary: str
-    add_arguments: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace], int]
 
 
 def printable(text: str) -> str:

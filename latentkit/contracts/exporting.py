@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from pydantic import Field
 
-from latentkit.contracts.encoder_description import LatentLayout, Normalization
 from latentkit.contracts.plugin_specs import Config
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from latentkit.contracts.encoder_description import LatentLayout, Normalization
 
 # ---------------------------------------------------------------- options
 

@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from latentkit.contracts.encoder_description import LatentLayout
-from latentkit.contracts.plugin_specs import Better
 from latentkit.contracts.protocols import Moments
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     from torch import Tensor
+
+    from latentkit.contracts.plugin_specs import Better
 
 
 @dataclass(frozen=True)

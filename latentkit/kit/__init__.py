@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from latentkit.modalities.geometry import Box, Shape, draw_fractions, nearest_allowed
     from latentkit.modalities.options import FramingConfig
     from latentkit.plugins import discover
+    from latentkit.plugins.named_parts import build_part
+    from latentkit.recipe.schema import load_recipe
     from latentkit.runtime.buffers import BufferPool, prepared_memory
     from latentkit.runtime.device import choose_device, free_memory, memory_format
     from latentkit.runtime.memory import refuse_beyond_memory
@@ -49,6 +51,7 @@ __all__ = [
     "Progress",
     "Shape",
     "av_errors",
+    "build_part",
     "check_small",
     "choose_device",
     "discover",
@@ -59,6 +62,7 @@ __all__ = [
     "free_memory",
     "hash_tensors",
     "is_clutter",
+    "load_recipe",
     "memory_format",
     "nearest_allowed",
     "nearest_shape",
@@ -85,6 +89,8 @@ _NAMES_BY_MODULE = {
     "modalities.geometry": "Box Shape draw_fractions nearest_allowed",
     "modalities.options": "FramingConfig",
     "plugins": "discover",
+    "plugins.named_parts": "build_part",
+    "recipe.schema": "load_recipe",
     "runtime.buffers": "BufferPool prepared_memory",
     "runtime.device": "choose_device free_memory memory_format",
     "runtime.memory": "refuse_beyond_memory",

@@ -8,7 +8,7 @@ from pathlib import Path
 from string import Template
 
 from latentkit._version import __version__
-from latentkit.contracts.plugin_specs import NAME_PATTERN
+from latentkit.contracts.named_spec import NAME_PATTERN
 from latentkit.errors import LatentkitError, PluginError
 from latentkit.hooks import CONTRACT
 from latentkit.plugins.registry import KINDS, discover
@@ -30,11 +30,14 @@ USAGE = {
     ),
     "encoder": (
         "    encoder: {use: $name, with: {channels: 4}}      # in a recipe; or:\n"
-        "    latentkit encode photos out --encoder $name"
+        "    latentkit encode photos out --encoder $name\n"
+        "    model: {use: $name}      # with task: train; then\n"
+        "    encoder: {use: $name, with: {model: runs/vae/model}}"
     ),
     "loss": "    losses: [{use: $name, with: {power: 1.5}}]      # in a recipe",
     "executor": "    executor: {use: $name, with: {device: cpu}}      # in a recipe",
     "metric": "    metrics: [{use: $name, with: {power: 1.5}}]      # in a recipe",
+    "task": "    latentkit run recipe.yaml",
     "command": "    latentkit $name latents/photos --limit 5",
     "exporter": "    latentkit export latents/photos OUT --to $name --set dtype=float16",
 }
@@ -46,8 +49,8 @@ def new_plugin(name: str, kind: str, parent: Path) -> Path:
     Args:
         name: as recipes will use it, kebab-case; "latentkit-" before it is the distribution's and
             left out.
-        kind: "source", "modality", "encoder", "loss", "executor", "exporter", "metric" or
-            "command".
+        kind: "source", "modality", "encoder", "loss", "executor", "exporter", "metric",
+            "task" or "command".
         parent: folder to make it in; made where it is missing.
 
     Raises:

@@ -36,6 +36,7 @@ from latentkit.contracts import (
     ModalitySpec,
     NamedSpec,
     SourceSpec,
+    TaskSpec,
 )
 from latentkit.errors import PluginError
 from latentkit.runtime.key_errors import suggest, validate
@@ -74,6 +75,7 @@ HOOKS: dict[str, type[NamedSpec]] = {
     "latentkit_executors": ExecutorSpec,
     "latentkit_exporters": ExporterSpec,
     "latentkit_metrics": MetricSpec,
+    "latentkit_tasks": TaskSpec,
     "latentkit_commands": CommandSpec,
 }
 KINDS = tuple(spec.kind for spec in HOOKS.values())
@@ -199,20 +201,27 @@ class Registry:
     def _named(self, kind: str, name: str) -> list[Provided]:
         return [one for one in self.provided if (one.spec.kind, one.spec.name) == (kind, name)]
 
-    def _explain_unknown(self, kind: str, name: str) -> str:
-        known = sorted({one.spec.name for one in self.provided if one.spec.kind == kind})
-        lines = [
-            f"no {kind} is named {name!r}{suggest(name, known) or '.'} Known:"
-            f" {', '.join(known) or 'none'}"
-        ]
+    def names(self, kind: str) -> list[str]:
+        """Names of all plugins of a kind, in the order they were found: core's first."""
+        return list(dict.fromkeys(one.spec.name for one in self.provided if one.spec.kind == kind))
+
+    def advise(self, name: str) -> list[str]:
+        """Lines on why a name may be unknown: a package that isn't installed, a plugin that is left
+        out, or one that has a problem.
+        """
+        lines = []
         if name in COMPANIONS:
             lines.append(f"  {name} is in {COMPANIONS[name]}: pip install {COMPANIONS[name]}")
         if self.disabled:
             lines.append(
                 f"  left out by {DISABLE}: {', '.join(' '.join(one) for one in self.disabled)}"
             )
-        lines += [f"  a plugin has a problem: {problem}" for problem in self.problems]
-        return "\n".join(lines)
+        return lines + [f"  a plugin has a problem: {problem}" for problem in self.problems]
+
+    def _explain_unknown(self, kind: str, name: str) -> str:
+        known = sorted(self.names(kind))
+        unknown = f"no {kind} is named {name!r}{suggest(name, known) or '.'} Known:"
+        return "\n".join([f"{unknown} {', '.join(known) or 'none'}", *self.advise(name)])
 
 
 def _explain_clash(providers: Sequence[Provided]) -> str:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from latentkit.contracts import RecipePart, Use
 
 Auto = Literal["auto"]
 AtLeastOne = Annotated[int, Field(ge=1)]
@@ -18,21 +20,6 @@ NAMED_BY_METRIC = {"loss": ("loss", ""), "rfid": ("encoder", "encoder")}
 """Metrics whose options name a plugin: its kind, and the option that does; "" for all of them."""
 
 
-class Part(BaseModel):
-    """A mapping of a recipe: unknown keys are errors, values can't be changed."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Use(Part):
-    """A plugin by name, with its options."""
-
-    use: str = Field(min_length=1, description="name of the plugin")
-    with_: dict[str, Any] = Field(
-        default_factory=dict, alias="with", description="options of the plugin"
-    )
-
-
 class ModelUse(Use):
     """The model to train."""
 
@@ -41,7 +28,7 @@ class ModelUse(Use):
     )
 
 
-class Schedule(Part):
+class Schedule(RecipePart):
     """When a loss counts."""
 
     start: int = Field(
@@ -65,7 +52,7 @@ class Schedule(Part):
         return self
 
 
-class EncodeOutput(Part):
+class EncodeOutput(RecipePart):
     """Where latents go, and in which form."""
 
     path: str = Field(
@@ -86,7 +73,7 @@ class EncodeOutput(Part):
     )
 
 
-class TrainOutput(Part):
+class TrainOutput(RecipePart):
     """Where a trained model goes."""
 
     path: str = Field(min_length=1, description="folder of the run; relative to the recipe")
@@ -96,7 +83,7 @@ class TrainOutput(Part):
     keep: AtLeastOne = Field(2, description="newest checkpoints that are kept, besides the best")
 
 
-class Optimizer(Part):
+class Optimizer(RecipePart):
     """AdamW and its schedule."""
 
     lr: float = Field(
@@ -165,7 +152,7 @@ class MetricUse(Use):
                 yield kind, f"{where}.with.{key}".rstrip("."), use
 
 
-class EvaluateOutput(Part):
+class EvaluateOutput(RecipePart):
     """Where an evaluation goes."""
 
     path: str = Field(
@@ -176,7 +163,7 @@ class EvaluateOutput(Part):
     )
 
 
-class Evaluate(Part):
+class Evaluate(RecipePart):
     """What is measured while a model trains."""
 
     every: AtLeastOne = Field(
@@ -206,7 +193,7 @@ class Evaluate(Part):
     )
 
 
-class Ema(Part):
+class Ema(RecipePart):
     """Exponential moving average of the weights."""
 
     decay: float = Field(

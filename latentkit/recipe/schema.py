@@ -13,9 +13,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, PrivateAttr, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from latentkit.errors import RecipeError
+from latentkit.contracts import Recipe as Recipe
+from latentkit.contracts import Use
+from latentkit.errors import PluginError, RecipeError
+from latentkit.plugins import discover
 from latentkit.recipe.overrides import Overrides as Overrides
 from latentkit.recipe.overrides import anchor, apply_override, resolve_beside, split_overrides
 from latentkit.recipe.parts import (
@@ -30,9 +33,7 @@ from latentkit.recipe.parts import (
     MetricUse,
     ModelUse,
     Optimizer,
-    Part,
     TrainOutput,
-    Use,
 )
 from latentkit.runtime.key_errors import suggest, validate
 from latentkit.runtime.paths import is_url
@@ -43,16 +44,11 @@ ENCODER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 # ---------------------------------------------------------------- recipes
 
 
-class Recipe(Part):
-    """What every task has.
+class SourceRecipe(Recipe):
+    """What every task has that reads samples."""
 
-    `origin` names the file in messages; relative paths under `with:` start from `base_dir`.
-    """
-
-    task: str = Field(description="what the recipe does")
     source: Use = Field(description="where samples come from")
     modality: Use = Field(description="how media becomes a tensor")
-    seed: int = Field(0, ge=0, lt=2**63, description="of every random draw")
     on_bad_sample: Literal["skip", "fail"] = Field(
         "skip", description="whether a bad sample is recorded and left out, or ends the run"
     )
@@ -64,26 +60,12 @@ class Recipe(Part):
         ),
     )
 
-    _origin: str = PrivateAttr("recipe")
-    _base_dir: Path = PrivateAttr(default_factory=Path)
-
-    @property
-    def origin(self) -> str:
-        """The file it was read from, or what else messages call it."""
-        return self._origin
-
-    @property
-    def base_dir(self) -> Path:
-        """The folder that relative paths start from, absolute."""
-        return self._base_dir
-
     def uses(self) -> Iterator[tuple[str, str, Use]]:
-        """Kind of plugin, key and use of every plugin the recipe names, in its order."""
         yield "source", "source", self.source
         yield "modality", "modality", self.modality
 
 
-class EncodeRecipe(Recipe):
+class EncodeRecipe(SourceRecipe):
     """A latent dataset from a source."""
 
     task: Literal["encode"] = Field(description="what the recipe does")
@@ -153,7 +135,7 @@ class EncodeRecipe(Recipe):
             yield "executor", "executor", self.executor
 
 
-class TrainRecipe(Recipe):
+class TrainRecipe(SourceRecipe):
     """A trained or fine-tuned autoencoder."""
 
     task: Literal["train"] = Field(description="what the recipe does")
@@ -246,7 +228,7 @@ class TrainRecipe(Recipe):
                 yield from metric.uses(f"evaluate.metrics[{number}]")
 
 
-class EvaluateRecipe(Recipe):
+class EvaluateRecipe(SourceRecipe):
     """A model's reconstructions and latents, or a latent dataset, measured."""
 
     task: Literal["evaluate"] = Field(description="what the recipe does")
@@ -286,12 +268,6 @@ class EvaluateRecipe(Recipe):
 LAST = ("seed", "on_bad_sample", "max_bad")
 """Keys that are written after the task's own."""
 
-TASKS: dict[str, type[Recipe]] = {
-    "encode": EncodeRecipe,
-    "train": TrainRecipe,
-    "evaluate": EvaluateRecipe,
-}
-
 # ---------------------------------------------------------------- reading
 
 
@@ -324,7 +300,11 @@ def load_recipe(path: str | os.PathLike[str], overrides: Overrides = ()) -> Reci
 
 
 def parse_recipe(
-    values: Mapping[str, Any], origin: Path | str, base_dir: Path, overrides: Overrides = ()
+    values: Mapping[str, Any],
+    origin: Path | str,
+    base_dir: Path,
+    overrides: Overrides = (),
+    model: type[Recipe] | None = None,
 ) -> Recipe:
     """The recipe that plain values describe; `output.path` becomes absolute unless it is a URL.
 
@@ -333,9 +313,11 @@ def parse_recipe(
         origin: what messages call the recipe, such as its file.
         base_dir: folder that relative paths start from.
         overrides: as for `load_recipe`.
+        model: of the recipe; None: that of its task, whoever provides it.
 
     Raises:
         RecipeError: one line per problem: origin, key, expected, got.
+        PluginError: several plugins have the task.
     """
     merged: dict[str, Any] = copy.deepcopy(dict(values))
     base_dir = Path(os.path.abspath(base_dir))
@@ -346,8 +328,8 @@ def parse_recipe(
     output = merged.get("output")
     if isinstance(output, Mapping):
         merged["output"] = anchor(output, ("output",), base_dir)
-    recipe = validate(_find_task(merged, origin), merged, str(origin))
-    recipe._origin, recipe._base_dir = str(origin), base_dir
+    recipe = validate(model or _find_task(merged, origin), merged, str(origin))
+    recipe.place(str(origin), base_dir)
     return recipe
 
 
@@ -359,16 +341,21 @@ def _anchor_latents(values: dict[str, Any], base_dir: Path) -> None:
 
 
 def _find_task(values: Mapping[str, Any], origin: Path | str) -> type[Recipe]:
-    *others, last = TASKS
-    known = f"{', '.join(others)} or {last}"
+    """The recipe model of the task that the values name, whoever provides it."""
+    registry = discover()
+    names = registry.names("task")
+    known = " or ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
     if "task" not in values:
         raise RecipeError(f"{origin}: task: missing; expected {known}")
     task = values["task"]
-    if not isinstance(task, str) or task not in TASKS:
-        raise RecipeError(
-            f"{origin}: task: expected {known}, got {task!r}{suggest(str(task), TASKS)}"
-        )
-    return TASKS[task]
+    if not isinstance(task, str) or task not in names:
+        unknown = f"task: expected {known}, got {task!r}{suggest(str(task), names)}"
+        raise RecipeError("\n".join([f"{origin}: {unknown}", *registry.advise(str(task))]))
+    try:
+        found: type[Recipe] = registry.find("task", task).spec.recipe
+    except PluginError as error:  # several have the name
+        raise PluginError(f"{origin}: task: {error}") from error
+    return found
 
 
 # ---------------------------------------------------------------- writing
@@ -387,9 +374,8 @@ def resolve(recipe: Recipe) -> dict[str, Any]:
         if given.get(key) is None
     }
     keys = [key for key in given if key not in LAST and key not in absent]
-    values: dict[str, Any] = anchor(
-        {key: given[key] for key in (*keys, *LAST)}, (), recipe.base_dir
-    )
+    keys += [key for key in LAST if key in given]
+    values: dict[str, Any] = anchor({key: given[key] for key in keys}, (), recipe.base_dir)
     if not is_url(values["output"]["path"]):
         values["output"]["path"] = "."
     return values

@@ -24,7 +24,7 @@ from latentkit.plugins.registry import (
     fingerprint_fields,
     parse_fingerprint_field,
 )
-from latentkit.recipe.schema import EncodeRecipe, Recipe, parse_recipe
+from latentkit.recipe.schema import EncodeRecipe, SourceRecipe, parse_recipe
 from latentkit.runtime.paths import is_url
 from latentkit.runtime.yaml_files import parse_yaml
 from latentkit.tasks.check_recipe import ConfiguredPlugin, check_recipe
@@ -98,7 +98,7 @@ class ConfiguredEncode:
     """
 
     name: str
-    recipe: Recipe
+    recipe: SourceRecipe
     source: ConfiguredPlugin
     modality: ConfiguredPlugin
     encoder: ConfiguredPlugin

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from latentkit.contracts import TaskContext
 from latentkit.errors import EncoderError, PluginError
 from latentkit.recipe.schema import (
     EncodeRecipe,
@@ -31,32 +32,7 @@ if TYPE_CHECKING:
     from latentkit.store.folder import Folder
 
 
-@dataclass(frozen=True)
-class RunOptions:
-    """Options of a run that aren't in its recipe.
-
-    Args:
-        dry_run: describe what would be done, and do nothing.
-        prune: leave out samples that are no longer in the source, even if they are most of the
-            dataset.
-        retry_skipped: encode skipped samples again.
-        device: "auto", a kind such as "cuda", or one device such as "cuda:1"; replaces the
-            recipe's.
-        devices: several devices, such as ("cuda:0", "cuda:1"), each with one process; for encoding.
-            None: `device`, or all devices if that is "auto".
-        fits: if the recipe of one encoder leaves a size open and the encoder doesn't accept its
-            default, use the nearest size that it accepts.
-    """
-
-    dry_run: bool = False
-    prune: bool = False
-    retry_skipped: bool = False
-    device: str = "auto"
-    devices: tuple[str, ...] = ()
-    fits: bool = False
-
-
-DEFAULT_OPTIONS = RunOptions()
+DEFAULT_CONTEXT = TaskContext()
 MOST_REMARKS = 20
 
 
@@ -99,13 +75,13 @@ def is_first_process() -> bool:
 # ---------------------------------------------------------------- encode
 
 
-def run_encode(recipe: EncodeRecipe, options: RunOptions) -> EncodeRun:
+def run_encode(recipe: EncodeRecipe, context: TaskContext) -> EncodeRun:
     from latentkit.encoding.encode_source import encode_source
     from latentkit.runtime.source_remarks import print_remarks, read_remarks
 
     folders, summaries, previews, remarks = {}, {}, {}, {}
     lines = {line.name: line for line in _settled_lines(recipe)}
-    opened = {name: build_encode(line, recipe, options) for name, line in lines.items()}
+    opened = {name: build_encode(line, recipe, context) for name, line in lines.items()}
     shared = _encode_together(lines, opened) if len(lines) > 1 else {}
     for name, line in lines.items():
         folders[name] = _output(recipe, line)
@@ -177,6 +153,15 @@ def _encode_together(
     return passed
 
 
+def open_encode(recipe: EncodeRecipe, remote: Collection[str]) -> None:
+    """Open what a run would open before its work, but for the parts at the keys `remote`."""
+    for line in configured_encodes(recipe):
+        if "source" not in remote:
+            line.open_source()
+        if not any(where.startswith("encoder") for where in remote):
+            line.open_modality(line.encoder_opener()("cpu"))
+
+
 def _group_by_modality(lines: Mapping[str, ConfiguredEncode]) -> list[list[str]]:
     """Names of the lines that prepare with the same options."""
     groups: list[list[str]] = []
@@ -189,14 +174,14 @@ def _group_by_modality(lines: Mapping[str, ConfiguredEncode]) -> list[list[str]]
     return groups
 
 
-def describe_dry_run(recipe: EncodeRecipe, options: RunOptions) -> str:
+def describe_dry_run(recipe: EncodeRecipe, context: TaskContext) -> str:
     from latentkit.encoding.dry_run import describe_run
     from latentkit.encoding.make_plan import describe_entries
     from latentkit.runtime.source_remarks import list_remarks
 
     lines = []
     for line in _settled_lines(recipe):
-        parts = build_encode(line, recipe, options)
+        parts = build_encode(line, recipe, context)
         lines.append(describe_run(parts.folder, parts.inputs, parts.settings))
         lines += [f"  column {text}" for text in describe_entries(parts.inputs)]
         lines += [f"  note {text}" for text in list_remarks(parts.inputs.remarks, MOST_REMARKS)]
@@ -237,7 +222,7 @@ class BuiltEncode:
 
 
 def build_encode(
-    line: ConfiguredEncode, recipe: EncodeRecipe, options: RunOptions = DEFAULT_OPTIONS
+    line: ConfiguredEncode, recipe: EncodeRecipe, context: TaskContext = DEFAULT_CONTEXT
 ) -> BuiltEncode:
     """Build everything that encoding with one encoder of a recipe needs."""
     from latentkit.contracts import StreamSource
@@ -247,13 +232,13 @@ def build_encode(
 
     folder = open_folder(_output(recipe, line))
     source = line.open_source()
-    executor = open_executor(recipe, options.device, options.devices)
-    device = getattr(executor, "device", None) or choose_device(options.device)
+    executor = open_executor(recipe, context.device, context.devices)
+    device = getattr(executor, "device", None) or choose_device(context.device)
     opener = line.encoder_opener()
     encoder = opener(device)
     for remark in encoder.remarks() if hasattr(encoder, "remarks") else ():
         print_remark(remark.text)
-    if options.fits and not line.name:
+    if context.fits and not line.name:
         line, fits = line.fitted(encoder)
         for text in fits:
             print_remark(text)
@@ -281,8 +266,8 @@ def build_encode(
         recipe.max_bad,
         recipe.on_overflow,
         recipe.preview,
-        options.prune,
-        options.retry_skipped,
+        context.prune,
+        context.retry_skipped,
     )
     return BuiltEncode(line, folder, executor, device, inputs, settings)
 

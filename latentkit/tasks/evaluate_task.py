@@ -4,12 +4,12 @@ the output folder.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from latentkit._version import __version__
-from latentkit.contracts import BuildContext, InputSpec, MetricSpec
+from latentkit.contracts import BuildContext, InputSpec, MetricSpec, TaskContext
 from latentkit.errors import RecipeError
 from latentkit.plugins import discover
 from latentkit.recipe.schema import EvaluateRecipe, dump_recipe, resolve
@@ -34,15 +34,12 @@ class EvaluateResult:
     evaluation: Evaluation | None
 
 
-def run_evaluating(
-    recipe: EvaluateRecipe, is_first_process: bool, device: str = "auto"
-) -> EvaluateResult:
+def run_evaluating(recipe: EvaluateRecipe, context: TaskContext) -> EvaluateResult:
     """Evaluate as the recipe says. Results replace those of an earlier evaluation in the same
     folder.
 
-    Args:
-        is_first_process: only the first process of a launch evaluates, because metrics such as rFID
-            need all samples. The others return at once.
+    Only the first process of a launch evaluates, because metrics such as rFID need all samples. The
+    others return at once.
 
     Raises:
         LatentkitError: anything that the user can fix.
@@ -51,15 +48,23 @@ def run_evaluating(
     from latentkit.runtime.device import choose_device
     from latentkit.store.open_folder import open_folder
 
-    if not is_first_process:
+    if not context.is_first_process:
         return EvaluateResult(recipe.output.path, None)
-    device = choose_device(device)
+    device = choose_device(context.device)
     work = prepare_evaluation(recipe, device)
     folder = open_folder(recipe.output.path)
     claim_folder(folder, dump_recipe(resolve(recipe)))
     found = work()
     write_evaluation(folder, found, _describe(recipe, device))
     return EvaluateResult(str(folder), found)
+
+
+def open_evaluation(recipe: EvaluateRecipe, remote: Collection[str]) -> None:
+    """Open all that a run would open before its work, on the CPU; write nothing. With parts at keys
+    `remote`, which may have to be downloaded, open nothing.
+    """
+    if not remote:
+        prepare_evaluation(recipe, "cpu")
 
 
 def prepare_evaluation(recipe: EvaluateRecipe, device: str) -> Callable[[], Evaluation]:

@@ -2,58 +2,64 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import Any
 
+from latentkit.contracts import Recipe, TaskContext, TaskSpec, Use
 from latentkit.errors import RecipeError
-from latentkit.recipe.parts import Use
-from latentkit.recipe.schema import (
-    EncodeRecipe,
-    EvaluateRecipe,
-    Recipe,
-    TrainRecipe,
-)
+from latentkit.plugins import discover
 from latentkit.runtime.paths import find_local_path, is_url
-from latentkit.tasks.build_parts import configured_encodes
-from latentkit.tasks.encode_task import (
-    DEFAULT_OPTIONS,
-    EncodeRun,
-    RunOptions,
-    describe_dry_run,
-    is_first_process,
-    print_remark,
-    run_encode,
-)
-from latentkit.tasks.evaluate_task import EvaluateResult, prepare_evaluation, run_evaluating
+from latentkit.tasks.encode_task import DEFAULT_CONTEXT, is_first_process, print_remark
 from latentkit.tasks.recipe_from_arguments import HUB_ID
-from latentkit.tasks.train_task import open_training, run_training
-
-if TYPE_CHECKING:
-    from latentkit.training.loop import TrainResult
 
 
-def run_recipe(
-    recipe: Recipe, options: RunOptions = DEFAULT_OPTIONS
-) -> EncodeRun | TrainResult | EvaluateResult | str:
+def run_recipe(recipe: Recipe, context: TaskContext = DEFAULT_CONTEXT) -> Any:
     """Run a parsed recipe. With `dry_run`, return the text of what would be done.
 
     Raises:
         RecipeError: an option doesn't apply to the task.
         LatentkitError: the launcher asks for an unsupported feature, such as FSDP.
     """
-    check_launcher_settings(recipe)
-    if isinstance(recipe, EncodeRecipe):
-        return describe_dry_run(recipe, options) if options.dry_run else run_encode(recipe, options)
-    if options != RunOptions(device=options.device):
-        several = "--devices (on several devices, train with accelerate launch)"
+    spec = find_task(recipe)
+    check_launcher_settings("precision" in spec.takes)
+    _refuse_unused(recipe, spec, context)
+    context = replace(context, is_first_process=is_first_process())
+    if context.dry_run and spec.describe is not None:
+        return spec.describe(recipe, context)
+    return spec.run(recipe, context)
+
+
+def find_task(recipe: Recipe) -> TaskSpec:
+    """What runs a recipe.
+
+    Raises:
+        PluginError: several have the task's name.
+    """
+    spec = discover().find("task", recipe.task).spec
+    assert isinstance(spec, TaskSpec)
+    return spec
+
+
+def _refuse_unused(recipe: Recipe, spec: TaskSpec, context: TaskContext) -> None:
+    """Refuse what was asked for and has no effect on the task.
+
+    Raises:
+        RecipeError: says what.
+    """
+    given = {
+        "--prune": context.prune and "prune" not in spec.takes,
+        "--retry-skipped": context.retry_skipped and "retry_skipped" not in spec.takes,
+        "--devices": bool(context.devices) and "devices" not in spec.takes,
+        "--dry-run": context.dry_run and spec.describe is None,
+    }
+    unused = [name for name, is_unused in given.items() if is_unused]
+    if unused:
+        advice = "leave it out" if len(unused) == 1 else "leave them out"
+        if "--devices" in unused and "precision" in spec.takes:
+            advice += "; on several devices, train with accelerate launch"
         raise RecipeError(
-            f"{recipe.origin}: --dry-run, --prune, --retry-skipped and {several} are for encoding;"
-            f" the task is {recipe.task}"
+            f"{recipe.origin}: the task {recipe.task} has no use for {', '.join(unused)}; {advice}"
         )
-    if isinstance(recipe, TrainRecipe):
-        return run_training(recipe, is_first_process(), options.device)
-    if isinstance(recipe, EvaluateRecipe):
-        return run_evaluating(recipe, is_first_process(), options.device)
-    raise RecipeError(f"{recipe.origin}: task {recipe.task} can't be run")
 
 
 def open_parts(recipe: Recipe) -> str:
@@ -67,28 +73,13 @@ def open_parts(recipe: Recipe) -> str:
         LatentkitError: the error that would end the run, such as a missing path, a size that the
             encoder doesn't accept, or a missing tracker.
     """
-    remote = [
-        f"{where} ({name})" for where, use in _used(recipe) if (name := _hub_name(use, recipe))
-    ]
-    if isinstance(recipe, EncodeRecipe):
-        for line in configured_encodes(recipe):
-            if not _hub_name(recipe.source, recipe):
-                line.open_source()
-            if not any(where.startswith("encoder") for where in remote):
-                line.open_modality(line.encoder_opener()("cpu"))
-    elif remote:
-        pass
-    elif isinstance(recipe, TrainRecipe):
-        open_training(recipe)
-    elif isinstance(recipe, EvaluateRecipe):
-        prepare_evaluation(recipe, "cpu")
-    return (
-        f"not checked, because it may have to be downloaded: {', '.join(remote)}" if remote else ""
-    )
-
-
-def _used(recipe: Recipe) -> list[tuple[str, Use]]:
-    return [(where, use) for _, where, use in recipe.uses()]
+    found = {where: _hub_name(use, recipe) for _, where, use in recipe.uses()}
+    remote = {where: name for where, name in found.items() if name}
+    spec = find_task(recipe)
+    if spec.check is not None:
+        spec.check(recipe, list(remote))
+    named = ", ".join(f"{where} ({name})" for where, name in remote.items())
+    return f"not checked, because it may have to be downloaded: {named}" if remote else ""
 
 
 def _hub_name(use: Use, recipe: Recipe) -> str:
@@ -118,13 +109,13 @@ def _is_hub_id(use: Use, key: str, name: str) -> bool:
     return is_bare or parse_hub_place(name) is not None
 
 
-def check_launcher_settings(recipe: Recipe) -> None:
+def check_launcher_settings(takes_precision: bool = False) -> None:
     """Refuse a launcher's settings that aren't supported, and print which have no effect on this
     task.
     """
     from latentkit.runtime.launcher import check_launcher, launched_precision
 
     check_launcher()
-    if not isinstance(recipe, TrainRecipe) and (precision := launched_precision()):
+    if not takes_precision and (precision := launched_precision()):
         effect = "is only for training; here a model computes in its own dtype (option dtype)"
         print_remark(f"the launcher's mixed precision {precision} {effect}")

@@ -6,12 +6,12 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from latentkit.contracts import BuildContext, LossSpec
+from latentkit.contracts import BuildContext, LossSpec, TaskContext
 from latentkit.errors import EncoderError, FingerprintError, RecipeError, StoreError, TrainingError
 from latentkit.plugins import Registry, discover
 from latentkit.recipe.parts import Evaluate, Optimizer
@@ -50,7 +50,7 @@ SAME_RUN = ("task", "source", "modality", "latents", "sizes", "model", "losses",
 """Keys of a recipe that can't change between the starts of one training run."""
 
 
-def run_training(recipe: TrainRecipe, is_first_process: bool, device: str = "auto") -> TrainResult:
+def run_training(recipe: TrainRecipe, context: TaskContext) -> TrainResult:
     """Train as the recipe says, or continue where its run stopped.
 
     Raises:
@@ -62,28 +62,29 @@ def run_training(recipe: TrainRecipe, is_first_process: bool, device: str = "aut
     from latentkit.training.start import join_processes
 
     recipe, remarks = _follow_launcher(recipe)
-    parts = _RecipeParts.checked(recipe, lambda: str(join_processes(device)))
+    parts = _RecipeParts.checked(recipe, lambda: str(join_processes(context.device)))
     with contextlib.ExitStack() as held:
         run_on_first(lambda: held.enter_context(_claim_output(recipe)))
         source, model = parts.build("source"), parts.build("model")
         prepare = parts.prepare(model)
         losses, folder = parts.losses(model), _open_run(recipe)
         tried = run_on_first(lambda: _try_samples(recipe, source, prepare, folder))
-        for warning in (
-            [*remarks, *warn_of_unusual_weights(recipe), *tried] if is_first_process else []
-        ):
-            print(f"warning: {warning}", file=sys.stderr)
-        if is_first_process:
+        for warning in [*remarks, *warn_of_unusual_weights(recipe), *tried]:
+            context.say(f"warning: {warning}")
+        if context.is_first_process:
             print_remarks(read_remarks(source))
         wanted = recipe.evaluate
         evaluation = parts.evaluation(wanted, model, folder) if wanted else None
-        return train(model, source, prepare, losses, _settings(recipe), folder, evaluation, device)
+        settings, device = _settings(recipe), context.device
+        return train(model, source, prepare, losses, settings, folder, evaluation, device)
 
 
-def open_training(recipe: TrainRecipe) -> None:
-    """Open on the CPU everything that a run would open before its first step. Nothing is
-    written.
+def open_training(recipe: TrainRecipe, remote: Collection[str] = ()) -> None:
+    """Open all that a run would open before its first step, on the CPU; write nothing. With parts
+    at keys `remote`, which may have to be downloaded, open nothing.
     """
+    if remote:
+        return
     from latentkit.training.start import check_trackers
 
     parts = _RecipeParts.checked(recipe, lambda: "cpu")

@@ -31,6 +31,7 @@ from latentkit.testing.metric import MetricContract, make_pictures
 from latentkit.testing.modality import ModalityContract
 from latentkit.testing.plugin import PluginContract, check_names, find_failures
 from latentkit.testing.source import SourceContract, StreamSourceContract
+from latentkit.testing.task import TaskContract
 
 __all__ = [
     "CommandContract",
@@ -43,6 +44,7 @@ __all__ = [
     "PluginContract",
     "SourceContract",
     "StreamSourceContract",
+    "TaskContract",
     "check_names",
     "copy_dataset",
     "find_failures",

@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
 from unittest import mock
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from latentkit.contracts import (
-    Decodes,
-    Encoder,
-    EncoderSpec,
-    NamedSpec,
     Normalization,
-    Reconstruction,
-    Trainable,
 )
 from latentkit.encoding.batch_tensors import check_layout, encode_batch
 from latentkit.errors import EncoderError
 from latentkit.testing.batches import (
-    Batch,
-    allowed_sizes,
     are_same,
     axes_of,
     copy_of,
@@ -34,100 +24,28 @@ from latentkit.testing.batches import (
     mask_along,
     other_padding,
     row_of,
-    values_of,
 )
+from latentkit.testing.encoder_training import TrainingChecks
 from latentkit.testing.latents import (
     are_equal,
     assert_close,
     counted_of,
     deciding_parts,
     encode_without_mask,
-    flip_bit,
     raised_by,
     random_state,
 )
-from latentkit.testing.plugin import PluginContract
 
 NAMES = {"gaussian": {"mean", "logvar"}, "deterministic": {"latent"}, "quantised": {"indices"}}
 LOGVAR_RANGE = (-30.0, 20.0)
 
-class EncoderContract(PluginContract):
+class EncoderContract(TrainingChecks):
     """What an `Encoder` promises; what `Decodes` and `Trainable` promise, where it has their
     members.
 
     Give `spec`, and `make_config` with small random weights: no check asks how good the latents
     are.
     """
-
-    spec_type: ClassVar[type[NamedSpec]] = EncoderSpec
-    protocols: ClassVar[tuple[type, ...]] = (Encoder,)
-
-    tolerance: float = 1e-4
-    """Largest difference, absolute and relative, of what batches of other sizes may change; larger
-    for half precision.
-    """
-
-    # ------------------------------------------------------------ what a plugin author overrides
-
-    def make_encoder(self, tmp_path: Path) -> Encoder:
-        """The encoder under test."""
-        encoder: Encoder = self.build(tmp_path)
-        return encoder
-
-    def sizes(self, encoder: Encoder) -> Sequence[tuple[int, ...]]:
-        """Two input sizes to try, one number per axis of `input.axes` but C: small ones that its
-        rules allow.
-        """
-        small = [allowed_sizes(encoder.input, axis) for axis in axes_of(encoder)]
-        return [
-            tuple(sizes[0] for sizes in small),
-            tuple(sizes[number % 2] for number, sizes in enumerate(small, start=1)),
-        ]
-
-    def make_batch(self, encoder: Encoder, sizes: tuple[int, ...], num_rows: int) -> Batch:
-        """Prepared rows as the encoder's modality gives them, always the same: (N, C, *sizes)
-        float32 in its range.
-
-        For an encoder that takes a mask, a mapping of "values" and "mask", (N, sizes[0]), 1 where a
-        position counts.
-        """
-        low, high = encoder.input.range
-        channels = (encoder.input.channels,) if "C" in encoder.input.axes else ()
-        noise = torch.rand(
-            (num_rows, *channels, *sizes), generator=torch.Generator().manual_seed(num_rows)
-        )
-        values = low + (high - low) * noise
-        return (
-            {"values": values, "mask": mask_along(sizes[0], num_rows)}
-            if encoder.input.takes_mask
-            else values
-        )
-
-    def perturb(self, encoder: Encoder) -> Encoder | None:
-        """The encoder, or another one, with one bit of one weight that `encode` uses changed; None
-        for one without weights.
-
-        Unless overridden: the first parameter of the first module among the encoder's attributes,
-        after a first `encode`.
-        """
-        modules = [value for value in vars(encoder).values() if isinstance(value, nn.Module)]
-        parameters = [
-            parameter
-            for module in modules
-            for parameter in module.parameters()
-            if not parameter.is_meta
-        ]
-        assert parameters, (
-            "no attribute of the encoder is an nn.Module with parameters: override perturb(), or"
-            " let it return None"
-        )
-        flip_bit(parameters[0].data)
-        return encoder
-
-    def make_renormalized(self, tmp_path: Path) -> Encoder | None:
-        """An encoder of the same weights but another `normalization`; None where that can't be had.
-        """
-        return None
 
     # ------------------------------------------------------------ what it declares
 
@@ -410,86 +328,3 @@ class EncoderContract(PluginContract):
             "the fingerprint is blind to a weight: hash all that encode uses (or override perturb()"
             " to change one of those)"
         )
-
-    # ------------------------------------------------------------ decode
-
-    def test_decoded_batch_is_like_the_input(self, tmp_path: Path) -> None:
-        """`decode` of raw latents gives finite floats of the input's shape, about in its range: at
-        most its width outside.
-        """
-        encoder = self.make_encoder(tmp_path)
-        if not isinstance(encoder, Decodes):
-            return
-        batch = self.make_batch(encoder, self.sizes(encoder)[0], 2)
-        decoded, given = encoder.decode(self.latents_of(encoder, batch)).float(), values_of(batch)
-        low, high = encoder.input.range
-        assert (
-            decoded.shape == given.shape
-        ), f"decode gave {tuple(decoded.shape)} for an input of {tuple(given.shape)}"
-        assert bool(decoded.isfinite().all()), "decode gave nan or infinity"
-        inside = float(decoded.min()) >= 2 * low - high and float(decoded.max()) <= 2 * high - low
-        assert inside, (
-            f"decoded values from {float(decoded.min())} to {float(decoded.max())}; the input's"
-            f" range is {low} to {high}"
-        )
-
-    def test_decode_leaves_its_latents_alone(self, tmp_path: Path) -> None:
-        """The latents are the same after `decode` as before."""
-        encoder = self.make_encoder(tmp_path)
-        if not isinstance(encoder, Decodes):
-            return
-        latents = self.latents_of(encoder, self.make_batch(encoder, self.sizes(encoder)[0], 2))
-        before = latents.clone()
-        encoder.decode(latents)
-        assert torch.equal(
-            latents, before
-        ), "decode changed the latents it was given: no operations in place on them"
-
-    # ------------------------------------------------------------ training
-
-    def test_forward_trains_the_last_layer(self, tmp_path: Path) -> None:
-        """A trainable module's forward gives a `Reconstruction` of the input's shape, whose
-        gradient reaches `last_layer()`.
-        """
-        encoder = self.make_encoder(tmp_path)
-        if not isinstance(encoder, Trainable):
-            return
-        batch = values_of(self.make_batch(encoder, self.sizes(encoder)[0], 2)).to(
-            encoder.last_layer().device
-        )
-        found = encoder.module(batch)
-        assert isinstance(
-            found, Reconstruction
-        ), f"forward gave a {type(found).__name__}: give latentkit.contracts.Reconstruction"
-        assert (
-            found.output.shape == batch.shape
-        ), f"output has shape {tuple(found.output.shape)}, the input {tuple(batch.shape)}"
-        has_moments = found.moments is not None
-        assert has_moments == (
-            encoder.layout.kind == "gaussian"
-        ), "forward gives moments if, and only if, the layout is gaussian"
-        [slope] = torch.autograd.grad(
-            found.output.float().square().mean(), [encoder.last_layer()], allow_unused=True
-        )
-        reached = slope is not None and bool(slope.any())
-        assert (
-            reached
-        ), "no gradient reached last_layer(): give a weight that the module's forward uses"
-
-    # ------------------------------------------------------------ for the checks
-
-    def encode(self, encoder: Encoder) -> dict[str, Tensor]:
-        """Latents of two rows of the first size, without their mask."""
-        return encode_without_mask(encoder, self.make_batch(encoder, self.sizes(encoder)[0], 2))
-
-    def encode_all(self, encoder: Encoder) -> dict[str, Tensor]:
-        """All that `encode` gives for them."""
-        batch: Any = self.make_batch(encoder, self.sizes(encoder)[0], 2)
-        return encoder.encode(batch)
-
-    def latents_of(self, encoder: Encoder, batch: Batch) -> Tensor:
-        """What `decode` takes: "mean", "latent" or "indices" of a batch, as a tensor of its own."""
-        latents = encode_without_mask(encoder, batch)
-        return next(
-            latents[name] for name in ("mean", "latent", "indices") if name in latents
-        ).clone()

@@ -15,7 +15,15 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from latentkit.contracts import Entry, Modality, Sample, Source, StreamSource, Unit
+from latentkit.contracts import (
+    Entry,
+    Modality,
+    Sample,
+    Source,
+    StreamSource,
+    TaskContext,
+    Unit,
+)
 from latentkit.encoding.encode_source import all_parts, make_job
 from latentkit.encoding.make_plan import effective_settings
 from latentkit.encoding.unit_workers import make_worker
@@ -27,7 +35,7 @@ from latentkit.store.index import ReadUnit
 from latentkit.store.local_folder import LocalFolder
 from latentkit.store.plan import Plan, PlanSettings
 from latentkit.tasks.build_parts import configured_encode_of
-from latentkit.tasks.encode_task import BuiltEncode, RunOptions, build_encode
+from latentkit.tasks.encode_task import BuiltEncode, build_encode
 from latentkit.upkeep.findings import Verification
 
 NO_LONGER_NEEDED = "superseded by a later run, and left out when its unit was encoded again"
@@ -45,7 +53,7 @@ def build_encode_of(found: Verification, device: str = "auto") -> BuiltEncode:
     line = configured_encode_of(found.folder)
     assert isinstance(line.recipe, EncodeRecipe)
     opened = replace(
-        build_encode(line, line.recipe, RunOptions(device=device)), folder=found.folder
+        build_encode(line, line.recipe, TaskContext(device=device)), folder=found.folder
     )
     check_parts(
         found.folder,

@@ -105,7 +105,7 @@ def test_the_prefix_of_distributions_is_not_doubled_and_the_kind_not_said_twice(
         ),
         (
             ["soft-edges", "--kind", "kernel"],
-            "known: source, modality, encoder, loss, executor, exporter, metric, command",
+            "known: source, modality, encoder, loss, executor, exporter, metric, task, command",
         ),
         (["l1", "--kind", "loss"], "provides the loss 'l1' already; choose another name"),
         (["latentkit-folder", "--kind", "source"], "provides the source 'folder' already"),

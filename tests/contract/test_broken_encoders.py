@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import Field
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from latentkit.contracts import (
@@ -35,8 +37,10 @@ EIGHTS = SizeRule(multiple=8)
 BUILD_NUMBERS = itertools.count()
 
 
-class NoConfig(Config):
-    """No options."""
+class PatchesConfig(Config):
+    """What is read again."""
+
+    model: str | None = Field(None, description="folder that save wrote")
 
 
 class Network(nn.Module):
@@ -51,7 +55,12 @@ class Network(nn.Module):
 
     def forward(self, batch: Tensor) -> Reconstruction:
         mean, logvar = self.down(batch).chunk(2, dim=1)
-        return Reconstruction(self.up(mean), mean, Moments(mean, logvar))
+        latents = mean + torch.exp(0.5 * logvar) * torch.randn_like(mean)
+        return Reconstruction(self.up(latents), latents, Moments(mean, logvar))
+
+    def decode(self, latents: Tensor) -> Tensor:
+        decoded: Tensor = self.up(latents)
+        return decoded
 
 
 class Patches:
@@ -60,12 +69,21 @@ class Patches:
     modality = "image"
     input = InputSpec(channels=3, sizes={"H": EIGHTS, "W": EIGHTS})
     layout = LatentLayout(name="latent", kind="gaussian", axes="CHW", channels=4, downscale=8)
-    normalization = Normalization(shift=[0.1, 0.2, 0.3, 0.4], scale=0.5)
+    mean, std = [0.1, 0.2, 0.3, 0.4], [2.0] * 4
 
-    def __init__(self, context: BuildContext) -> None:
+    def __init__(self, context: BuildContext, model: str | None = None) -> None:
         self.module = Network(context.seed)
+        self.untrained = Network(context.seed)
+        if model is not None:
+            tensors = load_file(f"{model}/tensors.safetensors")
+            self.mean, self.std = tensors.pop("mean").tolist(), tensors.pop("std").tolist()
+            self.module.load_state_dict(tensors)
         self.number = next(BUILD_NUMBERS)
         self.generator = torch.Generator().manual_seed(0)
+
+    @property
+    def normalization(self) -> Normalization:
+        return Normalization(shift=self.mean, scale=[1 / value for value in self.std])
 
     def encode(self, batch: Tensor) -> dict[str, Tensor]:
         for axis, size in zip("HW", batch.shape[2:], strict=True):
@@ -89,18 +107,40 @@ class Patches:
         weight: nn.Parameter = self.module.up.weight  # type: ignore[assignment]
         return weight
 
+    def set_statistics(self, mean: Tensor, std: Tensor) -> None:
+        self.mean, self.std = mean.tolist(), std.tolist()
+
     def save(self, folder: Path) -> None:
-        """Not asked for here."""
+        write(folder, self.module, self.mean, self.std)
+
+
+def write(folder: Path, module: nn.Module, mean: list[float], std: list[float]) -> None:
+    weights = {name: tensor.contiguous() for name, tensor in module.state_dict().items()}
+    tensors = {"mean": torch.tensor(mean), "std": torch.tensor(std), **weights}
+    save_file(tensors, folder / "tensors.safetensors")
+
+
+def write_as_laid_out(self: Patches, folder: Path) -> None:
+    save_file(self.module.state_dict(), folder / "tensors.safetensors")
 
 
 class PatchesContract(EncoderContract):
-    def __init__(self, build: Callable[[BuildContext], Any]) -> None:
+    trains = False
+
+    def __init__(self, build: Callable[..., Any]) -> None:
+        def build_patches(config: PatchesConfig, context: BuildContext) -> Any:
+            return build(context) if config.model is None else build(context, config.model)
+
         self.spec = EncoderSpec(
-            "patches", "a linear map of patches", NoConfig, lambda config, context: build(context)
+            "patches", "a linear map of patches", PatchesConfig, build_patches
         )
 
     def entry_point(self) -> None:
         """Declared here only."""
+
+
+class TrainedContract(PatchesContract):
+    trains = True
 
 
 class Means:
@@ -251,15 +291,52 @@ def with_decoded(function: Callable[[Tensor], Tensor]) -> dict[str, Any]:
 def with_forward(function: Callable[[Reconstruction], Any]) -> dict[str, Any]:
     """Members of an encoder whose module's forward gives something else."""
 
-    def build(self: Patches, context: BuildContext) -> None:
-        Patches.__init__(self, context)
+    def build(self: Patches, context: BuildContext, model: str | None = None) -> None:
+        Patches.__init__(self, context, model)
         forward = self.module.forward
         self.module.forward = lambda batch: function(forward(batch))  # type: ignore[method-assign]
 
     return {"__init__": build}
 
 
+def with_module_decode(function: Callable[[Network, Tensor], Any]) -> dict[str, Any]:
+    """Members of an encoder whose module's `decode` is another one, which forward doesn't call."""
+
+    def build(self: Patches, context: BuildContext, model: str | None = None) -> None:
+        Patches.__init__(self, context, model)
+        module = self.module
+        module.decode = lambda latents: function(module, latents)  # type: ignore[method-assign]
+
+    return {"__init__": build}
+
+
+def in_double(self: Patches, context: BuildContext, model: str | None = None) -> None:
+    Patches.__init__(self, context, model)
+    self.module.up.register_parameter("unused", nn.Parameter(torch.zeros(2).double()))
+
+
+def move_logvar(found: Reconstruction) -> Reconstruction:
+    assert found.moments is not None
+    return replace(found, moments=Moments(found.moments.mean, found.moments.logvar + 1))
+
+
+def cut_off(found: Reconstruction) -> Reconstruction:
+    """As with a detach between encoder and decoder, and moments that have a gradient of their own.
+    """
+    assert found.moments is not None
+    return replace(found, moments=Moments(found.moments.mean * 1, found.moments.logvar))
+
+
+def halve_the_range(self: Patches, latents: Tensor) -> Tensor:
+    normal = self.normalization
+    return Patches.decode(self, normal.apply(latents) * 2 + torch.tensor(self.mean).view(-1, 1, 1))
+
+
 BROKEN: dict[str, tuple[str, dict[str, Any]]] = {
+    "decodes normalized latents": (
+        "test_decode_takes_raw_latents",
+        {"decode": halve_the_range},
+    ),
     "no modality": ("test_declarations_fit_together", {"modality": ""}),
     "an axis twice": (
         "test_declarations_fit_together",
@@ -401,12 +478,55 @@ BROKEN: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 
+BROKEN_TRAINING: dict[str, tuple[str, dict[str, Any]]] = {
+    "weights in double precision": ("test_trained_weights_are_float32", {"__init__": in_double}),
+    "forward with other moments": (
+        "test_forward_gives_what_encode_and_decode_give",
+        with_forward(move_logvar),
+    ),
+    "an extra loss of the batch": (
+        "test_forward_gives_what_encode_and_decode_give",
+        with_forward(lambda found: replace(found, extra_losses={"own": found.output.mean()})),
+    ),
+    "decodes with weights that aren't trained": (
+        "test_forward_gives_what_encode_and_decode_give",
+        {"decode": lambda self, latents: Network(1).decode(latents).detach()},
+    ),
+    "moments that aren't decoded": (
+        "test_a_gradient_goes_back_to_what_was_encoded",
+        with_forward(cut_off),
+    ),
+    "a module that decodes without a gradient": (
+        "test_the_module_decodes_with_a_gradient",
+        with_module_decode(lambda module, latents: torch.no_grad()(module.up)(latents)),
+    ),
+    "saves the weights of before": (
+        "test_save_writes_what_is_read_again",
+        {"save": lambda self, folder: write(folder, self.untrained, self.mean, self.std)},
+    ),
+    "saves weights as training laid them out": (
+        "test_save_writes_what_is_read_again",
+        {"save": write_as_laid_out},
+    ),
+    "saves nothing": ("test_save_writes_what_is_read_again", {"save": lambda self, folder: None}),
+    "forgets its statistics": (
+        "test_statistics_reach_the_normalization",
+        {"set_statistics": lambda self, mean, std: None},
+    ),
+}
+
 
 ALSO = {
     "a shift for five channels": {"test_declarations_fit_together"},
     "other channels": {"test_declarations_fit_together"},
     "a mask of another length": {"test_what_a_mask_leaves_out_changes_nothing"},
     "an axis twice": {"test_latents_have_the_shape_of_the_layout"},
+    "saves weights as training laid them out": {"test_statistics_reach_the_normalization"},
+    "saves nothing": {"test_statistics_reach_the_normalization"},
+    "weights in double precision": {
+        "test_save_writes_what_is_read_again",
+        "test_statistics_reach_the_normalization",
+    },
     "a ragged axis that isn't there": {"test_a_mask_fits_the_latents"},
 }
 """Checks that a double can't help failing besides its own."""
@@ -418,6 +538,15 @@ def test_an_encoder_broken_in_one_way_fails_the_check_for_it(name: str, tmp_path
     assert set(
         find_failures(PatchesContract(type("Broken", (Patches,), members)), tmp_path)
     ) - ALSO.get(name, set()) == {check}
+
+
+@pytest.mark.parametrize("name", BROKEN_TRAINING)
+def test_an_encoder_whose_training_is_broken_in_one_way_fails_the_check_for_it(
+    name: str, tmp_path: Path
+) -> None:
+    check, members = BROKEN_TRAINING[name]
+    failures = set(find_failures(TrainedContract(type("Broken", (Patches,), members)), tmp_path))
+    assert failures - ALSO.get(name, set()) == {check}
 
 
 BROKEN_MASKS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -493,6 +622,7 @@ def test_an_encoder_without_weights_has_to_say_so(tmp_path: Path) -> None:
 def test_good_encoders_pass_every_check(tmp_path: Path) -> None:
     for contract in (
         PatchesContract(Patches),
+        TrainedContract(Patches),
         *map(WithoutWeightsContract, (Means, Signs, MaskedMeans, PaddedMeans, Clips)),
     ):
         folder = tmp_path / str(id(contract))
@@ -507,5 +637,5 @@ def test_an_encoder_that_lacks_a_member_breaks_its_protocol(tmp_path: Path) -> N
 
 
 def test_every_check_for_encoders_is_proved() -> None:
-    proved = {check for check, _ in [*BROKEN.values(), *BROKEN_MASKS.values()]}
+    proved = {check for check, _ in [*BROKEN.values(), *BROKEN_TRAINING.values(), *BROKEN_MASKS.values()]}
     assert proved | {*check_names(PluginContract)} == set(check_names(EncoderContract))

@@ -22,7 +22,6 @@ from latentkit.cli.main import parser
 from latentkit.contracts import PluginSpec
 from latentkit.errors import InterruptedRunError, LatentkitError
 from latentkit.reading.batches import Batches
-from latentkit.recipe.schema import TASKS
 
 FOLDER = Path(__file__).parents[2] / "docs" / "reference"
 NOTE = "<!-- Made from the code: python tests/docs/reference.py -->"
@@ -109,9 +108,10 @@ def _recipes() -> Iterator[str]:
         "A recipe is one YAML file for one task. `use` names a plugin and `with` holds its options,",
         "which are on the page [Options of built-ins](options.md). `[]` marks a list.",
     ]
-    for task, model in TASKS.items():
-        yield from ["", f"## task: {task}", "", "| key | default | meaning |", "|---|---|---|"]
-        yield from _rows(model, "")
+    for spec in builtin.latentkit_tasks():
+        summary = f"{spec.summary[0].upper()}{spec.summary[1:]}."
+        yield from ["", f"## task: {spec.name}", "", summary]
+        yield from ["", "| key | default | meaning |", "|---|---|---|", *_rows(spec.recipe, "")]
 
 
 def _options() -> Iterator[str]:
@@ -256,7 +256,7 @@ def _plugin_api() -> Iterator[str]:
     yield from ["", "## The contract kit", "", "Everything here is in `latentkit.testing`."]
     for name in testing.__all__:
         part = getattr(testing, name)
-        members = sorted(name for name in vars(part) if name.startswith("make_"))
+        members = sorted(name for name in dir(part) if name.startswith("make_"))
         yield from ["", f"### {name}", "", *_object(part, members)]
 
 

@@ -19,12 +19,13 @@ import pytest
 from documentation import PAGES, ROOT, Block, find_blocks, name_of, prose_of
 
 from latentkit import builtin
+from latentkit.builtin import latentkit_tasks
 from latentkit.builtin.metrics import METRICS
 from latentkit.cli.main import parser
 from latentkit.contracts import PluginSpec
 from latentkit.errors import LatentkitError
 from latentkit.plugins import HOOKS
-from latentkit.recipe.schema import TASKS, Recipe, load_recipe
+from latentkit.recipe.schema import Recipe, load_recipe
 
 PACKAGES = sorted([*ROOT.glob("plugins/latentkit-*"), *ROOT.glob("examples/latentkit-*")])
 FIRST_PLUGIN = "latentkit_mosaic/plugin.py"
@@ -122,7 +123,8 @@ def test_recipes_are_valid(block: Block, tmp_path: Path) -> None:
         load(block.code, tmp_path)
         return
     given = set(re.findall(r"^(\w+):", block.code, flags=re.M))
-    tasks = [task for task, model in TASKS.items() if task in BASES and given <= set(model.model_fields)]
+    models = {spec.name: spec.recipe for spec in latentkit_tasks() if spec.name in BASES}
+    tasks = [task for task, model in models.items() if given <= set(model.model_fields)]
     assert tasks, f"no task has all of {sorted(given)}"
     load(complete(block.code, tasks[0]), tmp_path)
 

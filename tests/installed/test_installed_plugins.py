@@ -131,6 +131,7 @@ OTHERS = (
     "twin_a",
     "twin_b",
     "clash_with_builtin",
+    "taken_task",
     "shadow_new",
     "shadow_old",
 )

@@ -24,10 +24,10 @@ output: {path: out}
 
 
 def latentkit(
-    *arguments: str, cwd: Path, **environment: str
+    *arguments: str, cwd: Path, folder: Path = FOLDER, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """A command in a process of its own, with the plugin installed."""
-    paths = [str(FOLDER), *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
     return subprocess.run(
         [sys.executable, "-m", "latentkit", *arguments],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), **environment},
@@ -69,7 +69,7 @@ def test_a_metric_of_a_plugin_is_checked_and_measured(tmp_path: Path) -> None:
         ("offst", 1, "metrics[1].use: no metric is named 'offst', did you mean 'offset'?"),
         ("offset", "x", "metrics[1].with.factor: expected a number, got 'x'"),
         ("offset", 0, "metrics[1].with.factor: expected a number above 0.0, got 0"),
-        ("nowhere", 1, "metric 'nowhere' makes no sense for this modality"),
+        ("nowhere", 1, "metric 'nowhere' doesn't apply to this modality"),
     ],
 )
 def test_a_wrong_metric_is_one_message_before_any_work(
@@ -81,6 +81,95 @@ def test_a_wrong_metric_is_one_message_before_any_work(
         assert f"r.yaml: {message}" in done.stderr
         assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+# ---------------------------------------------------------------- tasks
+
+TALLY = "task: tally\nsource: {use: sample-photos}\nfactor: 2\n"
+
+
+def tally(
+    folder: Path, *words: str, text: str = TALLY, plugin: Path = FOLDER
+) -> subprocess.CompletedProcess[str]:
+    (folder / "r.yaml").write_text(text)
+    return latentkit(*words, cwd=folder, folder=plugin)
+
+
+def test_a_task_of_a_plugin_is_checked_and_run(tmp_path: Path) -> None:
+    checked = tally(tmp_path, "check", "r.yaml")
+    assert (checked.returncode, checked.stderr) == (0, "")
+    assert checked.stdout.startswith("source: source sample-photos (latentkit-diffusion")
+    assert checked.stdout.endswith("r.yaml: a valid tally recipe\n")
+    counts = []
+    for factor in (1, 3):
+        done = tally(tmp_path, "run", "r.yaml", "--set", f"factor={factor}", "--prune")
+        assert (done.returncode, done.stderr) == (0, "counting\n")
+        counts.append(int(done.stdout.removesuffix(" samples\n")))
+    assert counts[1] == 3 * counts[0] > 0
+    dry = tally(tmp_path, "run", "r.yaml", "--dry-run")
+    assert (dry.returncode, dry.stdout) == (0, "would count sample-photos\n")
+
+
+def test_python_gets_what_a_task_gives(tmp_path: Path) -> None:
+    code = "import latentkit as lk; print(lk.run({'task': 'tally', 'source': {'use': 'folder',"
+    code += " 'with': {'path': '.'}}}))"
+    (tmp_path / "a.png").write_bytes(b"one")
+    env = {**os.environ, "PYTHONPATH": f"{FOLDER}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (done.stdout, done.returncode) == ("1\n", 0), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            TALLY.replace("tally", "taly"),
+            "task: expected encode, train, evaluate or tally, got 'taly', did you mean 'tally'?",
+        ),
+        (TALLY + "factr: 2\n", "factr: unknown key, did you mean 'factor'?"),
+        (
+            TALLY.replace("sample-photos", "sampl-photos"),
+            "source.use: no source is named 'sampl-photos', did you mean 'sample-photos'?",
+        ),
+    ],
+)
+def test_a_wrong_recipe_of_a_plugin_s_task_is_one_message(
+    text: str, message: str, tmp_path: Path
+) -> None:
+    for command in ("check", "run"):
+        done = tally(tmp_path, command, "r.yaml", text=text)
+        assert done.returncode == 2
+        assert f"r.yaml: {message}" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_options_that_a_task_has_no_use_for_are_refused(tmp_path: Path) -> None:
+    done = tally(tmp_path, "run", "r.yaml", "--retry-skipped", "--devices", "cpu")
+    expected = "the task tally has no use for --retry-skipped, --devices; leave them out\n"
+    assert (done.returncode, done.stderr) == (2, f"latentkit: r.yaml: {expected}")
+
+
+def test_a_task_as_a_command_is_told_how_it_is_run(tmp_path: Path) -> None:
+    for name in ("tally", "train"):
+        done = latentkit(name, cwd=tmp_path)
+        assert done.returncode == 2
+        assert done.stderr.startswith(f"latentkit: there is no command {name}; a recipe with task:")
+
+
+def test_two_of_one_task_s_name_fail_its_recipes_alone(tmp_path: Path) -> None:
+    taken = FOLDER.parent / "taken_task"
+    text = "task: evaluate\nlatents: there\nmetrics: [{use: mse}]\noutput: {path: out}\n"
+    done = tally(tmp_path, "check", "r.yaml", text=text, plugin=taken)
+    assert done.returncode == 2
+    who = "task 'evaluate' is provided by latentkit-diffusion"
+    assert f"r.yaml: task: {who}" in done.stderr
+    assert "and acme-taken 1.6; uninstall one" in done.stderr
+    assert who in latentkit("plugins", cwd=tmp_path, folder=taken).stdout
+    encode = "task: encode\nsource: {use: sample-photos}\nmodality: {use: image}\n"
+    encode += "encoder: {use: tiny-kl}\noutput: {path: out}\n"
+    assert tally(tmp_path, "check", "r.yaml", text=encode, plugin=taken).returncode == 0
 
 
 # ---------------------------------------------------------------- commands
@@ -135,6 +224,22 @@ def test_plugins_name_says_all_about_one(tmp_path: Path) -> None:
         "  factor: number = 1.0",
         "      what the mean error is multiplied by",
     ]
+    assert latentkit("plugins", "task", "tally", cwd=tmp_path).stdout.splitlines() == [
+        "task tally: count samples",
+        "  from acme-kinds 1.5",
+        "  task: tally (needed)",
+        "      what the recipe does",
+        "  seed: whole number = 0",
+        "      of every random draw",
+        "  source: mapping (needed)",
+        "      where samples come from",
+        "  source.use: text (needed)",
+        "      name of the plugin",
+        "  source.with: mapping of anything = {}",
+        "      options of the plugin",
+        "  factor: whole number = 1",
+        "      what the number of samples is multiplied by",
+    ]
     told = latentkit("plugins", "command", "greet", cwd=tmp_path).stdout
     assert "usage: latentkit greet [--times N] NAME" in told
     (listed,) = json.loads(latentkit("plugins", "--json", "offset", cwd=tmp_path).stdout)
@@ -169,11 +274,11 @@ def test_every_plugin_of_core_can_be_said() -> None:
 
     registry = discover()
     for row in registry.rows():
-        if row.provider == "latentkit":
+        if row.provider == "latentkit-diffusion":
             text = plugin_as_text(registry, [row.kind, row.name])
             assert text.startswith(f"{row.kind} {row.name}: {row.summary}\n")
             spec = registry.find(row.kind, row.name).spec
-            fields = getattr(spec, "config", None)
+            fields = getattr(spec, "config", None) or getattr(spec, "recipe", None)
             for info in fields.model_fields.values() if fields else ():
                 assert info.description in text
             json.loads(plugin_as_json(registry, [row.kind, row.name]))

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import sysconfig
 import venv
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ NAMES = {
     "executor": "executor",
     "exporter": "half-precision",
     "metric": "metric",
+    "task": "channel-means",
     "command": "list-rows",
 }
 
@@ -138,6 +139,29 @@ def test_every_package_passes_its_own_tests(environment: Environment) -> None:
         kind: int(done.stdout.rsplit("\n", 2)[-2].split()[0]) for kind, done in results.items()
     }
     assert min(counts.values()) > 5, counts
+
+
+def test_the_encoder_trains_and_what_it_wrote_encodes(
+    environment: Environment, tmp_path: Path, make_photos: Callable[..., Path]
+) -> None:
+    name = NAMES["encoder"].removeprefix("latentkit-")
+    common = {
+        "source": {"use": "folder", "with": {"path": str(make_photos(4))}},
+        "modality": {"use": "image", "with": {"size": 32}},
+        "batch_size": 2,
+    }
+    train = {"model": {"use": name}, "losses": [{"use": "l1"}, {"use": "kl", "weight": 1e-6}]}
+    evaluate = {"every": 2, "source": common["source"], "metrics": [{"use": "psnr"}]}
+    train |= {"task": "train", "steps": 2, "evaluate": evaluate, "output": {"path": "run"}}
+    encoder = {"use": name, "with": {"model": "run/model"}}
+    encode = {"task": "encode", "encoder": encoder, "preview": 0, "output": {"path": "out"}}
+    for recipe, more in (("train.yaml", train), ("encode.yaml", encode)):
+        (tmp_path / recipe).write_text(json.dumps(common | more))
+        done = environment.run("latentkit", "run", recipe, "--device", "cpu", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    written = json.loads((tmp_path / "run" / "model" / "statistics.json").read_text())
+    stored = json.loads((tmp_path / "out" / "dataset.json").read_text())
+    assert stored["normalization"]["shift"] == pytest.approx(written["mean"])
 
 
 def test_every_package_is_lint_and_type_clean(environment: Environment, tmp_path: Path) -> None:

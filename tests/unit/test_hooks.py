@@ -148,7 +148,7 @@ USES: Mapping[str, tuple[str, dict[str, Any], Callable[[Any, Path], None]]] = {
 
 
 def test_every_hook_has_an_example_here() -> None:
-    assert {*USES, "latentkit_commands"} == set(HOOKS)
+    assert {*USES, "latentkit_tasks", "latentkit_commands"} == set(HOOKS)
 
 
 @pytest.mark.parametrize("hook", USES)
@@ -170,3 +170,14 @@ def test_the_docstring_of_the_hook_of_commands_is_a_plugin_that_works(
     found = install(read_example("latentkit_commands")).find("command", "keys")
     assert found.distribution == "docstring"
     use_command(found.spec, capsys)
+
+
+def test_the_docstring_of_the_hook_of_tasks_is_a_plugin_that_works(
+    install: Callable[[str], Registry], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = install(read_example("latentkit_tasks")).find("task", "count")
+    assert found.distribution == "docstring"
+    monkeypatch.setattr("latentkit.open", lambda path: "abc")
+    recipe = found.spec.recipe.model_validate({"task": "count", "latents": "there"})
+    given = found.spec.run(recipe, contracts.TaskContext())
+    assert found.spec.report(given) == "there: 3 rows"

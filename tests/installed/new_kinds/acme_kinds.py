@@ -1,8 +1,8 @@
-"""A plugin of the kinds that version 3 of the contract added: a metric and commands."""
+"""A plugin of the kinds that version 3 of the contract added: metrics, a task and commands."""
 
 import argparse
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Collection, Iterator
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -15,9 +15,14 @@ from latentkit.contracts import (
     MetricBatch,
     MetricSetting,
     MetricSpec,
+    Recipe,
+    TaskContext,
+    TaskSpec,
+    Use,
 )
 from latentkit.errors import LatentkitError
 from latentkit.hooks import hookimpl
+from latentkit.kit import build_part
 
 requires_contract = 3
 
@@ -55,6 +60,45 @@ def latentkit_metrics() -> Iterator[MetricSpec]:
         "offset", "mean error", OffsetConfig, build_offset, 1, needs, modalities=["image"]
     )
     yield MetricSpec("nowhere", "of no modality", OffsetConfig, build_offset, 1, needs)
+
+
+class TallyRecipe(Recipe):
+    """Task `tally`."""
+
+    task: Literal["tally"] = Field(description="what the recipe does")
+    source: Use = Field(description="where samples come from")
+    factor: int = Field(1, ge=1, description="what the number of samples is multiplied by")
+
+    def uses(self) -> Iterator[tuple[str, str, Use]]:
+        yield "source", "source", self.source
+
+
+def tally(recipe: TallyRecipe, context: TaskContext) -> int:
+    context.say("counting")
+    return recipe.factor * len(build_part(recipe, "source"))
+
+
+def check_tally(recipe: TallyRecipe, remote: Collection[str]) -> None:
+    if "source" not in remote:
+        build_part(recipe, "source")
+
+
+def describe_tally(recipe: TallyRecipe, context: TaskContext) -> str:
+    return f"would count {recipe.source.use}"
+
+
+@hookimpl
+def latentkit_tasks() -> Iterator[TaskSpec]:
+    yield TaskSpec(
+        "tally",
+        "count samples",
+        TallyRecipe,
+        tally,
+        describe=describe_tally,
+        check=check_tally,
+        report="{} samples".format,
+        takes=["prune"],
+    )
 
 
 def add_greet(parser: argparse.ArgumentParser) -> None:

@@ -105,7 +105,7 @@ def test_an_unknown_kind_is_a_misuse() -> None:
         ValueError,
         match=(
             "unknown kind of plugin 'losses'; known: source, modality, encoder, loss, executor,"
-            " exporter, metric, command"
+            " exporter, metric, task, command"
         ),
     ):
         Registry().find("losses", "l1")
@@ -226,7 +226,8 @@ def test_rows_go_by_kind_then_name_and_hold_what_the_listing_shows() -> None:
         Row("loss", "net", "acme-net", "1.0", "a network's distance"),
         Row("loss", "net", "acme-too", "2.0", "another's"),
     ]
-    assert KINDS == ("source", "modality", "encoder", "loss", "executor", "exporter", "metric", "command")
+    parts = ("source", "modality", "encoder", "loss", "executor", "exporter", "metric")
+    assert (*parts, "task", "command") == KINDS
 
 
 def test_a_field_at_its_default_is_no_part_of_a_fingerprint_given_or_not() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import latentkit
-from latentkit.cli.closing_words import report
+from latentkit.cli.closing_words import report_evaluation
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def test_other_processes_than_the_first_do_nothing(
         monkeypatch.setenv(name, "1")
     found = latentkit.run(recipe)
     assert found.evaluation is None
-    assert report(found).endswith("evaluated by the first process")
+    assert report_evaluation(found).endswith("evaluated by the first process")
     assert not (tmp_path / "evaluation").exists()
 
 

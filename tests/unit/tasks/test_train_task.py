@@ -14,7 +14,7 @@ import diffusers
 import pytest
 
 import latentkit
-from latentkit.cli.closing_words import report
+from latentkit.cli.closing_words import report_training
 from latentkit.encoders.tiny_kl import TinyKLEncoder
 from latentkit.errors import LatentkitError, RecipeError, SourceError, StoreError, TrainingError
 from latentkit.recipe.schema import parse_recipe
@@ -285,7 +285,7 @@ def test_samples_that_are_left_out_are_recorded_with_the_reason(
     assert result.num_bad_samples == 1
     (left_out,) = json.loads((tmp_path / "run" / "result.json").read_text())["left_out"].items()
     assert left_out[0] == "page.png"
-    assert "1 samples left out" in report(result)
+    assert "1 samples left out" in report_training(result)
 
 
 def test_a_run_killed_while_it_wrote_its_recipe_begins_again(

@@ -1,0 +1,40 @@
+"""Core's own tasks. Loads no torch, and none of what runs them: discovery is quick without it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from latentkit.contracts import TaskSpec, lazy
+from latentkit.hooks import hookimpl
+
+
+@hookimpl
+def latentkit_tasks() -> Iterator[TaskSpec]:
+    """All of them; nothing lies between `run_recipe` and the function that does the work."""
+    yield TaskSpec(
+        "encode",
+        "a latent dataset from a source",
+        lazy("latentkit.recipe.schema:EncodeRecipe"),
+        lazy("latentkit.tasks.encode_task:run_encode"),
+        describe=lazy("latentkit.tasks.encode_task:describe_dry_run"),
+        check=lazy("latentkit.tasks.encode_task:open_encode"),
+        report=lazy("latentkit.cli.closing_words:report_encoding"),
+        takes=("prune", "retry_skipped", "devices"),
+    )
+    yield TaskSpec(
+        "train",
+        "a trained or fine-tuned autoencoder",
+        lazy("latentkit.recipe.schema:TrainRecipe"),
+        lazy("latentkit.tasks.train_task:run_training"),
+        check=lazy("latentkit.tasks.train_task:open_training"),
+        report=lazy("latentkit.cli.closing_words:report_training"),
+        takes=("precision",),
+    )
+    yield TaskSpec(
+        "evaluate",
+        "a model's reconstructions and latents, or a latent dataset, measured",
+        lazy("latentkit.recipe.schema:EvaluateRecipe"),
+        lazy("latentkit.tasks.evaluate_task:run_evaluating"),
+        check=lazy("latentkit.tasks.evaluate_task:open_evaluation"),
+        report=lazy("latentkit.cli.closing_words:report_evaluation"),
+    )
