@@ -110,17 +110,17 @@ def warnings_for(*losses: dict[str, Any]) -> list[str]:
 @pytest.mark.parametrize(
     ("beside", "weight", "usual"),
     [
-        ({"use": "l1"}, 0.25, "kl is 0.25 beside l1 1; latent diffusion uses 1e-06"),
+        ({"use": "l1"}, 0.25, "kl has weight 0.25 and l1 1; latent diffusion uses 1e-06"),
         (
             {"use": "mse", "weight": 10.0},
             1e-9,
-            "kl is 1e-09 beside mse 10; latent diffusion uses 1e-06",
+            "kl has weight 1e-09 and mse 10; latent diffusion uses 1e-06",
         ),
-        ({"use": "gaussian-nll"}, 1e-6, "kl is 1e-06 beside gaussian-nll 1; 1 is the ELBO"),
+        ({"use": "gaussian-nll"}, 1e-6, "kl has weight 1e-06 and gaussian-nll 1; 1 is the ELBO"),
         (
             {"use": "laplace-nll", "weight": 1e-3},
             2.0,
-            "kl is 2 beside laplace-nll 0.001; 1 is the ELBO",
+            "kl has weight 2 and laplace-nll 0.001; 1 is the ELBO",
         ),
     ],
 )
@@ -177,7 +177,7 @@ output: {{path: {tmp_path / "run"}}}
     )
     assert done.returncode == 0, done.stderr
     assert (
-        f"warning: {tmp_path}/vae.yaml: losses[1].weight: kl is 1 beside l1 1; latent diffusion"
-        " uses 1e-06"
+        f"warning: {tmp_path}/vae.yaml: losses[1].weight: kl has weight 1 and l1 1; latent"
+        " diffusion uses 1e-06"
         in done.stderr
     )
