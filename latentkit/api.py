@@ -38,7 +38,7 @@ def encode(
         output: folder of the latent dataset.
         encoder: name of an encoder plugin, a path, or a hub id; None is `tiny-kl`, which is for
             trying out.
-        size: side of the pictures in pixels, or (height, width); None is the modality's default.
+        size: side of the images in pixels, or (height, width); None is the modality's default.
         overrides: any key of the recipe, such as {"batch_size": 64, "output.dtype": "float32"}.
         device, devices: see `latentkit.contracts.TaskContext`.
 
@@ -124,7 +124,7 @@ def open_encoder(
         device: "auto", a kind such as "cuda", or one device such as "cuda:1".
         dtype: in which it encodes, such as "bfloat16" or torch.bfloat16; None is its default. It
             decodes in float32.
-        modality: for an encoder that takes several, such as pictures and videos; None is its usual
+        modality: for an encoder that takes several, such as images and videos; None is its usual
             one.
         options: of the encoder, as under `encoder.with` in a recipe; they can also be given as
             keywords.

@@ -33,7 +33,7 @@ def _add_encode(command: argparse.ArgumentParser) -> None:
         metavar="E",
         help="a folder or file, a hub id, or the name of an encoder plugin (default: tiny-kl)",
     )
-    command.add_argument("--size", type=int, metavar="N", help="side of the pictures, in pixels")
+    command.add_argument("--size", type=int, metavar="N", help="side of the images, in pixels")
     add_set(command)
     add_device(command)
     add_devices(command)

@@ -135,7 +135,7 @@ class Modality(Protocol):
         ...
 
     def render(self, tensors: Sequence[Sequence[Tensor]], path: Path) -> None:
-        """Write a picture, sound or clip at `path`: a row per inner sequence, its tensors side by
+        """Write an image, sound or clip at `path`: a row per inner sequence, its tensors side by
         side, each in the input range.
         """
         ...

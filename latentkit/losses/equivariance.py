@@ -1,9 +1,9 @@
-"""Loss `equivariance`: latents that are shrunk or turned decode to pictures that are shrunk or
+"""Loss `equivariance`: latents that are shrunk or turned decode to images that are shrunk or
 turned.
 
 Kouzelis et al. 2025, "EQ-VAE: Equivariance Regularized Latent Space for Improved Generative Image
-Modeling". They change the latents of a batch in place of the plain reconstruction; here it is a
-term beside it, with a weight of its own.
+Modeling". The paper replaces the plain reconstruction loss; here equivariance is a second
+term with a weight of its own.
 """
 
 from __future__ import annotations
@@ -22,22 +22,23 @@ from latentkit.losses.reconstruction import l1
 if TYPE_CHECKING:
     from latentkit.losses.options import EquivarianceConfig
 
-FINENESS = 32
-"""Scales are whole numbers over this, as in the authors' code."""
+STEPS = 32
+"""Scales are multiples of 1 / STEPS, as in the authors' code."""
 
 
 class Equivariance:
-    """Distance of decoded changed latents from changed inputs; 0 in the steps left out.
+    """Mean absolute error between decoded transformed latents and transformed inputs; 0 in the
+    steps that are left out.
 
-    One draw holds for a batch, since it decides the shape. It comes from seed and step alone: every
-    process draws the same, so that all call the model equally often, and a resumed run draws what
-    it would have drawn.
+    Scale and rotation are the same for a whole batch, since they decide its shape. They depend on
+    seed and step alone: all processes draw the same and call the model equally often, and a resumed
+    run draws the same as an uninterrupted one.
     """
 
     def __init__(self, config: EquivarianceConfig, seed: int) -> None:
         low, high = config.scales
         self._scales = [
-            part / FINENESS for part in range(1, FINENESS + 1) if low <= part / FINENESS < high
+            part / STEPS for part in range(1, STEPS + 1) if low <= part / STEPS < high
         ] or [low]
         self._p, self._rotate, self._seed = config.p, config.rotate, seed
 
@@ -45,12 +46,12 @@ class Equivariance:
         """(N,) float32, in units of the input's range.
 
         Raises:
-            TrainingError: not pictures.
+            TrainingError: the latents are not maps, (N, C, h, w).
         """
         latents = batch.reconstruction.latents
         if latents.ndim != 4:
             raise TrainingError(
-                "loss 'equivariance': expected latents of pictures, (N, C, h, w), got"
+                "loss 'equivariance': expected latents of images, (N, C, h, w), got"
                 f" {tuple(latents.shape)}"
             )
         drawn = self.draw(batch.step)
@@ -76,12 +77,12 @@ class Equivariance:
         )
 
     def draw(self, step: int) -> tuple[float, int] | None:
-        """Scale and number of quarter turns of a step; None when it is left out."""
+        """Draw a step's scale and number of quarter turns; None when the step is left out."""
         generator = torch.Generator().manual_seed((self._seed * 1_000_003 + step) % 2**63)
-        chance = float(torch.rand((), generator=generator))
+        uniform = float(torch.rand((), generator=generator))
         scale = self._scales[int(torch.randint(len(self._scales), (), generator=generator))]
         turns = int(torch.randint(4, (), generator=generator)) if self._rotate else 0
-        return (scale, turns) if chance < self._p else None
+        return (scale, turns) if uniform < self._p else None
 
 
 def change(values: Tensor, size: tuple[int, int], turns: int) -> Tensor:

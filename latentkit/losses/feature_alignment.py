@@ -2,7 +2,7 @@
 
 Yao et al. 2025, "Reconstruction vs. Generation: Taming Optimization Dilemma in Latent Diffusion
 Models" (VA-VAE), section 3.2: the sum of the marginal distance matrix similarity loss and the
-marginal cosine similarity loss. Their adaptive weight is the training loop's.
+marginal cosine similarity loss. The training loop computes their adaptive weight.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def open_feature_alignment(
     config: FeatureAlignmentConfig, features: Features, seed: int
 ) -> FeatureAlignment:
-    """The loss of a recipe; the projection's weights are drawn from the seed."""
+    """Build the loss that a recipe names; the seed draws the projection's weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         projection = nn.Conv2d(config.channels, features.channels, 1, bias=False)
@@ -32,15 +32,15 @@ def open_feature_alignment(
 
 
 class FeatureAlignment:
-    """Two hinges on cosine similarities: of a projected latent with the feature in its place, and
-    of all pairs of places of a sample.
+    """Sum of two hinge losses on cosine similarities: of each projected latent with the feature at
+    its position, and of all pairs of positions of a sample.
 
     Args:
-        features: the frozen network; none of its weights is in `module`.
+        features: the frozen network; `module` has none of its weights.
         projection: latent channels to feature channels; trained with the model.
-        matrix_margin: difference that the similarity of two latents may have from that of their
-            features.
-        cosine_margin: distance, 1 - cosine, that a latent may have from its feature.
+        matrix_margin: how far the similarity of two latents may be from the similarity of their
+            features at no cost.
+        cosine_margin: distance, 1 - cosine, that a latent may have from its feature at no cost.
     """
 
     def __init__(
@@ -54,19 +54,19 @@ class FeatureAlignment:
         """(N,) float32, from 0 to 4 less the margins.
 
         Raises:
-            TrainingError: latents aren't maps, or have another number of channels.
+            TrainingError: the latents aren't maps, or have another number of channels.
         """
         latents = batch.reconstruction.latents
         if latents.ndim != 4 or latents.shape[1] != self._channels:
             raise TrainingError(
-                f"loss 'feature-alignment': its option channels is {self._channels}, the model's"
+                f"loss 'feature-alignment': option channels is {self._channels}, but the model's"
                 f" latents are {tuple(latents.shape)}; expected (N, channels, h, w)"
             )
         features = self.features(batch.inputs, (latents.shape[2], latents.shape[3]))
         with torch.autocast(latents.device.type, enabled=False):
-            places = normalize(self.module(latents.float()).flatten(2), dim=1)
-            aims = normalize(features.flatten(2), dim=1)
-            differences = (places.mT @ places - aims.mT @ aims).abs()
+            directions = normalize(self.module(latents.float()).flatten(2), dim=1)
+            targets = normalize(features.flatten(2), dim=1)
+            differences = (directions.mT @ directions - targets.mT @ targets).abs()
             matrix = relu(differences - self._matrix_margin).flatten(1).mean(dim=1)
-            cosine = relu(1 - self._cosine_margin - (places * aims).sum(dim=1)).mean(dim=1)
+            cosine = relu(1 - self._cosine_margin - (directions * targets).sum(dim=1)).mean(dim=1)
         return matrix + cosine

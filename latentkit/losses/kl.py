@@ -32,7 +32,7 @@ class Kl:
         free_bits: nats per latent value that are free. A channel's KL, averaged over the positions
             of one sample, costs at least this and has no gradient below it: Kingma et al. 2016,
             "Improving Variational Inference with Inverse Autoregressive Flow", with a channel of a
-            sample as the group. A mean, not a sum, so that the number holds for every picture size.
+            sample as the group. A mean, not a sum, so that the number holds for every image size.
         target: capacity C in nats per sample; the loss is |KL - C| over the number of input values:
             Burgess et al. 2018, "Understanding disentangling in beta-VAE", eq. 8.
         anneal: factor from 0 to 1 of the loss, or of `target` where there is one, as Burgess et al.

@@ -1,4 +1,4 @@
-"""What the weight of `kl` in a weighted sum of losses stands for, in words."""
+"""Explain in words what the weight of `kl` in a weighted sum of losses means."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from latentkit.losses.reconstruction import l1, mse
 def describe_kl(
     losses: Sequence[tuple[str, Loss, float]], num_values: int, num_latent_values: int
 ) -> list[str]:
-    """Lines to print; none when `kl` isn't among the losses or weighs nothing.
+    """Return lines to print; none when `kl` isn't among the losses or its weight is 0.
 
     Args:
-        losses: of a run, each with its name and weight; likelihoods are those named "...-nll", in
-            nats per input value.
-        num_values: of one input sample.
-        num_latent_values: of its posterior.
+        losses: name, loss and weight of each loss of a run; a name that contains "-nll" is a
+            likelihood in nats per input value.
+        num_values: number of values of one input sample.
+        num_latent_values: number of values of its latent.
     """
     lines = []
     for _, loss, beta in losses:
@@ -39,7 +39,7 @@ def describe_kl(
 def _describe_beta(
     beta: float, losses: Sequence[tuple[str, Loss, float]], num_values: int
 ) -> list[str]:
-    """Other conventions' numbers for it, then the likelihood under which it makes the ELBO."""
+    """Give the weight in other conventions, then the decoder for which the loss is the ELBO."""
     lines = [
         f"kl: weight {beta:g} per input value, the same number where reconstruction and KL are both"
         f" summed (latent-diffusion); {beta / num_values:.3g} where the reconstruction is a mean"
@@ -54,14 +54,14 @@ def _describe_beta(
                 f"kl: with {name} in nats that is beta {beta / weight:g}; 1 is the ELBO",
             ]
         if loss is mse:
-            deviation = math.sqrt(
+            std = math.sqrt(
                 beta / weight / 2
-            )  # with it, a Gaussian's nats are mse / (2 deviation^2) and a constant
+            )  # a Gaussian's nats are mse / (2 std^2) plus a constant
             return [
                 *lines,
                 (
                     "kl: that is the ELBO (beta 1) of a Gaussian decoder with standard deviation"
-                    f" {deviation:.3g}"
+                    f" {std:.3g}"
                 ),
             ]
         if loss is l1:

@@ -6,9 +6,9 @@ the ELBO. The likelihood is that of a density over continuous values, so it can 
 nats below 0.
 
 The scale of the errors is fixed, learned as one parameter (Rombach et al. 2022, whose code starts
-it at 1), or each batch's own best one (Rybkin et al. 2021, "Simple and Effective VAE Training with
-Calibrated Decoders": the variance is the mean squared error). A batch is what one process passes
-forward at once. Computed and learned scales stay above e^-6, as in that paper's code.
+it at 1), or the best one for each batch (Rybkin et al. 2021, "Simple and Effective VAE Training
+with Calibrated Decoders": the variance is the mean squared error). A batch is what one process
+passes forward at once. Computed and learned scales stay above e^-6, as in that paper's code.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Family:
     log_constant: float
 
     def nll(self, distances: Tensor, log_scale: Tensor) -> Tensor:
-        """Nats per value, (N,), at mean distances (N,) and a scale, ()."""
+        """Return nats per value, (N,), for mean distances (N,) and one log scale, ()."""
         return (
             distances * torch.exp(-self.power * log_scale) / self.power
             + log_scale
@@ -58,7 +58,7 @@ GAUSSIAN = Family(mse, 2, 0.5 * math.log(2 * math.pi))
 
 
 def open_nll(family: Family, config: LikelihoodConfig) -> Loss:
-    """The loss of a recipe."""
+    """Build the likelihood loss with the scale that a recipe asks for."""
     if config.scale == "optimal":
         return OptimalScale(family)
     if config.scale == "learned":
@@ -68,7 +68,7 @@ def open_nll(family: Family, config: LikelihoodConfig) -> Loss:
 
 @dataclass(frozen=True)
 class FixedScale:
-    """Negative log likelihood at one scale: the distance times a constant, plus one."""
+    """Negative log likelihood at a fixed scale: a constant times the distance, plus a constant."""
 
     family: Family
     scale: float
@@ -81,10 +81,10 @@ class FixedScale:
 
 @dataclass(frozen=True)
 class OptimalScale:
-    """Negative log likelihood with the scale at which the batch's own is smallest.
+    """Negative log likelihood at the scale that minimizes it for the batch.
 
-    The scale is taken as a constant: there the derivative for it is zero, so that the gradient of
-    the batch's mean is the same.
+    The scale is detached: at the minimum the derivative by the scale is zero, so the gradient of
+    the batch's mean doesn't change.
     """
 
     family: Family
@@ -97,7 +97,7 @@ class OptimalScale:
 
 
 class LearnedScale:
-    """Negative log likelihood with one scale that is trained with the model."""
+    """Negative log likelihood at a scale that is trained with the model."""
 
     def __init__(self, family: Family, initial_scale: float) -> None:
         self.module: nn.Module = LogScale(initial_scale)
@@ -109,7 +109,7 @@ class LearnedScale:
 
 
 class LogScale(nn.Module):
-    """A parameter, given so that it stays above the lowest scale and has a gradient everywhere."""
+    """The log of a trained scale: softplus keeps it above the lowest and differentiable."""
 
     def __init__(self, initial_scale: float) -> None:
         super().__init__()

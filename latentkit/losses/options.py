@@ -172,7 +172,7 @@ class PatchGanConfig(Config):
     objective: Literal["hinge", "vanilla"] = Field(
         "hinge", description="hinge, or cross-entropy with the non-saturating generator term"
     )
-    num_layers: int = Field(3, ge=1, le=8, description="convolutions that halve the picture")
+    num_layers: int = Field(3, ge=1, le=8, description="convolutions that halve the image")
     width: int = Field(64, ge=1, description="channels of the first layer")
     norm: Literal["group", "batch", "none"] = Field(
         "group",

@@ -1,8 +1,8 @@
-"""Loss `patch-gan`: what a discriminator of patches makes of reconstructions.
+"""Loss `patch-gan`: an adversarial loss with a discriminator that judges patches.
 
 Isola et al. 2017, "Image-to-Image Translation with Conditional Adversarial Networks", section
 3.2.2, in the size of Rombach et al. 2022. The adaptive weight, the start step and the
-discriminator's optimizer are the training loop's.
+discriminator's optimizer belong to the training loop.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from latentkit.errors import TrainingError
 if TYPE_CHECKING:
     from latentkit.losses.options import PatchGanConfig
 
-MOST_GROUPS = 32
-WEIGHT_DEVIATION = 0.02
+MAX_GROUPS = 32
+WEIGHT_STD = 0.02
 LECAM_DECAY = 0.99
 """Share of LeCam's moving averages that one pass keeps."""
 
@@ -35,7 +35,7 @@ def open_patch_gan(config: PatchGanConfig, channels: int, seed: int) -> PatchGan
 
 
 class PatchGan:
-    """An `Adversarial` loss.
+    """Adversarial loss of a discriminator of patches.
 
     Hinge: Lim and Ye 2017, "Geometric GAN"; vanilla: Goodfellow et al. 2014, with the generator's
     term that doesn't saturate. The discriminator's loss is half the sum over real and generated, as
@@ -43,7 +43,7 @@ class PatchGan:
     Generative Adversarial Networks under Limited Data", in the one-sided form of the authors' code.
 
     Args:
-        discriminator: gives logits. It may be replaced by a wrapper of itself.
+        discriminator: gives logits; the training loop may wrap it.
         objective: "hinge" or "vanilla".
         lecam: weight of the LeCam term.
     """
@@ -59,23 +59,23 @@ class PatchGan:
         self._is_hinge, self._lecam = objective == "hinge", lecam
 
     def __call__(self, batch: LossBatch) -> Tensor:
-        """The generator's term, (N,) float32: small where patches of the reconstruction pass for
-        real.
+        """The generator's term, (N,) float32: small where the discriminator takes patches of
+        the reconstruction for real.
 
         Raises:
-            TrainingError: the pictures are too small, or have another number of channels.
+            TrainingError: the images are too small, or have another number of channels.
         """
-        logits = self._judge(batch.reconstruction.output)
+        logits = self._logits_of(batch.reconstruction.output)
         return _mean(-logits if self._is_hinge else softplus(-logits))
 
     def discriminator_loss(self, batch: LossBatch) -> Tensor:
-        """What the discriminator is trained on, (N,) float32; in training mode the LeCam averages
-        move on, so all processes must call it.
+        """The discriminator's own loss, (N,) float32; in training mode the LeCam averages are
+        updated, so all processes must call it.
 
         Raises:
             TrainingError: as for the loss.
         """
-        real, generated = self._judge(batch.inputs), self._judge(
+        real, generated = self._logits_of(batch.inputs), self._logits_of(
             batch.reconstruction.output.detach()
         )
         if self._is_hinge:
@@ -92,8 +92,8 @@ class PatchGan:
         )
         return loss + self._lecam * lecam
 
-    def _judge(self, pictures: Tensor) -> Tensor:
-        logits: Tensor = self.discriminator(pictures)
+    def _logits_of(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.discriminator(images)
         return logits.float()
 
 
@@ -123,18 +123,18 @@ class PatchDiscriminator(nn.Module):
         self.averages = LogitAverages()
         self.apply(_draw_weights)
 
-    def forward(self, pictures: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         if (
-            pictures.ndim != 4
-            or pictures.shape[1] != self.channels
-            or min(pictures.shape[2:]) < self.smallest_side
+            images.ndim != 4
+            or images.shape[1] != self.channels
+            or min(images.shape[2:]) < self.smallest_side
         ):
             raise TrainingError(
-                f"loss 'patch-gan': expected pictures (N, {self.channels}, H, W) with sides of at"
-                f" least {self.smallest_side} pixels, got {tuple(pictures.shape)}; for small"
-                " pictures lower its num_layers"
+                f"loss 'patch-gan': expected images (N, {self.channels}, H, W) with sides of at"
+                f" least {self.smallest_side} pixels, got {tuple(images.shape)}; for"
+                " smaller images lower num_layers"
             )
-        return cast(Tensor, self.layers(pictures))
+        return cast(Tensor, self.layers(images))
 
 
 class LogitAverages(nn.Module):
@@ -181,7 +181,7 @@ def _make_norm(norm: str, width: int) -> list[nn.Module]:
         (
             nn.BatchNorm2d(width)
             if norm == "batch"
-            else nn.GroupNorm(math.gcd(MOST_GROUPS, width), width)
+            else nn.GroupNorm(math.gcd(MAX_GROUPS, width), width)
         )
     ]
 
@@ -189,9 +189,9 @@ def _make_norm(norm: str, width: int) -> list[nn.Module]:
 def _draw_weights(module: nn.Module) -> None:
     """Isola et al. 2017, section 6.2: N(0, 0.02); scales of norms, as in their code, N(1, 0.02)."""
     if isinstance(module, nn.Conv2d):
-        nn.init.normal_(module.weight, 0.0, WEIGHT_DEVIATION)
+        nn.init.normal_(module.weight, 0.0, WEIGHT_STD)
     elif isinstance(module, nn.BatchNorm2d | nn.GroupNorm):
-        nn.init.normal_(module.weight, 1.0, WEIGHT_DEVIATION)
+        nn.init.normal_(module.weight, 1.0, WEIGHT_STD)
     if isinstance(module, nn.Conv2d | nn.BatchNorm2d | nn.GroupNorm) and module.bias is not None:
         nn.init.zeros_(module.bias)
 

@@ -25,7 +25,7 @@ def mse(batch: LossBatch) -> Tensor:
 
 
 def mean_over_values(errors: Tensor, mask: Tensor | None) -> Tensor:
-    """(N, C, ...) to (N,), over the values that count; 0 for a sample in which none does."""
+    """Average errors (N, C, ...) to (N,) where the mask is 1; 0 where a sample has none."""
     if mask is None:
         return errors.flatten(1).mean(dim=1)
     counts = mask.to(errors.dtype).expand_as(errors).flatten(1)
@@ -33,7 +33,7 @@ def mean_over_values(errors: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def num_values(inputs: Tensor, mask: Tensor | None) -> Tensor:
-    """How many of each sample's values count, (N,) float32; at least 1."""
+    """Count each sample's values where the mask is 1, (N,) float32; at least 1."""
     if mask is None:
         return torch.full((len(inputs),), float(math.prod(inputs.shape[1:])), device=inputs.device)
     return mask.float().expand_as(inputs).flatten(1).sum(dim=1).clamp(min=1)

@@ -1,4 +1,4 @@
-"""Loss `wavelet`: errors by frequency, which an error per pixel doesn't tell apart."""
+"""Loss `wavelet`: errors by frequency, which an error per pixel can't distinguish."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class Wavelet:
     """Mean absolute difference of the Haar wavelet coefficients of reconstruction and input.
 
     The transform is orthonormal, so there are as many coefficients as values and `l1` and this have
-    one unit. Li et al. 2024, "WF-VAE", compare sub-bands this way inside the network; here they are
-    those of the picture. A side that can't be halved is completed with values that are right.
+    one unit. Li et al. 2024, "WF-VAE", compare sub-bands this way inside the network; here the
+    sub-bands are the image's. An odd side is padded with an error of zero.
 
     Args:
-        levels: times that the low frequencies are split again.
+        levels: how many times the low frequencies are split.
     """
 
     levels: int = 1
@@ -30,15 +30,15 @@ class Wavelet:
         """(N,) float32, in units of the input's range.
 
         Raises:
-            TrainingError: not pictures.
+            TrainingError: the inputs are not images, (N, C, H, W).
         """
         if batch.inputs.ndim != 4:
             raise TrainingError(
-                f"loss 'wavelet': expected pictures, (N, C, H, W), got {tuple(batch.inputs.shape)}"
+                f"loss 'wavelet': expected images, (N, C, H, W), got {tuple(batch.inputs.shape)}"
             )
         low = (
             batch.reconstruction.output.float() - batch.inputs.float()
-        )  # the transform is linear: that of the errors will do
+        )  # the transform is linear, so the transform of the errors is enough
         low = low if batch.mask is None else low * batch.mask
         total = low.new_zeros(len(low))
         for _ in range(self.levels):
@@ -52,7 +52,7 @@ def haar(values: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Low frequencies, then horizontal, vertical and diagonal edges of (..., H, W), each (...,
     ceil(H / 2), ceil(W / 2)).
 
-    Haar 1910, orthonormal; an odd side gets a zero.
+    Haar 1910, orthonormal; an odd side is padded with a zero.
     """
     height, width = values.shape[-2:]
     even = pad(values, (0, width % 2, 0, height % 2))

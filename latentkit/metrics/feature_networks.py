@@ -24,7 +24,7 @@ from latentkit.plugins import discover
 if TYPE_CHECKING:
     from latentkit.metrics.options import RfidConfig
 
-PICTURE_RANGE = (0.0, 1.0)
+IMAGE_RANGE = (0.0, 1.0)
 GRID = (16, 16)
 """Of a network that gives maps, which are then averaged: 224 pixels for patches of 14."""
 INCEPTION_IS = (
@@ -46,12 +46,12 @@ class FeatureNetwork:
     name: str
     compute: Callable[[Tensor], Tensor]
 
-    def __call__(self, pictures: Tensor) -> Tensor:
+    def __call__(self, images: Tensor) -> Tensor:
         """Features (N, F) of (N, C, H, W) float32 in [0, 1]; gray becomes RGB, and alpha is left
         out.
         """
         with torch.inference_mode():
-            return self.compute(pictures[:, :3].expand(-1, 3, -1, -1))
+            return self.compute(images[:, :3].expand(-1, 3, -1, -1))
 
 
 def open_features(config: RfidConfig, context: BuildContext) -> FeatureNetwork:
@@ -70,12 +70,12 @@ def open_features(config: RfidConfig, context: BuildContext) -> FeatureNetwork:
         encoder = registry.find("encoder", name).spec.build(options, context)
         return FeatureNetwork(
             f"the encoder {name}, averaged over positions",
-            _pooled(EncoderFeatures(encoder, PICTURE_RANGE)),
+            _pooled(EncoderFeatures(encoder, IMAGE_RANGE)),
         )
     assert config.features is not None
     path = context.recipe_dir / Path(config.features).expanduser()
     if path.is_dir():
-        features = open_transformers(str(path), path, PICTURE_RANGE)
+        features = open_transformers(str(path), path, IMAGE_RANGE)
         return FeatureNetwork(
             f"the network {path.name}, averaged over positions", _pooled(features)
         )
@@ -96,4 +96,4 @@ def open_features(config: RfidConfig, context: BuildContext) -> FeatureNetwork:
 
 
 def _pooled(features: Features) -> Callable[[Tensor], Tensor]:
-    return lambda pictures: features(pictures, GRID).mean(dim=(2, 3))
+    return lambda images: features(images, GRID).mean(dim=(2, 3))

@@ -102,7 +102,7 @@ class Block(nn.Module):
 
 
 class Inception(nn.Module):
-    """Pictures in [0, 1] to features; names as in torchvision.
+    """Images in [0, 1] to features; names as in torchvision.
 
     Args:
         as_fid: pool as TensorFlow's FID graph does.
@@ -125,9 +125,9 @@ class Inception(nn.Module):
         self.Mixed_7b = Block(1280, _grid_8(), 192, pool)
         self.Mixed_7c = Block(2048, _grid_8(), 192, "maximum" if as_fid else "average")
 
-    def forward(self, pictures: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) in [0, 1] to (N, 2048)."""
-        values = 2 * interpolate(pictures, (SIDE, SIDE), mode="bilinear", align_corners=False) - 1
+        values = 2 * interpolate(images, (SIDE, SIDE), mode="bilinear", align_corners=False) - 1
         for name, layer in self.named_children():
             values = layer(values)
             if name in ("Conv2d_2b_3x3", "Conv2d_4a_3x3"):

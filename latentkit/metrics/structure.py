@@ -2,7 +2,7 @@
 
 Z. Wang, A. C. Bovik, H. R. Sheikh and E. P. Simoncelli, "Image Quality Assessment: From Error
 Visibility to Structural Similarity" (2004), eq. 13, with an 11 x 11 Gaussian window of sigma 1.5;
-the mean is over the windows that lie wholly inside the picture.
+the mean is over the windows that lie wholly inside the image.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def _pictures(
     inputs, output = batch.pair()
     if inputs.ndim != 4 or min(inputs.shape[2:]) < smallest:
         found = " x ".join(map(str, inputs.shape[2:]))
-        needed = f"metric {name!r} needs pictures of at least {smallest} x {smallest} pixels"
+        needed = f"metric {name!r} needs images of at least {smallest} x {smallest} pixels"
         raise SourceError(f"{needed}, got {found}; prepare larger ones, or leave it out")
     return levels(inputs, setting.input_range), levels(output, setting.input_range)
 

@@ -284,7 +284,8 @@ class _RecipeParts:
                 f"{self.recipe.origin}: latents: {folder} was made by another encoder than the"
                 f" model's: {', '.join(names)} differ; encode the source with this model first"
             )
-        return StoredMoments(path, line.open_modality(model))
+        # Options that the recipe leaves open are those that the moments were made with.
+        return StoredMoments(path, line.settled(made_by).open_modality(model))
 
     def losses(self, model: Any) -> list[WeightedLoss]:
         """Return all losses, each with a unique name, built for the model's input."""

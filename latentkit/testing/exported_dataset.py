@@ -63,7 +63,7 @@ class DatasetShape:
 
     @property
     def sides(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Height and width of the pictures, of every other sample in turn."""
+        """Height and width of the images, of every other sample in turn."""
         side = math.lcm(2 * self.downscale, self.size_multiple)
         return (side, side), (side, side * (1 + self.has_two_sizes))
 
@@ -135,13 +135,13 @@ class _Modality:
 
     def prepare(self, sample: Sample) -> Iterator[Prepared]:
         if sample.key == "bad.png":
-            raise SampleError("no picture")
+            raise SampleError("no image")
         number = KEYS.index(sample.key)
         height, width = self._shape.sides[number % 2]
-        picture = torch.rand((3, height, width), generator=torch.Generator().manual_seed(number))
+        image = torch.rand((3, height, width), generator=torch.Generator().manual_seed(number))
         for view in self._shape.views:
             yield Prepared(
-                view, f"{height}x{width}", picture if view == "plain" else picture.flip(-1)
+                view, f"{height}x{width}", image if view == "plain" else image.flip(-1)
             )
 
     def render(self, tensors: Any, path: Path) -> None:

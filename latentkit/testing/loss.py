@@ -32,7 +32,7 @@ DOWNSCALE = 8
 class LossContract(PluginContract):
     """What a `Loss` promises.
 
-    Give `spec`; override `make_batch` where it doesn't look at pictures.
+    Give `spec`; override `make_batch` where it doesn't look at images.
     """
 
     spec: LossSpec
@@ -43,7 +43,7 @@ class LossContract(PluginContract):
     """Largest relative difference between values that are equal but for rounding."""
 
     side: int = SIDE
-    """Height and width of the pictures in `make_batch`, a multiple of 8 pixels; more for a loss
+    """Height and width of the images in `make_batch`, a multiple of 8 pixels; more for a loss
     that needs larger ones.
     """
 
@@ -56,7 +56,7 @@ class LossContract(PluginContract):
 
     @property
     def per_value(self) -> bool:
-        """Whether four copies of a picture side by side cost what one does; False for a loss that
+        """Whether four copies of an image side by side cost what one does; False for a loss that
         sees the seams.
         """
         return self.spec.role != "adversarial"
@@ -79,7 +79,7 @@ class LossContract(PluginContract):
         return loss
 
     def make_batch(self) -> LossBatch:
-        """Four different rows, always the same: pictures in [-1, 1], a poor reconstruction,
+        """Four different rows, always the same: images in [-1, 1], a poor reconstruction,
         moments; all values finite, no mask.
         """
         generator = torch.Generator().manual_seed(0)
@@ -121,10 +121,10 @@ class LossContract(PluginContract):
         nothing = bool((without_nan(values).abs() <= self.tolerance).all())
         assert (
             nothing or not self.zero_when_perfect
-        ), f"{values.tolist()} for equal pictures: or set zero_when_perfect = False"
+        ), f"{values.tolist()} for equal images; expected zeros, or zero_when_perfect = False"
 
     def test_loss_is_per_input_value(self, tmp_path: Path) -> None:
-        """Four copies of a picture, with their latents, cost what one does (`per_value`): weights
+        """Four copies of an image side by side have the loss of one image (`per_value`): weights
         mean the same at every size.
         """
         loss, batch = self.make_loss(tmp_path), self.make_batch()
@@ -147,7 +147,7 @@ class LossContract(PluginContract):
     # ------------------------------------------------------------ one sample, one value
 
     def test_permuting_samples_permutes_the_loss(self, tmp_path: Path) -> None:
-        """The values of a batch in another order are its values in that order."""
+        """Reordering the samples of a batch reorders their values in the same way."""
         loss, batch = self.make_loss(tmp_path), self.make_batch()
         order = torch.arange(len(batch.inputs)).roll(1)
         same = self.are_close(loss(change(batch, lambda rows: rows[order])), loss(batch)[order])
@@ -168,33 +168,34 @@ class LossContract(PluginContract):
         ), "one sample changed, and so did the losses of others: reduce over all axes but the first"
 
     def test_a_batch_of_one_is_enough(self, tmp_path: Path) -> None:
-        """A sample alone has a finite loss: memory often leaves room for no more."""
+        """A batch of one sample has a finite loss: memory often leaves room for no more."""
         alone = self.make_loss(tmp_path)(change(self.make_batch(), lambda rows: rows[:1]))
         assert bool(alone.isfinite().all()), (
-            f"{alone.tolist()} for a batch of one: no deviation over the batch, no batch"
-            " normalization"
+            f"{alone.tolist()} for a batch of one: take no standard deviation over the"
+            " batch, and no batch normalization"
         )
 
     # ------------------------------------------------------------ training
 
     def test_gradient_reaches_what_the_loss_is_about(self, tmp_path: Path) -> None:
-        """Of every sample, a finite gradient reaches the reconstruction, or the moments with role
+        """A finite gradient reaches every sample's reconstruction, or its moments if the role is
         "latent".
         """
         batch = self.make_batch()
         rows = [tensor.requires_grad_() for tensor in self.subject(batch)]
-        slopes = slopes_of(self.make_loss(tmp_path)(batch), rows)
+        gradients = gradients_of(self.make_loss(tmp_path)(batch), rows)
         reached = bool(
-            torch.cat([slope.flatten(1) for slope in slopes], 1).abs().amax(1).gt(0).all()
+            torch.cat([gradient.flatten(1) for gradient in gradients], 1).abs().amax(1).gt(0).all()
         )
         assert reached, (
-            "no gradient for some sample: no detach(), no_grad() or item() on the way from"
-            " reconstruction to loss"
+            "no gradient for some sample: use no detach(), no_grad() or item() between"
+            " reconstruction and loss"
         )
-        assert all(bool(slope.isfinite().all()) for slope in slopes), "the gradient is not finite"
+        is_finite = all(bool(gradient.isfinite().all()) for gradient in gradients)
+        assert is_finite, "the gradient is not finite"
 
     def test_loss_is_float32_under_autocast(self, tmp_path: Path) -> None:
-        """Under bfloat16 autocast the values are float32 still: half precision can't tell two good
+        """The loss stays float32 under bfloat16 autocast: half precision can't tell two good
         reconstructions apart.
         """
         loss, batch = self.make_loss(tmp_path), self.make_batch()
@@ -251,18 +252,17 @@ class LossContract(PluginContract):
             return
         named = dict(loss.module.named_parameters())
         frozen = [name for name, parameter in named.items() if not parameter.requires_grad]
-        idle = frozen or [
-            name
-            for name, slope in zip(named, slopes_of(loss(batch), list(named.values())), strict=True)
-            if not slope.any()
+        gradients = gradients_of(loss(batch), list(named.values()))
+        untrained = frozen or [
+            name for name, gradient in zip(named, gradients, strict=True) if not gradient.any()
         ]
         assert (
-            not idle
-        ), f"no gradient reaches {', '.join(idle)} of module: keep a frozen network out of it"
+            not untrained
+        ), f"no gradient reaches {', '.join(untrained)} of module: keep a frozen network out of it"
 
     def test_all_that_it_remembers_is_saved(self, tmp_path: Path) -> None:
-        """An unused copy of a loss, given the saved tensors of the used one, goes on as that one
-        does: a resumed run is exact.
+        """A fresh copy of a loss that loads the saved tensors of a used one gives the same values
+        as the used one from then on: a resumed run is exact.
         """
         used, batch = self.make_loss(tmp_path), self.make_batch()
         fresh = copy.deepcopy(used)
@@ -272,8 +272,8 @@ class LossContract(PluginContract):
             new.load_state_dict(old.state_dict())
         same = self.are_close(all_values(fresh, batch), all_values(used, batch))
         assert same, (
-            "it remembers what no checkpoint has: keep moving averages in buffers (register_buffer)"
-            " of module or discriminator"
+            "the loss has state that no checkpoint saves: keep moving averages in buffers"
+            " (register_buffer) of module or discriminator"
         )
 
     # ------------------------------------------------------------ adversarial losses
@@ -301,13 +301,13 @@ class LossContract(PluginContract):
             f"discriminator_loss gave {values.dtype} of shape {tuple(values.shape)}: give (N,)"
             " float32"
         )
-        [slope, *weights] = slopes_of(values, [output, *loss.discriminator.parameters()])
+        [gradient, *weights] = gradients_of(values, [output, *loss.discriminator.parameters()])
         assert any(
             bool(weight.any()) for weight in weights
         ), "no gradient reached the discriminator"
         assert not bool(
-            slope.any()
-        ), "a gradient reached the reconstruction: detach() it in discriminator_loss"
+            gradient.any()
+        ), "a gradient reached the reconstruction: detach() the output in discriminator_loss"
 
     # ------------------------------------------------------------ for the checks
 
@@ -323,7 +323,7 @@ class LossContract(PluginContract):
         )
 
     def subject(self, batch: LossBatch) -> list[Tensor]:
-        """The tensors of a batch that the loss is there to change."""
+        """The tensors of a batch that must receive a gradient from the loss."""
         moments = batch.reconstruction.moments
         if self.spec.role == "latent" and moments is not None:
             return [moments.mean, moments.logvar]
@@ -337,14 +337,14 @@ def encode(images: Tensor) -> Moments:
 
 
 def decode(latents: Tensor) -> Tensor:
-    """Pictures of a model that repeats each latent over its patch: (N, 3, h, w) to (N, 3, 8 h, 8
+    """Images of a model that repeats each latent over its patch: (N, 3, h, w) to (N, 3, 8 h, 8
     w).
     """
     return interpolate(latents, scale_factor=float(DOWNSCALE))
 
 
 def change(batch: LossBatch, function: Callable[[Tensor], Tensor]) -> LossBatch:
-    """A batch with all its rows changed in one way."""
+    """Apply the function to every tensor of a batch."""
     found = batch.reconstruction
     moments = found.moments and Moments(
         function(found.moments.mean), function(found.moments.logvar)
@@ -366,22 +366,22 @@ def perfect(batch: LossBatch) -> LossBatch:
 
 
 def modules_of(loss: object) -> list[nn.Module]:
-    """What a checkpoint has of a loss."""
+    """The modules of a loss that a checkpoint saves."""
     return ([loss.module] if isinstance(loss, HasModule) else []) + (
         [loss.discriminator] if isinstance(loss, Adversarial) else []
     )
 
 
 def all_values(loss: Loss, batch: LossBatch) -> Tensor:
-    """The loss of a batch, and the discriminator's where there is one, end to end."""
+    """The values of the loss, (N,), then those of any discriminator loss, together (2 N,)."""
     values = [loss(batch)] + (
         [loss.discriminator_loss(batch)] if isinstance(loss, Adversarial) else []
     )
     return torch.cat([value.detach().reshape(-1) for value in values])
 
 
-def slopes_of(values: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Gradient of the sum of losses for each tensor; zeros where none reaches it."""
+def gradients_of(values: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Gradient of the sum of losses by each tensor; zeros for a tensor that has none."""
     if not values.requires_grad:
         return [torch.zeros_like(tensor) for tensor in tensors]
     return list(torch.autograd.grad(values.sum(), tensors, materialize_grads=True))
@@ -399,5 +399,5 @@ def tensors_of(batch: LossBatch) -> list[Tensor]:
 
 
 def without_nan(values: Tensor) -> Tensor:
-    """The values with zero for nan, which is another check's business."""
+    """The values with zero for nan: another check finds nan."""
     return values.nan_to_num(nan=0.0)

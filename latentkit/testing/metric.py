@@ -30,7 +30,7 @@ DOWNSCALE = 8
 
 
 class MetricContract(PluginContract):
-    """What a `Metric` promises. Give `spec`; `make_samples` for values that aren't pictures."""
+    """What a `Metric` promises. Give `spec`; `make_samples` for values that aren't images."""
 
     spec_type: ClassVar[type[NamedSpec]] = MetricSpec
     protocols: ClassVar[tuple[type, ...]] = (Metric,)
@@ -43,7 +43,7 @@ class MetricContract(PluginContract):
     # ------------------------------------------------------------ what a plugin author overrides
 
     def make_samples(self, tmp_path: Path) -> MetricBatch:
-        """Six samples in one batch: unless overridden random pictures (6, 3, 32, 32) in [-1, 1],
+        """Six samples in one batch: unless overridden random images (6, 3, 32, 32) in [-1, 1],
         reconstructions near them, and a gaussian posterior (6, 4, 4, 4).
         """
         return make_pictures(32)
@@ -170,7 +170,7 @@ class MetricContract(PluginContract):
 
 
 def make_pictures(side: int) -> MetricBatch:
-    """Six random pictures (6, 3, side, side) in [-1, 1], what they are decoded to, and their
+    """Six random images (6, 3, side, side) in [-1, 1], what they are decoded to, and their
     posteriors.
     """
     draw = torch.Generator().manual_seed(0)
@@ -191,7 +191,7 @@ def make_pictures(side: int) -> MetricBatch:
 
 
 def _decode(latents: Tensor) -> Tensor:
-    """Raw latents (N, 4, h, w) as pictures (N, 3, 8 h, 8 w)."""
+    """Raw latents (N, 4, h, w) as images (N, 3, 8 h, 8 w)."""
     return interpolate(latents[:, :3].tanh(), scale_factor=DOWNSCALE)
 
 

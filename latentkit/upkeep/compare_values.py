@@ -35,7 +35,7 @@ SHARE = 0.01
 TOLERANCE = {"float32": 0.01}
 OTHER_TOLERANCE = 0.1
 """Root mean square difference of a row, in standard deviations of its channel, that other hardware
-or thread counts explain, by the dtype that the encoder computes in; another model or picture is
+or thread counts explain, by the dtype that the encoder computes in; another model or image is
 above 1.
 """
 

@@ -50,7 +50,7 @@ MOST_KEYS = 3
 """Samples that are named for each reason to skip some."""
 
 LEAST_LEFT_OUT = 0.1
-"""Of a picture's area: the share that crops leave out from which it is said."""
+"""Of an image's area: the share that crops leave out from which it is said."""
 
 MOST_REMARKS = 20
 MOST_COLUMNS = 20
@@ -106,7 +106,7 @@ def inspect_dataset(path: str, with_ledger: bool = False) -> dict[str, Any]:
 
 
 def _left_out(index: pa.Table) -> float | None:
-    """The share of pictures that crops leave out, on average; None where rows say no crop."""
+    """The share of images that crops leave out, on average; None where rows say no crop."""
     names = ("height", "width", "crop")
     kind = index["geometry"].type if "geometry" in index.column_names else pa.null()
     if not pa.types.is_struct(kind) or any(kind.get_field_index(name) < 0 for name in names):
@@ -279,7 +279,7 @@ def describe_remarks(
     remarks = [*(stated if source is None else source), *of_samples]
     lines, share = list_remarks(remarks, most, command), found["left_out_by_crops"]
     if share is not None and share >= LEAST_LEFT_OUT:
-        left_out = f"crops leave out {share:.0%} of the pictures' area on average"
+        left_out = f"crops leave out {share:.0%} of the images' area on average"
         lines.append(f"{left_out}; buckets, or another crop, keep more")
     return lines
 

@@ -257,7 +257,7 @@ def test_what_crops_leave_out_is_said_where_it_is_much(
         )
         assert inspect_dataset(str(out))["left_out_by_crops"] == pytest.approx(share)
         assert main(["inspect", str(out)]) == 0
-        assert ("crops leave out 30% of the pictures' area" in capsys.readouterr().out) == (
+        assert ("crops leave out 30% of the images' area" in capsys.readouterr().out) == (
             crop == "center"
         )
 

@@ -145,6 +145,6 @@ def test_scales_that_do_not_shrink_are_refused(scales: tuple[float, float]) -> N
 
 def test_latents_that_are_no_maps_are_refused() -> None:
     with pytest.raises(
-        TrainingError, match=r"expected latents of pictures, \(N, C, h, w\), got \(2, 8\)"
+        TrainingError, match=r"expected latents of images, \(N, C, h, w\), got \(2, 8\)"
     ):
         build()(batch_of(torch.zeros(2, 3, 8, 8), torch.zeros(2, 8)))

@@ -107,7 +107,7 @@ def test_training_latents_and_projection_brings_the_loss_to_its_margins() -> Non
 def test_latents_of_another_width_are_refused() -> None:
     loss = align(torch.randn(1, 8, 2, 2), 4)
     with pytest.raises(
-        TrainingError, match=r"its option channels is 4, the model's latents are \(1, 16, 2, 2\)"
+        TrainingError, match=r"option channels is 4, but the model's latents are \(1, 16, 2, 2\)"
     ):
         loss(make_batch(torch.zeros(1, 3, 8, 8), latents=torch.zeros(1, 16, 2, 2)))
 
@@ -176,8 +176,8 @@ def test_pictures_of_a_size_that_the_encoder_does_not_take_are_refused(kl_folder
     with pytest.raises(
         TrainingError,
         match=(
-            r"the encoder of the features refuses the pictures: W of the batch is 18; .* a multiple"
-            r" of 4"
+            r"the encoder that gives the features rejects the images: W of the batch is 18; .*"
+            r" a multiple of 4"
         ),
     ):
         loss(make_batch(torch.zeros(1, 3, 16, 18), latents=torch.zeros(1, 4, 4, 4)))
@@ -198,7 +198,8 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         EncoderError,
         match=(
-            r"dino: expected the folder of a transformers model, with config\.json; it is not there"
+            r"dino: expected the folder of a transformers model, with config\.json; there is no such"
+            r" file"
         ),
     ):
         build(tmp_path, channels=4, model="dino")

@@ -177,7 +177,7 @@ output: {{path: {tmp_path / "run"}}}
     )
     assert done.returncode == 0, done.stderr
     assert (
-        f"warning: {tmp_path}/vae.yaml: losses[1].weight: kl has weight 1 and l1 1; latent diffusion"
-        " uses 1e-06"
+        f"warning: {tmp_path}/vae.yaml: losses[1].weight: kl has weight 1 and l1 1; latent"
+        " diffusion uses 1e-06"
         in done.stderr
     )

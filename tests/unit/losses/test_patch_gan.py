@@ -331,7 +331,7 @@ def test_channels_are_those_of_the_encoders_input() -> None:
 def test_pictures_that_do_not_fit_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(
         TrainingError,
-        match=r"expected pictures \(N, 3, H, W\) with sides of at least 24 .* lower its num_layers",
+        match=r"expected images \(N, 3, H, W\) with sides of at least 24 .* lower num_layers",
     ):
         build(width=8)(make_batch(torch.zeros(shape), torch.zeros(shape)))
 

@@ -91,5 +91,5 @@ def test_gradient_is_the_transform_of_signs() -> None:
 
 
 def test_sound_is_refused() -> None:
-    with pytest.raises(TrainingError, match=r"expected pictures, \(N, C, H, W\), got \(1, 2, 16\)"):
+    with pytest.raises(TrainingError, match=r"expected images, \(N, C, H, W\), got \(1, 2, 16\)"):
         Wavelet()(batch_of(torch.zeros(1, 2, 16)))

@@ -194,7 +194,7 @@ def test_a_loss_that_compares_nothing_is_refused() -> None:
 @pytest.mark.parametrize(("use", "side"), [("ssim", 8), ("ms-ssim", 96)])
 def test_pictures_too_small_for_a_window_are_refused(use: str, side: int) -> None:
     with pytest.raises(
-        SourceError, match=rf"'{use}' needs pictures of at least .* got {side} x {side}"
+        SourceError, match=rf"'{use}' needs images of at least .* got {side} x {side}"
     ):
         evaluate(named(use), side=side)
 
@@ -207,7 +207,7 @@ def test_metrics_that_the_model_cant_have_are_refused_together() -> None:
         "posterior: sample needs a posterior, but there is none; set posterior: mean",
         "metric 'psnr' needs a model that can decode, but this one can't; leave it out",
         (
-            "metric 'kl' needs a posterior, and these latents are deterministic, without mean and"
+            "metric 'kl' needs a posterior, but these latents are deterministic, without mean and"
             " logvar; leave it out"
         ),
     ]
