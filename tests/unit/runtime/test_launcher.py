@@ -67,7 +67,7 @@ def test_a_recipes_own_precision_counts_and_the_difference_is_said(
         "the launcher asks for mixed precision fp16, the recipe for float32, which is used"
         in text
     )
-    assert "the launcher asks for 4 passes per step, the recipe for 1, which is what counts" in text
+    assert "the launcher asks for 4 passes per step, the recipe for 1, which is used" in text
 
 
 def test_accelerate_launch_itself_is_followed(recipe: dict[str, Any], tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def test_stored_moments_are_those_of_the_very_view_that_is_compared(
     from latentkit.modalities.options import ImageConfig
 
     latents = encode(photos, kl_folder, tmp_path / "latents")
-    modality = ImageModality(ImageConfig(**VIEWS), BuildContext(seed=5))
+    modality = ImageModality(ImageConfig(**VIEWS, resize="lanczos"), BuildContext(seed=5))
     prepare = StoredMoments(str(latents), modality)
     vae = diffusers.AutoencoderKL.from_pretrained(kl_folder).eval()
     for place in (SampleLocation(0, 0), SampleLocation(3, 1)):
@@ -84,6 +84,30 @@ def test_stored_moments_are_those_of_the_very_view_that_is_compared(
             torch.testing.assert_close(
                 example.moments, torch.cat([found.mean, found.logvar], 1)[0], rtol=1e-3, atol=1e-4
             )
+
+
+def test_images_are_resized_as_those_that_the_moments_were_made_from(
+    photos: Path, kl_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from latentkit.contracts import BuildContext
+    from latentkit.modalities.image import ImageModality
+    from latentkit.modalities.options import ImageConfig
+
+    latents = encode(photos, kl_folder, tmp_path / "latents")  # no `resize` in its recipe
+    given = []
+
+    class Recorded(StoredMoments):
+        def __init__(self, path: str, modality: ImageModality) -> None:
+            given.append(modality)
+            super().__init__(path, modality)
+
+    monkeypatch.setattr("latentkit.training.stored_moments.StoredMoments", Recorded)
+    train(photos, kl_folder, tmp_path / "run", latents)
+    sample = Sample("002.png", photos / "002.png")
+    for way, is_same in (("lanczos", True), ("pillow", False)):
+        expected = ImageModality(ImageConfig(**VIEWS, resize=way), BuildContext(seed=5))
+        views = zip(given[0].prepare(sample), expected.prepare(sample), strict=True)
+        assert all(torch.equal(a.tensor, b.tensor) for a, b in views) == is_same
 
 
 def test_a_decoder_is_trained_without_running_the_encoder(
@@ -164,7 +188,7 @@ def test_pictures_that_are_not_those_encoded_are_told_of(
     for path in photos.glob("*.png"):
         path.rename(path.with_name(f"new-{path.name}"))
     with pytest.raises(
-        SourceError, match=r"such as 'new-000\.png': the latent dataset has no latents of it"
+        SourceError, match=r"the latent dataset has no latents of it .*such as new-000\.png"
     ):
         train(photos, kl_folder, tmp_path / "other", latents)
 
