@@ -59,7 +59,7 @@ class SizeRule:
 
 @dataclass(frozen=True)
 class MelSpec:
-    """How sound becomes the log-mel spectrogram that an encoder takes: log(max(mel, floor)).
+    """How audio becomes the log-mel spectrogram that an encoder takes: log(max(mel, floor)).
 
     Args:
         bins: mel bins, the last axis of the input.
@@ -93,8 +93,8 @@ class InputSpec:
         sizes: rule per axis letter ("H", "W", "T", "L"); an axis left out is free.
         sample_rate_hz: of audio; None elsewhere.
         axes: one letter per axis of one input, without the batch: "CHW", "CTHW" (video), "CDHW"
-            (volume), "CL" (sound), "CTM" (mel).
-        mel: of a spectrogram that is taken instead of sound; None elsewhere.
+            (volume), "CL" (audio), "CTM" (mel).
+        mel: of a spectrogram that is taken instead of audio; None elsewhere.
         takes_mask: whether `encode` wants prepared rows with a mask as a mapping of batches, "mask"
             among them; else it gets the one other tensor alone.
     """

@@ -32,7 +32,7 @@ class Prepared:
         bucket: the shape it was prepared to, such as "256x256"; a batch holds one bucket.
         tensor: one row without the batch axis, in the encoder's `InputSpec` (images: (C, H, W)
             float32 in its range); or a dict of such tensors with "mask", 1 where a value counts,
-            which covers the first axes after the channels: (L,) of a sound (C, L), (T,) of a video
+            which covers the first axes after the channels: (L,) of audio (C, L), (T,) of a video
             (C, T, H, W).
         geometry: how the view was cut from the media (original size, resize, crop box); JSON-like
             scalars or lists.
@@ -135,7 +135,7 @@ class Modality(Protocol):
         ...
 
     def render(self, tensors: Sequence[Sequence[Tensor]], path: Path) -> None:
-        """Write an image, sound or clip at `path`: a row per inner sequence, its tensors side by
+        """Write an image, audio or video at `path`: a row per inner sequence, its tensors side by
         side, each in the input range.
         """
         ...

@@ -40,7 +40,7 @@ class Sample:
         media: undecoded: `bytes`, a path (`os.PathLike`), or a `str` that *is* the media (a text).
         attributes: caption, label and so on: JSON-like scalars or lists of them.
         stamp: changes when the media changes.
-        span: start and end in seconds of the part of a video or sound that the sample is; None: all
+        span: start and end in seconds of the part of a video or audio that the sample is; None: all
             of it.
     """
 

@@ -30,17 +30,17 @@ from latentkit.errors import InterruptedRunError, PluginError
 from latentkit.runtime import workers
 
 PATIENCE_SECONDS = 60.0
-"""For a worker that was told to stop: it first commits or drops what it is encoding."""
+"""How long a stopped worker may take to commit or drop what it is encoding."""
 
 ENDED = None
 
 
 class WorkerProcesses:
-    """A worker process for each device; a context, whose end stops those that still work.
+    """A worker process for each device; leaving the context stops those still running.
 
     Args:
-        devices: one a process.
-        make_worker: device to worker, picklable.
+        devices: one for each process.
+        make_worker: makes the worker of a device; picklable.
         all_units: handed out one by one, to these processes and to whoever iterates over `units`.
 
     Raises:
@@ -121,7 +121,7 @@ class WorkerProcesses:
         """
         with contextlib.suppress(Empty):
             while True:
-                yield from self._taken(self._events.get_nowait())
+                yield from self._result_of(self._events.get_nowait())
 
     def last_results(self) -> Iterator[UnitResult]:
         """Give all results that are still to come; returns when every process has ended.
@@ -133,9 +133,9 @@ class WorkerProcesses:
             with contextlib.suppress(
                 Empty
             ):  # in turns, since Windows delivers no Ctrl-C to a thread that waits for good
-                yield from self._taken(self._events.get(timeout=1.0))
+                yield from self._result_of(self._events.get(timeout=1.0))
 
-    def _taken(self, event: UnitResult | BaseException | None) -> Iterator[UnitResult]:
+    def _result_of(self, event: UnitResult | BaseException | None) -> Iterator[UnitResult]:
         if isinstance(event, BaseException):
             raise event
         if event is ENDED:
@@ -167,7 +167,7 @@ class WorkerProcesses:
             if (code := process.wait()) and not self._is_closing:
                 text = (
                     f"the process for {device} ended with exit code {code}; the other processes"
-                    " encode what it had begun"
+                    " encode its unfinished units"
                 )
                 print(f"warning: {text}", file=sys.stderr, flush=True)
         finally:
@@ -181,7 +181,7 @@ class WorkerProcesses:
 
 
 def main() -> None:
-    """Work for the process that started this one."""
+    """Encode units for the process that started this one, until it has no more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent stops us
     signal.signal(signal.SIGTERM, _stop)
     answers, events = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
@@ -220,7 +220,7 @@ def _work(answers: IO[bytes], events: IO[bytes]) -> None:
 
 
 def _sendable(error: Exception) -> Exception:
-    """The error, or its text where it can't be pickled and read again."""
+    """Return the error, or its text in a RuntimeError if the error can't be pickled."""
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:  # noqa: BLE001 (an exception's own way of pickling may raise anything)

@@ -1,4 +1,4 @@
-"""What every format writes of a latent dataset: its rows, and what their values are."""
+"""Parts that the row formats share: a row's tensors and labels, and a description of the values."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DESCRIPTION = "latents.json"
 
 
 def needs_of(config: RowsConfig) -> ExportNeeds:
-    """Rows one by one; with stored moments, where those are what is written."""
+    """Ask for rows one by one, with stored moments if the export writes moments."""
     return ExportNeeds(per="row", moments=config.values == "moments")
 
 
@@ -41,13 +41,13 @@ def tensors_of(item: ExportItem, values: str, dtype: str | None) -> dict[str, Te
 
 
 def labels_of(item: ExportItem) -> dict[str, Any]:
-    """Key, attributes and view of a row, as JSON has them."""
+    """Return key, attributes and view of a row as values that JSON can hold."""
     labels = {"key": item.key, **item.attributes, "view": item.row.view}
     return {name: _plain(value) for name, value in labels.items()}
 
 
 def _plain(value: Any) -> Any:
-    """The value as JSON has it: numbers that are not finite, which it hasn't, are None."""
+    """Return the value with None for nan and infinity, which JSON can't hold."""
     if isinstance(value, Mapping):
         return {name: _plain(part) for name, part in value.items()}
     if isinstance(value, list):
@@ -56,9 +56,9 @@ def _plain(value: Any) -> Any:
 
 
 def write_description(export: Export, config: RowsConfig, folder: Path) -> None:
-    """Write how the values were normalized, and by which encoder they were made."""
+    """Write latents.json: how the values were normalized and which encoder made them."""
     drawn = config.values == "latent" and config.posterior == "draw"
-    said = {
+    description = {
         "values": config.values,
         **({"posterior": "draw", "seed": config.seed} if drawn else {}),
         "fingerprint": export.fingerprint,
@@ -66,4 +66,4 @@ def write_description(export: Export, config: RowsConfig, folder: Path) -> None:
         "normalization": asdict(export.normalization),
         "statistics": export.statistics,
     }
-    (folder / DESCRIPTION).write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
+    (folder / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")

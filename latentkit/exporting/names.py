@@ -31,7 +31,7 @@ def tell_apart(names: Iterable[str]) -> list[str]:
     wanted = list(names)
     first = {name.casefold() for name in wanted}
     used, last_number = set[str](), dict[str, int]()
-    told = []
+    distinct = []
     for name in wanted:
         number = last_number.get(name.casefold(), 0) + 1
         other = name if number == 1 else f"{name}-{number}"
@@ -40,5 +40,5 @@ def tell_apart(names: Iterable[str]) -> list[str]:
             other = f"{name}-{number}"
         last_number[name.casefold()] = number
         used.add(other.casefold())
-        told.append(other)
-    return told
+        distinct.append(other)
+    return distinct

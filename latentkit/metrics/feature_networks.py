@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 IMAGE_RANGE = (0.0, 1.0)
 GRID = (16, 16)
-"""Of a network that gives maps, which are then averaged: 224 pixels for patches of 14."""
+"""Size of the feature maps that are averaged: 224 pixels for patches of 14."""
 INCEPTION_IS = (
-    "Inception v3 as FID has it is"
+    "Inception v3 for FID is at"
     " https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
     "pt_inception-2015-12-05-6726825d.pth"
 )
@@ -36,10 +36,10 @@ INCEPTION_IS = (
 
 @dataclass(frozen=True)
 class FeatureNetwork:
-    """A frozen network.
+    """A frozen network that turns images into feature vectors.
 
     Args:
-        name: what protocols call it.
+        name: the network's name in the protocol of a metric.
         compute: (N, 3, H, W) float32 in [0, 1] to (N, F).
     """
 
@@ -55,11 +55,11 @@ class FeatureNetwork:
 
 
 def open_features(config: RfidConfig, context: BuildContext) -> FeatureNetwork:
-    """The network of a recipe, on the context's device.
+    """Open the network that a recipe names, on the context's device.
 
     Raises:
-        EncoderError: it isn't there, can't be read, or holds something else.
-        PluginError, RecipeError: no such encoder plugin, or it refuses its options.
+        EncoderError: the network's file is missing, unreadable, or of another network.
+        PluginError, RecipeError: there is no such encoder plugin, or it rejects its options.
     """
     if config.encoder is not None:
         registry = discover()
@@ -90,7 +90,7 @@ def open_features(config: RfidConfig, context: BuildContext) -> FeatureNetwork:
     kind = (
         "pools as TensorFlow's FID graph of 2015"
         if is_fid
-        else "torchvision's, whose numbers differ from those of the FID graph"
+        else "torchvision's weights, which give other values than the FID graph"
     )
     return FeatureNetwork(f"Inception v3 ({path.name}; {kind}; bilinear to 299 x 299)", network)
 

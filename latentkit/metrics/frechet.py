@@ -20,7 +20,7 @@ FEW_SAMPLES = 10_000
 
 
 class Rfid:
-    """Fréchet distance of features."""
+    """Fréchet distance between features of inputs and of reconstructions."""
 
     def __init__(self, network: FeatureNetwork) -> None:
         self._network = network
@@ -28,8 +28,8 @@ class Rfid:
     def start(self, setting: MetricSetting) -> None:
         if setting.num_samples is not None and setting.num_samples < 2:
             raise SourceError(
-                "metric 'rfid' needs 2 samples, and far more to mean something; the source has"
-                f" {setting.num_samples}"
+                "metric 'rfid' needs at least 2 samples, and thousands to be useful; the source"
+                f" has {setting.num_samples}"
             )
         self._setting = setting
         self._inputs, self._outputs = Gaussian(), Gaussian()
@@ -57,12 +57,12 @@ class Rfid:
         warnings = []
         if count < FEW_SAMPLES:
             rank = (
-                f", fewer than the {num_features} features, so that covariances are singular"
+                f", no more than the {num_features} features, so the covariances are singular"
                 if count <= num_features
                 else ""
             )
             advice = (
-                "it is biased, and comparable with others of as many samples only;"
+                "the value is biased; compare only values of equally many samples;"
                 f" {USUAL_SAMPLES:,} is usual"
             )
             warnings.append(f"rfid of {count:,} samples{rank}: {advice}")
@@ -70,7 +70,7 @@ class Rfid:
 
 
 class Gaussian:
-    """Mean and covariance of vectors in batches, float64, merged as `ChannelStatistics` are."""
+    """Mean and covariance of vectors that come in batches, float64."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -78,7 +78,7 @@ class Gaussian:
         self._squares = torch.zeros(0, 0, dtype=torch.float64)
 
     def add(self, vectors: Tensor) -> None:
-        """Vectors (N, F)."""
+        """Add vectors (N, F)."""
         vectors = vectors.cpu().double()
         center, number = vectors.mean(dim=0), len(vectors)
         squares = (vectors - center).T @ (vectors - center)
@@ -91,14 +91,14 @@ class Gaussian:
         self.count = count
 
     def covariance(self) -> Tensor:
-        """(F, F), unbiased."""
+        """Return the unbiased covariance, (F, F)."""
         return self._squares / (self.count - 1)
 
 
 def frechet_distance(
     mean_a: Tensor, covariance_a: Tensor, mean_b: Tensor, covariance_b: Tensor
 ) -> float:
-    """Squared Fréchet distance of two Gaussians, float64, not below 0."""
+    """Return the squared Fréchet distance between two Gaussians, not below 0."""
     values, vectors = torch.linalg.eigh(covariance_a)
     root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
     product = root @ covariance_b @ root

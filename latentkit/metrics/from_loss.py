@@ -1,5 +1,4 @@
-"""Metric `loss`: what a loss plugin says of reconstructions, such as the perceptual distance LPIPS.
-"""
+"""Metric `loss`: the value of a loss plugin, such as the perceptual distance LPIPS."""
 
 from __future__ import annotations
 
@@ -28,19 +27,19 @@ if TYPE_CHECKING:
 
 
 def open_loss(config: LossMetricConfig, context: BuildContext) -> PerSample:
-    """The metric of a loss plugin.
+    """Build the metric that reports the values of a loss plugin.
 
     Raises:
-        PluginError: no such plugin.
-        RecipeError: it refuses its options, or doesn't compare output and input.
+        PluginError: there is no such plugin.
+        RecipeError: the plugin rejects its options, or doesn't compare output and input.
     """
     registry = discover()
     spec = registry.find("loss", config.use).spec
     assert isinstance(spec, LossSpec)
     if spec.role != "reconstruction":
         raise RecipeError(
-            f"metric 'loss': expected a loss that compares output and input, and {config.use!r} is"
-            f" of the role {spec.role}"
+            f"metric 'loss': expected a loss that compares output and input, but {config.use!r} has"
+            f" the role {spec.role}"
         )
     options = registry.configure("loss", config.use, config.with_, "metric 'loss'")
     loss: Loss = spec.build(options, context)
@@ -58,10 +57,10 @@ def open_loss(config: LossMetricConfig, context: BuildContext) -> PerSample:
 
 
 def measure_loss(name: str, loss: Loss, batch: MetricBatch, setting: MetricSetting) -> Tensor:
-    """The loss of each sample, (N,), of the clamped reconstruction.
+    """Return the loss of each sample's clamped reconstruction, (N,).
 
     Raises:
-        PluginError: it isn't one value a sample.
+        PluginError: the loss doesn't give one value per sample.
     """
     inputs, output = batch.pair()
     found = Reconstruction(output.clamp(*setting.input_range), batch.latents, batch.moments)
@@ -74,7 +73,7 @@ def measure_loss(name: str, loss: Loss, batch: MetricBatch, setting: MetricSetti
         )
     if value.shape != (len(inputs),):
         raise PluginError(
-            f"loss {name!r}: expected one value a sample, shape ({len(inputs)},), got"
+            f"loss {name!r}: expected one value per sample, shape ({len(inputs)},), got"
             f" {tuple(value.shape)}"
         )
     return value

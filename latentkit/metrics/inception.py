@@ -27,7 +27,7 @@ STEM = (
 
 Kernel = tuple[int, int]
 Branch = tuple[tuple[str, int, Kernel], ...]
-"""Convolutions one after the other: name, channels that come out, kernel."""
+"""Successive convolutions: name, output channels, kernel."""
 
 
 class Convolution(nn.Module):
@@ -42,19 +42,19 @@ class Convolution(nn.Module):
         self.bn = nn.BatchNorm2d(outer, eps=0.001)
 
     def forward(self, values: Tensor) -> Tensor:
-        """(N, C, H, W) to (N, outer, ...)."""
+        """Map (N, C, H, W) to (N, outer, ...)."""
         return relu(self.bn(self.conv(values)))
 
 
 class Block(nn.Module):
-    """Branches side by side, then pooling: a projected average or maximum, or a halving one.
+    """Parallel branches and a pooling branch, whose channels are concatenated.
 
     Args:
-        inner: channels that come in.
-        branches: each a chain; where the last two names end in "a" and "b", both take what came
-            before them.
-        pooled: channels of the projected pooling; 0 halves instead, and so does the last
-            convolution of each branch.
+        inner: input channels.
+        branches: each a chain of convolutions; two last ones whose names end in "a" and "b" run
+            in parallel on the same input.
+        pooled: output channels of the pooling branch; 0 means that this block halves height and
+            width, by a maximum and by the last convolution of each branch.
         pool: "average", "inside" (an average that leaves padding out) or "maximum".
     """
 
@@ -76,7 +76,7 @@ class Block(nn.Module):
             self.branch_pool = Convolution(inner, pooled, (1, 1))
 
     def forward(self, values: Tensor) -> Tensor:
-        """(N, C, H, W), the branches' channels one after the other, then the pooling's."""
+        """Return (N, C, H, W): the channels of the branches, then of the pooling branch."""
         found = []
         for branch in self._branches:
             state = values

@@ -17,7 +17,7 @@ ENOUGH_LATENTS = 10_000
 
 
 class LatentStatistics:
-    """Mean and standard deviation per channel, of means and draws, and as config fields."""
+    """Metric `latent-statistics`: mean and standard deviation per channel, and config fields."""
 
     def start(self, setting: MetricSetting) -> None:
         self._pieces: list[ChannelStatistics] = []
@@ -53,7 +53,7 @@ class LatentStatistics:
             "latents_std": summary["std"],
         }
         protocol = (
-            f"of all {statistics.count:,} raw values of each channel, float64; deviation of a draw:"
+            f"of all {statistics.count:,} raw values of each channel, float64; variance of a draw:"
             " Var[z] = Var[mean] + E[variance]"
         )
         figures = {
@@ -82,7 +82,7 @@ class LatentStatistics:
 
 
 class Histogram:
-    """Counts of a channel's values; where a batch doesn't fit, bins double their width."""
+    """Histogram of a channel's values; bins double their width until new values fit."""
 
     def __init__(self, values: Floats) -> None:
         low, high = float(values.min()), float(values.max())
@@ -90,24 +90,24 @@ class Histogram:
         self._counts = np.zeros(HISTOGRAM_BINS, np.int64)
 
     def add(self, values: Floats) -> None:
-        """Finite values, (n,) with n above 0."""
+        """Add finite values, (n,) with n above 0."""
         while values.max() >= self._low + HISTOGRAM_BINS * self._width:
             self._widen(0)
         while values.min() < self._low:
             self._low -= HISTOGRAM_BINS * self._width
             self._widen(HISTOGRAM_BINS // 2)
-        places = ((values - self._low) / self._width).astype(np.int64).clip(0, HISTOGRAM_BINS - 1)
-        self._counts += np.bincount(places, minlength=HISTOGRAM_BINS)
+        bins = ((values - self._low) / self._width).astype(np.int64).clip(0, HISTOGRAM_BINS - 1)
+        self._counts += np.bincount(bins, minlength=HISTOGRAM_BINS)
 
     def _widen(self, start: int) -> None:
-        """Two bins become one; the old ones are the half from `start` on of the new."""
+        """Merge pairs of bins; the merged counts begin at bin `start`, 0 or the middle."""
         pairs = self._counts.reshape(-1, 2).sum(axis=1)
         self._counts = np.zeros(HISTOGRAM_BINS, np.int64)
         self._counts[start : start + len(pairs)] = pairs
         self._width *= 2
 
     def as_json(self) -> dict[str, Any]:
-        """Lower edge, width of a bin, and counts, without empty bins at either end."""
+        """Return lower edge, bin width and counts, without the empty bins at either end."""
         filled = np.flatnonzero(self._counts)
         first, last = (int(filled[0]), int(filled[-1])) if len(filled) else (0, 0)
         return {
@@ -121,7 +121,7 @@ class ActiveUnits:
     """Latent values whose posterior mean varies with the input: Cov_x(E[z | x]) above a threshold.
 
     Y. Burda, R. Grosse and R. Salakhutdinov, "Importance Weighted Autoencoders" (2016), section 5.
-    Without a posterior the latent itself is taken.
+    Without a posterior the latent itself is used.
     """
 
     def __init__(self, threshold: float) -> None:
@@ -140,7 +140,7 @@ class ActiveUnits:
             )
             raise SourceError(
                 f"metric 'active-units' needs latents of one shape, got {shapes}; prepare one size,"
-                " or leave it out"
+                " or leave the metric out"
             )
         # each value of a latent is a channel of its own here
         self._pieces.append(measure(means.cpu().flatten(1).numpy(), None))
@@ -159,7 +159,7 @@ class ActiveUnits:
             "share": Figure(float(active.mean()), "", share),
         }
         few = statistics.count < 2
-        warnings = ["active-units: one sample has no variance"] if few else []
+        warnings = ["active-units: expected at least 2 samples, got 1"] if few else []
         return Measured(
             figures,
             {},

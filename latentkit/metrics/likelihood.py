@@ -36,7 +36,7 @@ DRAWS_AT_ONCE = 10
 
 
 class Kl:
-    """KL(q || N(0, I)) of each posterior: the rate."""
+    """Metric `kl`: KL(q || N(0, I)) of each posterior, the rate."""
 
     def start(self, setting: MetricSetting) -> None:
         self._nats, self._sizes = list[Tensor](), list[Tensor]()
@@ -56,13 +56,13 @@ class Kl:
 
 
 class Elbo:
-    """Evidence lower bound: log p(x | z) of draws less the rate.
+    """Metric `elbo`, the evidence lower bound: log p(x | z) of draws minus the rate.
 
     D. P. Kingma and M. Welling, "Auto-Encoding Variational Bayes" (2014), eq. 3.
 
     Args:
         likelihood: "gaussian", "laplace" or "bernoulli".
-        scale: of the errors; None is that at which the bound is highest, one for all samples
+        scale: of the errors; None is the one scale for all samples that makes the bound highest
             (Rybkin et al. 2021, eq. 5).
     """
 
@@ -119,7 +119,7 @@ class Elbo:
 
 
 class Iwae:
-    """Importance-weighted negative log likelihood.
+    """Metric `iwae`: importance-weighted negative log likelihood.
 
     Y. Burda, R. Grosse and R. Salakhutdinov, "Importance Weighted Autoencoders" (2016), eq. 8.
 
@@ -183,9 +183,12 @@ def _distance(likelihood: str, inputs: Tensor, output: Tensor, setting: MetricSe
             .sum(dim=1)
         )
     low, high = setting.input_range
-    bits, chances = ((to_float64(values) - low) / (high - low) for values in (inputs, output))
-    chances = chances.clamp(SMALLEST_PROBABILITY, 1 - SMALLEST_PROBABILITY)
-    return -(bits * chances.log() + (1 - bits) * (1 - chances).log()).flatten(1).sum(dim=1)
+    bits, probabilities = (
+        (to_float64(values) - low) / (high - low) for values in (inputs, output)
+    )
+    probabilities = probabilities.clamp(SMALLEST_PROBABILITY, 1 - SMALLEST_PROBABILITY)
+    nats = bits * probabilities.log() + (1 - bits) * (1 - probabilities).log()
+    return -nats.flatten(1).sum(dim=1)
 
 
 def _log_density(likelihood: str, distances: Tensor, size: int, scale: float | None) -> Tensor:
@@ -227,7 +230,7 @@ def _describe_likelihood(likelihood: str, scale: float | None, setting: MetricSe
     )
 
 
-# ---------------------------------------------------------------- figures
+# ---------------------------------------------------------------- decoding, nats and bits
 
 
 def _decode(batch: MetricBatch, latents: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
-"""What core's metrics share: the mean of a number per sample, and noise that no batch size changes.
+"""Parts that core's metrics share: the mean of a value per sample, and noise that doesn't depend
+on the batch size.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ POSTERIOR_STREAM, ELBO_STREAM, IWAE_STREAM = 0, 1, 2
 
 
 class NoiseRows:
-    """Standard normal numbers by seed, stream and sample number, whatever the batches."""
+    """Standard normal numbers that depend on seed, stream and sample, not on the batch."""
 
     def __init__(
         self,
@@ -36,7 +37,7 @@ class NoiseRows:
         self._shape, self._device = shape, device
 
     def take(self, count: int) -> Tensor:
-        """The next `count` of each sample, (count, N, *shape) float32."""
+        """Draw the next `count` tensors for each sample, (count, N, *shape) float32."""
         values = np.empty((len(self._rows), count, *self._shape), np.float32)
         for noise, row in zip(self._rows, values, strict=True):
             noise.fill(row)
@@ -44,21 +45,21 @@ class NoiseRows:
 
 
 def noise_for(batch: MetricBatch, stream: int) -> NoiseRows:
-    """Standard normal numbers for a batch's samples; those of another `stream` are independent."""
+    """Return standard normal numbers for a batch's samples, independent for each `stream`."""
     mean = batch.posterior().mean
     return NoiseRows(batch.seed, stream, batch.positions, tuple(mean.shape[1:]), mean.device)
 
 
 def draw(moments: Moments, noise: Tensor) -> Tensor:
-    """mean + exp(logvar / 2) * noise, for noise (..., N, C, h, w)."""
+    """Return mean + exp(logvar / 2) * noise, for noise (..., N, C, h, w)."""
     return moments.mean + torch.exp(0.5 * moments.logvar) * noise
 
 
 class PerSample:
-    """A metric with a number per sample, whose figure is their mean.
+    """A metric with a value per sample; it reports their mean.
 
     Args:
-        function: a batch, and what holds for all of them, to a number for each sample, (N,).
+        function: takes a batch and the setting, returns a value for each sample, (N,).
         unit, better: see `Figure`.
         protocol: how it is measured; a text with places for `{decoded_from}` and `{range}`.
     """
@@ -89,17 +90,17 @@ class PerSample:
 
 
 def show_range(limits: tuple[float, float]) -> str:
-    """Such as "[-1, 1]"."""
+    """Format a range, such as "[-1, 1]"."""
     return f"[{limits[0]:g}, {limits[1]:g}]"
 
 
 def concatenate(pieces: Sequence[Tensor]) -> Floats:
-    """Numbers of all batches one after the other, (N,) float64."""
+    """Join the values of all batches, (N,) float64."""
     return np.asarray(torch.cat(list(pieces)).cpu().double().numpy(), np.float64)
 
 
 def mean(values: Floats) -> float:
-    """The mean; infinite where a value is, without numpy's warnings."""
+    """Return the mean; infinite values give an infinite mean without numpy's warnings."""
     return (
         math.fsum(values.tolist()) / len(values)
         if np.isfinite(values).all()

@@ -17,7 +17,7 @@ NOT_ROUNDED = "reconstruction clamped, not rounded"
 
 
 def levels(values: Tensor, limits: tuple[float, float]) -> Tensor:
-    """Return values as 8-bit images have them, [0, 255], float64: clamped and rounded."""
+    """Map values from the range `limits` to whole numbers in [0, 255], clamped, float64."""
     scaled = (values.float() - limits[0]) * (PEAK / (limits[1] - limits[0]))
     return to_float64(scaled.clamp(0, PEAK).round())
 
@@ -41,7 +41,7 @@ def psnr() -> PerSample:
         return 10 * torch.log10(PEAK**2 / errors)
 
     protocol = (
-        f"mean over samples of each one's own PSNR; {ROUNDED}; data range 255; decoded"
+        f"mean over samples of each sample's own PSNR; {ROUNDED}; data range 255; decoded"
         " from {decoded_from}"
     )
     return PerSample(measure, "dB", "higher", protocol)

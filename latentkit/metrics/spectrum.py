@@ -15,12 +15,12 @@ from latentkit.metrics.metric import Floats
 from latentkit.runtime.device import to_float64
 
 HIGHEST = 0.5
-"""Cycles per latent; frequencies beyond, in the corners, belong to no whole ring."""
+"""Cycles per latent; higher frequencies lie in the corners, outside the last whole ring."""
 
 
 class LatentSpectrum:
-    """Power |FFT|^2 / (h w) per channel, averaged over rings of frequencies and over samples; the
-    mean of each map is left out.
+    """Power |FFT|^2 / (h w) per channel, averaged over rings of frequencies and over samples,
+    without the mean of each map.
 
     Args:
         num_bins: rings from 0 to half a cycle per latent; None: half the shorter side of the first
@@ -34,7 +34,7 @@ class LatentSpectrum:
         if setting.layout.axes != "CHW":
             raise RecipeError(
                 f"metric 'latent-spectrum' needs latents with axes CHW, got {setting.layout.axes};"
-                " leave it out"
+                " leave the metric out"
             )
         self._setting = setting
         self._power: Floats | None = None
@@ -54,7 +54,7 @@ class LatentSpectrum:
         frequencies = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None])
         rings = (
             np.ceil(frequencies / HIGHEST * num_bins - 1e-9).astype(int) - 1
-        )  # a ring holds its upper limit
+        )  # a frequency on the border of two rings belongs to the lower ring
         inside = (rings >= 0) & (rings < num_bins)
         self._counts += len(latents) * np.bincount(rings[inside], minlength=num_bins)
         self._sums += len(latents) * np.bincount(rings[inside], frequencies[inside], num_bins)
@@ -72,7 +72,7 @@ class LatentSpectrum:
             f"|FFT|^2 / (h w) of raw latents ({self._setting.decoded_from}), rings of"
             f" {HIGHEST / num_bins:.3g} cycles per latent"
         )
-        slope = _slope(frequencies, power.mean(axis=0))
+        slope = _log_log_slope(frequencies, power.mean(axis=0))
         figures = {
             "slope": Figure(
                 slope, "", f"of log power against log frequency, mean over channels; {protocol}"
@@ -81,8 +81,8 @@ class LatentSpectrum:
         return Measured(figures, {}, {"frequencies": frequencies.tolist(), "power": power.tolist()})
 
 
-def _slope(frequencies: Floats, power: Floats) -> float:
-    """Fit log power against log frequency; 0 for a single ring or no power."""
+def _log_log_slope(frequencies: Floats, power: Floats) -> float:
+    """Return the fitted slope of log power against log frequency; 0 for one ring or no power."""
     if len(frequencies) < 2 or not (power > 0).all():
         return 0.0
     x, y = np.log(frequencies), np.log(power)

@@ -23,13 +23,11 @@ WEIGHTS = [
     math.exp(-0.5 * (offset / SIGMA) ** 2) for offset in range(-(WINDOW // 2), WINDOW // 2 + 1)
 ]
 WEIGHTS = [weight / sum(WEIGHTS) for weight in WEIGHTS]
-"""Of the window along one axis."""
+"""The window's weights along one axis."""
 LUMINANCE_CONSTANT, CONTRAST_CONSTANT = (0.01 * PEAK) ** 2, (0.03 * PEAK) ** 2
 SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
-"""Z.
-
-Wang, E. P. Simoncelli and A. C. Bovik, "Multi-Scale Structural Similarity for Image Quality
-Assessment" (2003), section 3.2.
+"""Weights of the five scales: Z. Wang, E. P. Simoncelli and A. C. Bovik, "Multi-Scale
+Structural Similarity for Image Quality Assessment" (2003), section 3.2.
 """
 
 HOW = (
@@ -41,7 +39,7 @@ def ssim() -> PerSample:
     """Structural similarity, at most 1."""
 
     def measure(batch: MetricBatch, setting: MetricSetting) -> Tensor:
-        inputs, output = _pictures(batch, setting, "ssim", WINDOW)
+        inputs, output = _image_pair(batch, setting, "ssim", WINDOW)
         luminance, contrast = _similarities(inputs, output)
         return (luminance * contrast).flatten(1).mean(dim=1)
 
@@ -57,7 +55,7 @@ def ms_ssim() -> PerSample:
 
     def measure(batch: MetricBatch, setting: MetricSetting) -> Tensor:
         smallest = WINDOW * 2 ** (len(SCALE_WEIGHTS) - 1)
-        inputs, output = _pictures(batch, setting, "ms-ssim", smallest)
+        inputs, output = _image_pair(batch, setting, "ms-ssim", smallest)
         product = inputs.new_ones(())
         for scale, weight in enumerate(SCALE_WEIGHTS):
             luminance, contrast = _similarities(inputs, output)
@@ -75,14 +73,14 @@ def ms_ssim() -> PerSample:
     return PerSample(measure, "", "higher", protocol)
 
 
-def _pictures(
+def _image_pair(
     batch: MetricBatch, setting: MetricSetting, name: str, smallest: int
 ) -> tuple[Tensor, Tensor]:
     inputs, output = batch.pair()
     if inputs.ndim != 4 or min(inputs.shape[2:]) < smallest:
         found = " x ".join(map(str, inputs.shape[2:]))
         needed = f"metric {name!r} needs images of at least {smallest} x {smallest} pixels"
-        raise SourceError(f"{needed}, got {found}; prepare larger ones, or leave it out")
+        raise SourceError(f"{needed}, got {found}; prepare larger images, or leave the metric out")
     return levels(inputs, setting.input_range), levels(output, setting.input_range)
 
 
@@ -99,8 +97,9 @@ def _similarities(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _blur(planes: Tensor) -> Tensor:
-    """(..., H, W) to (..., H - 10, W - 10): under the window, where it fits; sums of shifted
-    planes, ten times as fast as conv2d here.
+    """Average (..., H, W) under the window wherever the whole window fits: (..., H - 10, W - 10).
+
+    Sums of shifted planes are ten times as fast as conv2d here.
     """
     for axis in (-2, -1):
         length = planes.shape[axis] - WINDOW + 1

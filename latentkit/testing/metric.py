@@ -30,7 +30,10 @@ DOWNSCALE = 8
 
 
 class MetricContract(PluginContract):
-    """What a `Metric` promises. Give `spec`; `make_samples` for values that aren't images."""
+    """Checks that every `Metric` must pass.
+
+    Set `spec`; override `make_samples` for values that aren't images.
+    """
 
     spec_type: ClassVar[type[NamedSpec]] = MetricSpec
     protocols: ClassVar[tuple[type, ...]] = (Metric,)
@@ -49,7 +52,7 @@ class MetricContract(PluginContract):
         return make_pictures(32)
 
     def make_setting(self, samples: MetricBatch) -> MetricSetting:
-        """What `start` is told of them."""
+        """The setting that `start` gets for these samples."""
         channels = samples.latents.shape[1]
         layout = LatentLayout("latent", "gaussian", "CHW", channels, DOWNSCALE)
         return MetricSetting((-1.0, 1.0), layout, "the posterior's mean", len(samples.positions))
@@ -61,14 +64,14 @@ class MetricContract(PluginContract):
         found = self._measure(tmp_path, [NUM_SAMPLES])
         assert (
             found.figures or found.tables
-        ), "finish gave neither a figure nor a table: nothing would be reported"
+        ), "finish gave neither a figure nor a table; expected at least one"
         for name, figure in found.figures.items():
             wrong = f"figure {name!r}: value {figure.value!r}"
             assert isinstance(figure.value, float), f"{wrong}; expected a float"
             assert not math.isnan(figure.value), f"{wrong}; expected a number"
             assert figure.protocol.strip(), (
-                f"figure {name!r}: protocol is empty; say all that another program would have to do"
-                " the same for its number to be comparable"
+                f"figure {name!r}: protocol is empty; state everything that another program must do"
+                " alike to get a comparable value"
             )
         try:
             json.dumps(found.tables)
@@ -76,8 +79,8 @@ class MetricContract(PluginContract):
             raise AssertionError(f"tables can't be written as JSON: {error}") from error
 
     def test_better_is_what_the_spec_says(self, tmp_path: Path) -> None:
-        """The figure of the metric's own name is better on the side that the spec names, by which
-        `best` of a training run goes.
+        """The figure with the metric's own name has the `better` of the spec: a training run keeps
+        its best checkpoint by it.
         """
         found = self._measure(tmp_path, [NUM_SAMPLES])
         own = found.figures[""].better if "" in found.figures else ""
@@ -86,7 +89,7 @@ class MetricContract(PluginContract):
         )
 
     def test_there_is_a_number_for_each_sample_or_none(self, tmp_path: Path) -> None:
-        """`per_sample` has a float64 for each sample that came, under names of figures."""
+        """`per_sample` has a float64 for each sample, under the names of figures."""
         found = self._measure(tmp_path, [NUM_SAMPLES])
         for name, values in found.per_sample.items():
             got, wanted = f"{values.dtype} {values.shape}", f"float64 ({NUM_SAMPLES},)"
@@ -94,8 +97,8 @@ class MetricContract(PluginContract):
             assert name in found.figures, f"per_sample[{name!r}] has no figure of that name"
 
     def test_batches_of_other_sizes_change_nothing(self, tmp_path: Path) -> None:
-        """Samples one by one, in uneven batches and all at once give the same figures: a mean of
-        batches' means would not.
+        """Samples one by one, in uneven batches and all at once give the same figures; a mean of
+        batch means would not.
         """
         whole = self._measure(tmp_path, [NUM_SAMPLES])
         for sizes in ([1] * NUM_SAMPLES, [NUM_SAMPLES - 1, 1]):
@@ -111,16 +114,16 @@ class MetricContract(PluginContract):
                 )
 
     def test_a_sample_s_number_is_its_own(self, tmp_path: Path) -> None:
-        """Samples in the opposite order have the same numbers, in the opposite order."""
-        forth = self._measure(tmp_path, [NUM_SAMPLES])
-        back = self._measure(tmp_path, [2] * (NUM_SAMPLES // 2), backwards=True)
-        for name, values in forth.per_sample.items():
+        """Samples in reverse order give the same `per_sample` values in reverse order."""
+        forward = self._measure(tmp_path, [NUM_SAMPLES])
+        backward = self._measure(tmp_path, [2] * (NUM_SAMPLES // 2), backwards=True)
+        for name, values in forward.per_sample.items():
             assert np.allclose(
-                values, back.per_sample[name][::-1], self.tolerance, self.tolerance
+                values, backward.per_sample[name][::-1], self.tolerance, self.tolerance
             ), f"per_sample[{name!r}] depends on the order of samples, or on their batch"
 
     def test_start_forgets_what_came_before(self, tmp_path: Path) -> None:
-        """A metric that is started again gives the same figures again: one object measures every
+        """A metric that is started again gives the same figures: one object measures every
         evaluation of a training run.
         """
         metric: Metric = self.build(tmp_path)
@@ -196,7 +199,7 @@ def _decode(latents: Tensor) -> Tensor:
 
 
 def take_samples(samples: MetricBatch, numbers: Sequence[int]) -> MetricBatch:
-    """Some of a batch's samples, in that order."""
+    """Return a batch of the samples with these numbers, in this order."""
 
     def take(tensor: Tensor) -> Tensor:
         return tensor[list(numbers)]
@@ -215,7 +218,7 @@ def take_samples(samples: MetricBatch, numbers: Sequence[int]) -> MetricBatch:
 
 
 def tensors_of(samples: MetricBatch) -> Iterator[Tensor]:
-    """Every tensor of a batch."""
+    """Iterate over all tensors of a batch."""
     moments = samples.moments
     held = (samples.latents, samples.inputs, samples.output)
     yield from (tensor for tensor in held if tensor is not None)

@@ -1,5 +1,5 @@
-"""A random share of a latent dataset encoded again and compared value by value: what no hash can
-tell.
+"""Encode a random share of a latent dataset again and compare it value by value: finds wrong
+values that no hash can find.
 """
 
 from __future__ import annotations
@@ -45,18 +45,17 @@ COMPARED_ROWS = 256
 def compare_values(
     found: Verification, seed: int | None = None, device: str = "auto"
 ) -> list[Finding]:
-    """Return a finding per unit compared: a remark where it fits the encoder, else damage.
+    """Return a finding per compared unit: a remark if its values match the encoder's, else damage.
 
-    About 1 % of the sound units, at least one, are encoded again with the settings they were made
-    with.
+    About 1 % of the undamaged units, at least one, are encoded again with their own settings.
 
     Args:
-        seed: of the choice of units; None is another choice every time.
+        seed: decides which units are compared; None: others every time.
         device: as `choose_device` takes it.
 
     Raises:
         FingerprintError: the encoder is no longer the one that made the dataset.
-        SourceError: samples of the chosen units are gone from the source.
+        SourceError: the source no longer has the samples of the chosen units.
     """
     names = sorted(found.units)
     if not names:
@@ -69,12 +68,13 @@ def compare_values(
         again = encode_again(found, opened, chosen, Path(workspace))
         for name in chosen:
             difference = _compare_unit(found, again, found.units[name])
-            findings.append(_judge(found, name, difference, TOLERANCE.get(dtype, OTHER_TOLERANCE)))
+            allowed = TOLERANCE.get(dtype, OTHER_TOLERANCE)
+            findings.append(_finding(found, name, difference, allowed))
     return findings
 
 
 def _compare_description(found: Verification, encoder: Any) -> Iterator[Finding]:
-    """dataset.json's layout and normalization, held to the encoder's."""
+    """Compare the layout and normalization in dataset.json with the encoder's."""
     if found.document:
         described = describe_again(found.document)
         for name, there, now in (
@@ -88,13 +88,13 @@ def _compare_description(found: Verification, encoder: Any) -> Iterator[Finding]
                 yield Finding(
                     "dataset.json",
                     "dataset.json",
-                    f"its {name} is not the encoder's: {there} there, {now} now",
+                    f"its {name} is {there}, but the encoder's is {now}",
                     fix,
                 )
 
 
 def _plain(value: Any) -> Any:
-    """As it would be read back from JSON."""
+    """Return a dataclass as JSON would give it back."""
     return json.loads(json.dumps(asdict(value)))
 
 
@@ -103,10 +103,11 @@ class Difference:
     """A unit's difference from what the encoder gives now, in channels' standard deviations.
 
     Args:
-        num_other: rows whose media have changed since.
-        largest: of any value.
-        row_rms: root mean square over a row, of the worst row.
-        problem: what is wrong besides values.
+        num_rows: rows that were compared.
+        num_other: rows whose media have changed since, not compared.
+        largest: largest difference of a value.
+        row_rms: largest root mean square difference of a row.
+        problem: what is wrong other than values.
     """
 
     num_rows: int
@@ -116,17 +117,17 @@ class Difference:
     problem: str = ""
 
 
-def _judge(found: Verification, name: str, difference: Difference, tolerance: float) -> Finding:
+def _finding(found: Verification, name: str, difference: Difference, tolerance: float) -> Finding:
     rows = f"{difference.num_rows} rows encoded again"
     if difference.num_other:
-        rows += f" ({difference.num_other} more have other media by now)"
+        rows += f" ({difference.num_other} more have other media now)"
     largest = (
         f"differ by up to {difference.largest:.2g} standard deviations of their channel, by"
         f" {difference.row_rms:.2g} over a row"
     )
     fix = (
-        f"`latentkit verify {in_shell(found.folder)} --deep --repair` puts in what the encoder"
-        " gives"
+        f"`latentkit verify {in_shell(found.folder)} --deep --repair` replaces them with what the"
+        " encoder gives"
     )
     if difference.problem:
         return Finding("unit", unit_name(name), f"{rows}: {difference.problem}", fix)
@@ -150,7 +151,7 @@ def _compare_unit(found: Verification, again: LocalFolder, unit: ReadUnit) -> Di
         not ours.select(["view"]).equals(theirs.select(["view"]))
         or ours.num_rows != theirs.num_rows
     ):
-        return Difference(0, 0, 0.0, 0.0, "there are other samples or views in it")
+        return Difference(0, 0, 0.0, 0.0, "the unit has other samples or views")
     same = np.ones(ours.num_rows, np.bool_)
     for name in ("content", "position"):
         same &= pc.fill_null(pc.equal(ours[name], theirs[name]), False).to_numpy()
@@ -160,7 +161,7 @@ def _compare_unit(found: Verification, again: LocalFolder, unit: ReadUnit) -> Di
     for name in ("status", "bucket"):
         if not ours[name].equals(theirs[name]):
             return Difference(
-                ours.num_rows, num_other, 0.0, 0.0, f"the {name} of some of them is another"
+                ours.num_rows, num_other, 0.0, 0.0, f"some rows have another {name} now"
             )
     stored, fresh = (
         folder.local_copy(unit_name(unit.unit.name)) for folder in (found.folder, again)
@@ -182,7 +183,7 @@ def _compare_unit(found: Verification, again: LocalFolder, unit: ReadUnit) -> Di
 def _blocks(
     bucket: str, first: Any, second: Any, rows: Sequence[Tensor]
 ) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
-    """Give the same rows of both files: tensors by name, (N, C, ...), ragged rows singly."""
+    """Give the same rows of both files: tensors by name, (N, C, ...); ragged rows singly."""
     keys = first.keys()  # of a file, no mapping
     names = [name for name in keys if name.startswith(f"{bucket}/")]
     ours, theirs = (
@@ -216,11 +217,10 @@ def _ragged_row(tensors: Mapping[str, Tensor], row: int) -> dict[str, Tensor]:
 def _difference(
     stored: Mapping[str, Tensor], fresh: Mapping[str, Tensor], statistics: Mapping[str, Any] | None
 ) -> tuple[float, float]:
-    """Largest difference of a value, and root mean square of the worst row, in standard deviations
-    of the value's channel.
+    """Return the largest difference of a value and the largest root mean square of a row, both in
+    standard deviations of the channel.
 
-    Of moments, those of the means, and those that the logvars make to the standard deviation of a
-    draw.
+    For moments, means and posterior standard deviations are compared.
     """
     if all(torch.equal(stored[name], fresh[name]) for name in stored):
         return 0.0, 0.0
@@ -245,7 +245,7 @@ def _difference(
 
 
 def _as_float(tensors: Mapping[str, Tensor], name: str) -> Tensor:
-    """(N, C, ...) float64."""
+    """Return a tensor by name as float64, (N, C, ...), dequantized if it is int8."""
     if name + int8.SCALE not in tensors:
         return tensors[name].double()
     return torch.from_numpy(

@@ -1,5 +1,5 @@
-"""Units of a latent dataset encoded once more, with the settings they were made with, into a folder
-beside it.
+"""Encode units of a latent dataset again, with the settings they were made with, into another
+folder.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def build_encode_of(found: Verification, device: str = "auto") -> BuiltEncode:
     """Return source, encoder and settings of the dataset, the encoder on a device.
 
     Raises:
-        FingerprintError: they would make other latents now.
-        LatentkitError: the recipe, the source or the encoder is gone.
+        FingerprintError: source, encoder and settings would make other latents now.
+        LatentkitError: the recipe, the source or the encoder is missing.
     """
     if not found.plans:
         raise StoreError(f"{found.folder} has no plan that can be read")
@@ -67,10 +67,10 @@ def build_encode_of(found: Verification, device: str = "auto") -> BuiltEncode:
 def encode_again(
     found: Verification, opened: BuiltEncode, names: Collection[str], workspace: Path
 ) -> LocalFolder:
-    """Encode units of these names into `workspace`, media without seeking where possible.
+    """Encode the units with these names into `workspace`, without seeking in media if possible.
 
     Raises:
-        SourceError: samples of theirs are gone from the source.
+        SourceError: the source no longer has the samples of these units.
     """
     again = LocalFolder(workspace)
     modality = without_seeking(opened.inputs.modality)
@@ -78,7 +78,7 @@ def encode_again(
         units = [unit for unit in plan.units() if unit.name in names]
         if not units:
             continue
-        source = _as_planned(found, plan, units, opened)
+        source = _source_of_plan(found, plan, units, opened)
         job = make_job(
             again,
             plan,
@@ -98,16 +98,16 @@ def encode_again(
 
 
 def without_seeking(modality: Modality) -> Modality:
-    """Return the modality that decodes from files' starts, where there is such a form.
+    """Return a modality that decodes every file from its start; the same one if it never seeks.
 
-    A unit must not be checked by the seek that may have gone wrong when it was made.
+    A seek may have gone wrong when the unit was made, so it can't be used to check the unit.
     """
     make = getattr(modality, "without_seeking", None)
     return modality if make is None else cast(Modality, make())
 
 
 def _settings_of(unit: ReadUnit | None, planned: PlanSettings) -> PlanSettings:
-    """What a unit was made with, by its own header where that can be read."""
+    """Return the settings that made a unit: those in its header, where it can be read."""
     recorded = json.loads(unit.header.metadata.get("settings", "{}")) if unit else {}
     return replace(
         planned,
@@ -121,7 +121,7 @@ def _settings_of(unit: ReadUnit | None, planned: PlanSettings) -> PlanSettings:
 
 @dataclass(frozen=True)
 class PlannedSource:
-    """A source as a plan knew it, by row and key of then; unneeded rows are bad samples."""
+    """A source with the rows and keys of an older plan; rows that aren't needed are bad samples."""
 
     source: Source
     keys: Sequence[str]
@@ -138,21 +138,21 @@ class PlannedSource:
         return replace(self.source[place], key=self.keys[index])
 
     def entries(self) -> Iterator[Entry]:
-        """What the plan has."""
+        """Iterate over the keys and stamps of the plan."""
         yield from map(Entry, self.keys, self.stamps)
 
 
-def _as_planned(
+def _source_of_plan(
     found: Verification, plan: Plan, units: Sequence[Unit], opened: BuiltEncode
 ) -> Source | StreamSource:
-    """The source to encode units of an earlier or the newest plan from."""
+    """Return the source that has the samples of the units under the keys of their plan."""
     source, now = opened.inputs.source, opened.inputs.entries
     needed = np.zeros(plan.num_samples, np.bool_)
     for unit in units:
         needed[unit.start : unit.stop] = True
     if isinstance(source, StreamSource):
         there = set(_shards(now))
-        _refuse(
+        _raise_for_missing(
             found,
             [
                 shard[0]
@@ -164,7 +164,7 @@ def _as_planned(
     keys = _keys_now(found, plan)
     places = find_places(keys, now["key"])
     gone = needed & (places < 0) & keys.is_valid().to_numpy()
-    _refuse(found, plan.work["key"].filter(pa.array(gone)).to_pylist())
+    _raise_for_missing(found, plan.work["key"].filter(pa.array(gone)).to_pylist())
     return PlannedSource(
         source, plan.work["key"].to_pylist(), plan.work["stamp"].to_pylist(), places
     )
@@ -174,11 +174,11 @@ def _shards(table: pa.Table) -> Iterator[tuple[str, str]]:
     return zip(table["key"].to_pylist(), table["stamp"].to_pylist(), strict=True)
 
 
-def _refuse(found: Verification, gone: Sequence[str]) -> None:
+def _raise_for_missing(found: Verification, gone: Sequence[str]) -> None:
     if gone:
         what = (
-            f"{len(gone)} samples of units that have to be encoded again are gone from the source"
-            f" or changed, such as {gone[0]!r}"
+            f"{len(gone)} samples of units to encode again were changed in or removed from the"
+            f" source, such as {gone[0]!r}"
         )
         raise SourceError(f"{found.folder}: {what}; put them back, or encode into another folder")
 

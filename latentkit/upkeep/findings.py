@@ -18,11 +18,12 @@ Part = Literal["dataset.json", "plan", "index", "unit", "foreign", "remark"]
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that isn't as it should be.
+    """One problem of a dataset, or a remark.
 
     Args:
-        part: what kind of file; "foreign" is nobody's, a "remark" is no damage.
-        file: its name within the folder.
+        part: kind of file; "foreign" belongs to no plan, a "remark" is no damage.
+        file: path of the file within the dataset's folder.
+        what: what is wrong.
         fix: what repairs it; "" when nothing has to be done.
     """
 
@@ -55,7 +56,7 @@ class Report:
 
     @property
     def damage(self) -> tuple[Finding, ...]:
-        """Findings that break a promise."""
+        """The findings that are not remarks."""
         return tuple(finding for finding in self.findings if finding.part != "remark")
 
     def names(self, part: Part) -> list[str]:
@@ -74,12 +75,12 @@ class Report:
 
 @dataclass
 class Verification:
-    """A dataset as it was found: what could be read of it, and what is wrong.
+    """What a check could read of a dataset, and what is wrong.
 
     Args:
         document: dataset.json; None when it isn't there or can't be trusted.
         plans: readable ones that count, by number.
-        units: sound ones, by name.
+        units: undamaged ones, by name.
         left: names of units that an unfinished run has still to make.
     """
 
@@ -91,7 +92,7 @@ class Verification:
     findings: list[Finding] = field(default_factory=list)
 
     def add(self, part: Part, file: str, what: str, fix: str | None = None) -> None:
-        """One more finding; without `fix`, `--repair` is what repairs it."""
+        """Add a finding; without `fix` it tells the user to run `--repair`."""
         self.findings.append(
             Finding(
                 part,
@@ -127,7 +128,7 @@ class Verification:
         return chain or None
 
     def report(self) -> Report:
-        """What to tell."""
+        """Summarize the check as a report."""
         state = "finished"
         if self.left:
             done = sum(name.startswith(f"{self.newest:03d}-") for name in self.units)

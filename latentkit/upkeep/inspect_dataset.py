@@ -44,20 +44,20 @@ COLUMNS = [
     *("key", "view", "status", "reason", "unit", "bucket", "row", "attributes"),
     *("geometry.remarks", "geometry.height", "geometry.width", "geometry.crop"),
 ]
-"""What is read of the index."""
+"""The columns of the index that are read."""
 
 MOST_KEYS = 3
-"""Samples that are named for each reason to skip some."""
+"""How many skipped samples are named for each reason."""
 
 LEAST_LEFT_OUT = 0.1
-"""Of an image's area: the share that crops leave out from which it is said."""
+"""The least share of the images' area, left out by crops, that is reported."""
 
 MOST_REMARKS = 20
 MOST_COLUMNS = 20
 
 
 def inspect_dataset(path: str, with_ledger: bool = False) -> dict[str, Any]:
-    """Return all that can be said without latents; `with_ledger` adds a list of every row.
+    """Return all that is known without reading latents; `with_ledger` adds a list of every row.
 
     Raises:
         StoreError: there is no latent dataset, or it is damaged.
@@ -67,7 +67,7 @@ def inspect_dataset(path: str, with_ledger: bool = False) -> dict[str, Any]:
         return unfinished
     document = read_dataset(folder)
     index = read_index(folder, document, COLUMNS)
-    said = (
+    copied = (
         "fingerprint",
         "parts",
         "store",
@@ -98,7 +98,7 @@ def inspect_dataset(path: str, with_ledger: bool = False) -> dict[str, Any]:
         "buckets": _count(index["bucket"]),
         "units": len(document["units"]),
         "bytes": sum(unit["bytes"] for unit in document["units"].values()),
-        **{name: document[name] for name in said if name in document},
+        **{name: document[name] for name in copied if name in document},
     }
     return found | (
         {"ledger": _ledger(folder, newest_number(document), index)} if with_ledger else {}
@@ -106,7 +106,7 @@ def inspect_dataset(path: str, with_ledger: bool = False) -> dict[str, Any]:
 
 
 def _left_out(index: pa.Table) -> float | None:
-    """The share of images that crops leave out, on average; None where rows say no crop."""
+    """Return the share of the images' area that crops leave out on average; None without crops."""
     names = ("height", "width", "crop")
     kind = index["geometry"].type if "geometry" in index.column_names else pa.null()
     if not pa.types.is_struct(kind) or any(kind.get_field_index(name) < 0 for name in names):
@@ -152,7 +152,7 @@ def _first_keys(reasons: Mapping[str, str]) -> dict[str, list[str]]:
 
 
 def _count(column: pa.ChunkedArray) -> dict[str, int]:
-    """How often each value comes, nulls left out, the most frequent first."""
+    """Count each value except null, the most frequent first."""
     counts = [
         (count["values"], count["counts"])
         for count in pc.value_counts(column.drop_null()).to_pylist()
@@ -161,7 +161,7 @@ def _count(column: pa.ChunkedArray) -> dict[str, int]:
 
 
 def _ledger(folder: Folder, newest: int, index: pa.Table) -> list[dict[str, Any]]:
-    """What became of every sample and view: "ok", "skipped" with a reason, or "superseded"."""
+    """Return a row per sample and view: "ok", "skipped" with a reason, or "superseded"."""
     chain = read_chain(
         folder, before=newest + 1
     )  # a run that is under way may have begun another plan
@@ -198,7 +198,7 @@ def _unfinished(folder: Folder) -> dict[str, Any] | None:
 
 
 def describe(found: dict[str, Any]) -> str:
-    """The mapping of `inspect_dataset` as lines for a person."""
+    """Format the mapping that `inspect_dataset` returns as lines of text."""
     command = f"latentkit inspect {in_shell(found['path'])}"
     if not found["finished"]:
         units = f"{found['units_done']} of {counted(found['units'], 'unit')}"
@@ -298,7 +298,7 @@ def name_keys(found: Mapping[str, Any], reason: str) -> str:
 
 
 def _formula(found: dict[str, Any]) -> str:
-    """What reading makes of stored latents z, and how many channels it gives where it folds."""
+    """Return the formula that reading applies to stored latents z, with any fold into channels."""
     norm, layout = found["normalization"], found["layout"]
     fold: dict[str, int] = norm.get("fold") or {}
     if not fold:
@@ -312,7 +312,7 @@ def _formula(found: dict[str, Any]) -> str:
 
 
 def _stored(found: dict[str, Any]) -> str:
-    """What is stored of a row; `store` only means something where there is a posterior."""
+    """Name the stored values and their dtype, such as "moments in float16"."""
     if found["layout"]["kind"] == "quantised":
         return "indices"
     is_posterior = found["layout"]["kind"] == "gaussian"
@@ -320,7 +320,7 @@ def _stored(found: dict[str, Any]) -> str:
 
 
 def _of_axes(found: dict[str, Any]) -> str:
-    """What is to be known of axes: which differs from row to row, and which are masked."""
+    """Describe the axes whose length differs from row to row, or that are masked."""
     if found["layout"]["ragged_axis"]:
         return f", {found['layout']['ragged_axis']} of each row's own length"
     return f", a mask along {found['masked']}" if "masked" in found else ""

@@ -1,5 +1,5 @@
-"""Mending a latent dataset: what a check found broken is made again from the source and the
-encoder, and nothing else is touched.
+"""Repair a latent dataset: make the files that a check found broken again, from the source and the
+encoder, and leave all others as they are.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ class Repair:
     """What a repair did.
 
     Args:
-        encoded: names of the units that were encoded again; `differing` are those of them that are
-            no longer byte for byte the same.
-        written: other files that were made again, or taken away.
-        report: what a check finds afterwards.
+        encoded: names of the units that were encoded again.
+        differing: those of them whose bytes are no longer the same.
+        written: other files that were written again, or removed.
+        report: what a check finds after the repair.
     """
 
     encoded: tuple[str, ...]
@@ -77,8 +77,8 @@ def repair_dataset(path: str, also: Sequence[Finding] = (), device: str = "auto"
 
     Raises:
         FingerprintError: the encoder is no longer the one that made the dataset.
-        SourceError: samples of damaged units are gone.
-        StoreError: somebody is working on the dataset, or a plan is lost for good.
+        SourceError: the source no longer has the samples of damaged units.
+        StoreError: another process is using the dataset, or a plan can't be restored.
     """
     folder = open_folder(path)
     found = verify_folder(folder)
@@ -89,7 +89,7 @@ def repair_dataset(path: str, also: Sequence[Finding] = (), device: str = "auto"
     with claims.heartbeat():
         if not claims.take("plan") or claims.holders():
             raise StoreError(
-                f"{folder}: {', '.join(claims.holders())} is working on it; fix it afterwards"
+                f"{folder}: {', '.join(claims.holders())} is working on it; repair it afterwards"
             )
         plans = _restore_plans(found)
         if plans:
@@ -98,7 +98,7 @@ def repair_dataset(path: str, also: Sequence[Finding] = (), device: str = "auto"
         names = sorted({PurePosixPath(file).stem for file in found.names("unit")})
         opened = build_encode_of(found, device) if names or found.names("dataset.json") else None
         differing = _replace_units(found, opened, names) if names and opened else []
-        written = _close(found, opened, bool(differing))
+        written = _finalize(found, opened, bool(differing))
     return Repair(
         tuple(names), tuple(differing), (*plans, *written), verify_folder(folder).report()
     )
@@ -125,7 +125,7 @@ def _replace_units(found: Verification, opened: BuiltEncode, names: Sequence[str
 
 
 def _move(source: LocalFolder, folder: Folder, name: str) -> None:
-    """Put a file in the place of another."""
+    """Move a file from one folder to the other, replacing the file of that name."""
     folder.remove(name)
     with source.open_file(name) as made, folder.create(name) as file:
         shutil.copyfileobj(made, file)
@@ -137,14 +137,14 @@ def _header_sha256(found: Verification, name: str) -> str:
     return read_unit(found.folder, unit).header.sha256
 
 
-def _close(found: Verification, opened: BuiltEncode | None, differing: bool) -> list[str]:
+def _finalize(found: Verification, opened: BuiltEncode | None, differing: bool) -> list[str]:
     """Write index and dataset.json again where they are wrong; return what was written."""
     folder = found.folder
     wrong = [*found.names("index"), *found.names("dataset.json")]
     if not wrong and not differing:
         return []
-    # With work left, what is closed is what the run before had finished; the run that is under way
-    # closes itself.
+    # With units left to encode, describe what the previous run finished; the unfinished run writes
+    # its own dataset.json at its end.
     chain = found.chain(found.newest - 1 if found.left else found.newest)
     if chain is None:
         return []

@@ -1,6 +1,4 @@
-"""One unit read whole, every byte held to what is known of it: its own sha256, its plan, and
-dataset.json.
-"""
+"""Read a unit whole and compare it with its own sha256, its plan and dataset.json."""
 
 from __future__ import annotations
 
@@ -30,9 +28,9 @@ NON_FINITE = {
     "F32": (np.uint32, np.int32, 0x7F800000),
     "F64": (np.uint64, np.int64, 0x7FF0000000000000),
 }
-"""As integers: the positive infinity.
+"""By dtype: unsigned and signed integer of its width, and positive infinity as such an integer.
 
-It and NaNs are the largest signed ones, and with the sign bit the largest unsigned ones.
+Infinity and NaN are the largest signed integers; with the sign bit, the largest unsigned ones.
 """
 
 
@@ -47,10 +45,10 @@ class WantedUnit:
 
 
 def read_whole(folder: Folder, wanted: WantedUnit, headers: Mapping[str, str]) -> ReadUnit:
-    """A unit of which every byte was read and held to what is known of it.
+    """Read every byte of a unit and compare it with its plan and dataset.json.
 
     Raises:
-        StoreError: it is not what was written, or not the unit that belongs there.
+        StoreError: the unit is not what was written, or not the unit that belongs there.
     """
     name = unit_name(wanted.name)
     where = f"{folder}/{name}"
@@ -59,12 +57,12 @@ def read_whole(folder: Folder, wanted: WantedUnit, headers: Mapping[str, str]) -
         if wanted.plan and header.metadata.get("fingerprint") != wanted.plan.settings.fingerprint:
             raise DamagedError("a unit of another dataset, by its fingerprint")
         if wanted.stated and header.sha256 != wanted.stated["header_sha256"]:
-            said = (
+            problem = (
                 f"the file of unit {headers[header.sha256]}"
                 if header.sha256 in headers
                 else "not the unit that dataset.json describes"
             )
-            raise DamagedError(f"{said}, by the sha256 of its header")
+            raise DamagedError(f"{problem}, by the sha256 of its header")
         read = _read_data(file, header)
         rows = parse_rows(read["rows"], where)
     unit = wanted.unit or Unit(plan_of_unit(wanted.name), int(wanted.name.split("-")[1]), 0, 0)
@@ -160,7 +158,7 @@ def _check_ledger(
 
 
 def _check_positions(rows: pa.Table, unit: Unit) -> None:
-    """That the rows are those of the plan's samples, each view once."""
+    """Check that the rows are the plan's samples, each once per view."""
     position = rows["position"].to_numpy()
     if len(position) and (position.min() < unit.start or position.max() >= unit.stop):
         raise DamagedError(
@@ -177,10 +175,10 @@ def _check_positions(rows: pa.Table, unit: Unit) -> None:
 
 
 def num_bytes_of(header: UnitHeader) -> int:
-    """Size of a unit's file."""
+    """Return the size of a unit's file in bytes."""
     return header.data_start + sum(tensor.num_bytes for tensor in header.tensors.values())
 
 
 def plan_of_unit(name: str) -> int:
-    """Number of the plan that a unit's name says."""
+    """Return the number of the plan in a unit's name."""
     return int(name.split("-")[0])

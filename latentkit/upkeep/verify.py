@@ -1,5 +1,5 @@
-"""Every promise of a latent dataset on disk, checked without its encoder: what is missing, damaged,
-foreign or left over.
+"""Check a latent dataset on disk without its encoder: find what is missing, damaged, foreign or
+left over.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def verify_folder(folder: Folder) -> Verification:
 
 
 def _read_document(found: Verification) -> str | None:
-    """What is wrong with dataset.json by itself; None when nothing is, or there is none."""
+    """Read dataset.json; return what is wrong with it, None when nothing is or there is no file."""
     if not found.folder.exists(DATASET):
         return None
     try:
@@ -85,7 +85,7 @@ def _read_plans(found: Verification) -> None:
                 raise DamagedError(f"not the plan that {DATASET} describes, by its sha256")
             plan = found.plans[number] = read_plan(found.folder, number)
         except StoreError as error:
-            found.add("plan", name, _short(found.folder, name, error), _restore(found.folder))
+            found.add("plan", name, _reason(found.folder, name, error), _restore_hint(found.folder))
             continue
         if plan.settings.compacts and all(unit.name in done for unit in plan.units()):
             break  # older ones were replaced
@@ -100,7 +100,7 @@ def _read_plans(found: Verification) -> None:
 
 
 def _find_gaps(found: Verification, known: Sequence[int]) -> None:
-    """Plans that are not there although a later one builds on them; `known` from the newest."""
+    """Add a finding for each missing plan that a later one builds on; `known`: newest first."""
     for number, older in zip(known, [*known[1:], -1], strict=False):  # there may be none
         if older < number - 1 and not (
             number in found.plans and found.plans[number].settings.compacts
@@ -109,13 +109,13 @@ def _find_gaps(found: Verification, known: Sequence[int]) -> None:
                 "plan",
                 plan_name(number - 1),
                 f"missing, though {plan_name(number)} builds on it",
-                _restore(found.folder),
+                _restore_hint(found.folder),
             )
 
 
-def _restore(folder: Folder) -> str:
+def _restore_hint(folder: Folder) -> str:
     repair = f"`latentkit verify {in_shell(folder)} --repair`"
-    return f"{repair} makes it again where the index still says what was in it; else copy it back"
+    return f"{repair} makes it again if the index still has its contents; else copy it back"
 
 
 # ---------------------------------------------------------------- units
@@ -153,7 +153,7 @@ def _read_units(found: Verification) -> None:
                 found.units[one.name] = result
             else:
                 found.add(
-                    "unit", unit_name(one.name), _short(found.folder, unit_name(one.name), result)
+                    "unit", unit_name(one.name), _reason(found.folder, unit_name(one.name), result)
                 )
 
 
@@ -170,7 +170,7 @@ def _read_or_error(
 
 
 def _check_index(found: Verification) -> None:
-    """The index that dataset.json names, held to its sha256."""
+    """Compare the index that dataset.json names with its sha256."""
     if not found.document:
         return
     name, stated = found.document["index"]["name"], found.document["index"]["sha256"]
@@ -181,7 +181,7 @@ def _check_index(found: Verification) -> None:
 
 
 def _check_document(found: Verification, problem: str | None) -> None:
-    """dataset.json, held to what plans and units say where all of those are sound."""
+    """Compare dataset.json with plans and units, if all of them are undamaged."""
     folder = found.folder
     run = f"`latentkit run {in_shell(f'{folder}/{RECIPE}')}` writes it"
     if problem:
@@ -203,7 +203,7 @@ def _check_document(found: Verification, problem: str | None) -> None:
 
 
 def _compare(found: Verification, chain: Sequence[Plan], document: Mapping[str, Any]) -> None:
-    """Index and dataset.json, held to what they would be if they were written now."""
+    """Compare index and dataset.json with those that plans and units give now."""
     units = {unit.name: found.units[unit.name] for plan in chain for unit in plan.units()}
     name = document["index"]["name"]
     described = describe_again(document)
@@ -214,7 +214,7 @@ def _compare(found: Verification, chain: Sequence[Plan], document: Mapping[str, 
         found.add("index", name, str(error).removeprefix(f"{found.folder}: "))
         return
     if not found.names("index") and not _same_table(found.folder.read(name), index):
-        found.add("index", name, "not what plans and units say")
+        found.add("index", name, "not what plans and units give")
     # The index's own sha256 is compared above: another version of Parquet's library may write other
     # bytes.
     try:
@@ -237,7 +237,7 @@ def _compare(found: Verification, chain: Sequence[Plan], document: Mapping[str, 
     )
     if different:
         found.add(
-            "dataset.json", DATASET, f"not what plans and units say: {', '.join(different)} differ"
+            "dataset.json", DATASET, f"not what plans and units give: {', '.join(different)} differ"
         )
 
 
@@ -303,18 +303,18 @@ def _list_left_over(found: Verification) -> None:
             "remark",
             RECIPE,
             "missing",
-            "decoding and mending need it; run the recipe it was made with once more",
+            "decoding and repair need it; run the recipe that made the dataset once more",
         )
     left = Claims(found.folder).left_over()
     if left:
         what = (
-            "left by a process that is gone"
+            "left by a process that has ended"
             if len(left) == 1
-            else f"and {len(left) - 1} more files left by processes that are gone"
+            else f"and {len(left) - 1} more files left by processes that have ended"
         )
-        found.add("remark", left[0], what, "the next run sweeps them away")
+        found.add("remark", left[0], what, "the next run removes them")
 
 
-def _short(folder: Folder, name: str, error: StoreError) -> str:
-    """An error's text without the path, which the finding has already."""
+def _reason(folder: Folder, name: str, error: StoreError) -> str:
+    """Return an error's text without the path, which the finding has already."""
     return str(error).removeprefix(f"{folder}/{name}").lstrip(": ")

@@ -123,7 +123,7 @@ DAMAGE: dict[str, tuple[Change, str, str]] = {
     ),
     "an index deleted": (lambda out: (out / INDEX).unlink(), INDEX, "missing"),
     "a bit of the index": (lambda out: flip(out / INDEX, 100), INDEX, "sha256"),
-    "an index that isn't the plan's": (reword, INDEX, "not what plans and units say"),
+    "an index that isn't the plan's": (reword, INDEX, "not what plans and units give"),
     "dataset.json deleted": (
         lambda out: (out / DATASET).unlink(),
         DATASET,

@@ -142,7 +142,7 @@ def test_a_killed_worker_costs_only_its_units_in_flight(photos: Path, tmp_path: 
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     assert (
-        "the process for cpu ended with exit code -9; the other processes encode what it had begun"
+        "the process for cpu ended with exit code -9; the other processes encode its unfinished units"
         in errors
     )
     assert not verify_folder(LocalFolder(output)).report().damage

@@ -88,14 +88,14 @@ def test_identical_reconstructions_are_at_distance_zero_and_few_samples_are_warn
         ].protocol
     )
     assert found.warnings == [
-        "rfid of 6 samples: it is biased, and comparable with others of as many samples only;"
+        "rfid of 6 samples: the value is biased; compare only values of equally many samples;"
         " 50,000 is usual"
     ]
 
 
 def test_one_sample_is_refused_before_the_work() -> None:
     metric = Rfid(FeatureNetwork("means", lambda pictures: pictures.mean(dim=(2, 3))))
-    with pytest.raises(SourceError, match="needs 2 samples"):
+    with pytest.raises(SourceError, match="needs at least 2 samples"):
         metric.start(MetricSetting((-1.0, 1.0), SETTING.layout, "the latents", num_samples=1))
 
 
@@ -171,7 +171,7 @@ BAD_FILES: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "absent": (
         "fid.pth",
         lambda path: None,
-        r"No such file or directory; Inception v3 as FID has it is https://.*\.pth",
+        r"No such file or directory; Inception v3 for FID is at https://.*\.pth",
     ),
     "a web page": (
         "fid.pth",

@@ -186,7 +186,7 @@ def test_a_loss_plugin_is_a_metric() -> None:
 def test_a_loss_that_compares_nothing_is_refused() -> None:
     with pytest.raises(
         RecipeError,
-        match="expected a loss that compares output and input, and 'kl' is of the role latent",
+        match="expected a loss that compares output and input, but 'kl' has the role latent",
     ):
         named("loss", use="kl")
 
