@@ -164,7 +164,7 @@ def test_every_check_of_declarations_is_proved() -> None:
 
 
 def test_every_check_says_what_it_checks() -> None:
-    assert len(CONTRACTS) == 10
+    assert len(CONTRACTS) == 11
     assert [
         name
         for contract in CONTRACTS
