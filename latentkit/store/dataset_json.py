@@ -380,13 +380,13 @@ def read_dataset(folder: Folder) -> dict[str, Any]:
         ) from error
     if document.get("format") != FORMAT:
         raise DamagedError(f"{where} is not a latent dataset's")
+    if stated != actual:
+        raise DamagedError(f"{where} is damaged: its content doesn't match its own sha256")
     if document.get("version") != VERSION:
         raise StoreError(
             f"{where} has format version {document.get('version')}, but this program reads"
             f" {VERSION}. Update latentkit"
         )
-    if stated != actual:
-        raise DamagedError(f"{where} is damaged: its content doesn't match its own sha256")
     try:
         _Document.model_validate(document)
         layout = LatentLayout(**document["layout"])
