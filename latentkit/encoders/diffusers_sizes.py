@@ -188,8 +188,8 @@ def _measure(
 
 
 def _count_channels(config: Mapping[str, Any], traits: ModelTraits) -> int:
-    """Return the channels of the input. A config that counts those of a patch is divided by the
-    patch's area.
+    """Return the number of input channels. Configs of patched models give the number of channels
+    after patching, which is divided by the patch's area.
     """
     channels = int(next((config[key] for key in CHANNEL_KEYS if key in config), 3))
     return channels // patch_area(config) if traits.patched else channels
@@ -253,8 +253,8 @@ def _measure_frames(
 def _check_decoding(name: str, decoded: Tensor, sizes: Mapping[str, int]) -> None:
     if tuple(decoded.shape[2:]) != tuple(sizes.values()):
         raise EncoderError(
-            f"{name}: decode gave sizes {tuple(decoded.shape[2:])} for an input of"
-            f" {tuple(sizes.values())}"
+            f"{name}: decode returned sizes {tuple(decoded.shape[2:])}, expected those of the"
+            f" input, {tuple(sizes.values())}. Check the model's config"
         )
 
 

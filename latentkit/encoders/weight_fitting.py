@@ -122,8 +122,8 @@ def choose_fit(path: Path, fits: Sequence[Fit], variant: str | None) -> Fit:
     if not fits[0].is_good:
         refuse_fp8_scales(path, fits[0].unexpected)
         raise EncoderError(
-            f"{path}: the weights don't fit the model: keys {fits[0].describe()}. Loading it"
-            " anyway would give silently wrong results"
+            f"{path}: the weights don't fit the model: keys {fits[0].describe()}. They"
+            " would load, and give wrong results. Check that weights and config belong together"
         )
     meant = _fits_named(fits, variant)
     if len(meant) == 1:

@@ -1,4 +1,4 @@
-"""Loss `bernoulli-nll`: the negative log likelihood of bits, in nats per input value, when the
+"""Loss `bernoulli-nll`: the negative log likelihood of targets, in nats per input value, when the
 decoder's output is their probability of being 1.
 
 D. P. Kingma and M. Welling 2014, "Auto-Encoding Variational Bayes", appendix C.1. The lowest value
@@ -33,13 +33,13 @@ class BernoulliNll:
     input_range: tuple[float, float]
 
     def __call__(self, batch: LossBatch) -> Tensor:
-        """(N,) float32, nats per input value."""
+        """Return the binary cross-entropy of each sample: (N,) float32, nats per input value."""
         low, high = self.input_range
-        bits, probabilities = (
+        targets, probabilities = (
             (values.float() - low) / (high - low)
             for values in (batch.inputs, batch.reconstruction.output)
         )
         probabilities = probabilities.clamp(LEAST_PROBABILITY, 1 - LEAST_PROBABILITY)
         # torch's binary_cross_entropy computes value by value on a CPU, and takes twice the time
-        nats = -torch.lerp((1 - probabilities).log(), probabilities.log(), bits)
+        nats = -torch.lerp((1 - probabilities).log(), probabilities.log(), targets)
         return mean_over_values(nats, batch.mask)

@@ -139,8 +139,8 @@ class ActiveUnits:
                 "x".join(map(str, shape)) for shape in (self._shape, means.shape[1:])
             )
             raise SourceError(
-                f"metric 'active-units' needs latents of one shape, got {shapes}; prepare one size,"
-                " or leave the metric out"
+                f"metric 'active-units' needs latents of one shape, got {shapes}; set the modality"
+                " to one size, or leave the metric out"
             )
         # each value of a latent is a channel of its own here
         self._pieces.append(measure(means.cpu().flatten(1).numpy(), None))

@@ -259,7 +259,8 @@ def _to_8_bits(image: Image.Image, black: int, white: int) -> Image.Image:
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > limit:
         raise SampleError(
-            f"gray values from {low} to {high}, whose white is not defined; expected 0 to {limit}"
+            f"gray values from {low} to {high}, so it is unknown which value is white; expected 0"
+            f" to {limit}"
         )
     if limit > 65535 and high <= 65535:
         raise SampleError(

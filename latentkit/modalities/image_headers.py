@@ -31,7 +31,7 @@ def complete_header(image: Image.Image, media: bytes) -> None:
                 "CMYK JPEG without Adobe's mark, whose white is not known; convert it"
             )
     elif image.format == "HEIF":
-        _turn_heif(image, media)
+        _restore_heif_orientation(image, media)
     elif image.format == "JXL":
         _turn_jxl(image, media)
     if not image.info.get("icc_profile"):
@@ -56,10 +56,10 @@ def _scale_transparency(image: PngImagePlugin.PngImageFile, depth: int, color_ty
         image.info["transparency"] = (key & (2**depth - 1)) * 255 // (2**depth - 1)
 
 
-def _turn_heif(image: Image.Image, media: bytes) -> None:
-    """Ignore EXIF's orientation if the container has an orientation.
+def _restore_heif_orientation(image: Image.Image, media: bytes) -> None:
+    """Put EXIF's orientation back into the image if the container has no orientation of its own.
 
-    libheif has then turned the pixels, and pillow-heif has set EXIF's orientation to 1.
+    pillow-heif always sets it to 1, but libheif turns the pixels only by the container's.
     """
     original = image.info.get("original_orientation") or 1
     turns = [name for name, _ in primary_properties(media) if name in (b"irot", b"imir")]

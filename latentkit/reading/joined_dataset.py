@@ -231,8 +231,8 @@ def _join_values(data: LatentDataset, join_value: Callable[[str], str] | None) -
         if key_of.setdefault(name, key) != key:
             raise ValueError(
                 f"{data.folder}: {key_of[name]!r} and {key!r} both give {name!r}, so the row to"
-                " join is ambiguous. Give a function that distinguishes them as on=, or leave one"
-                " out"
+                " join is ambiguous. Pass on= a function that gives each row a key of its own,"
+                " or remove one of the two"
             )
         names.append(name)
     return names

@@ -105,7 +105,10 @@ class ReadableRows:
             )
         self.row_in_unit = _numbers(table["row"].combine_chunks())
         if self.row_in_unit.min() < 0:
-            raise DamagedError(f"{self._where} names row {self.row_in_unit.min()} of a unit")
+            raise DamagedError(
+                f"{self._where} has the row number {self.row_in_unit.min()} in a unit, expected at"
+                " least 0"
+            )
         self.groups, self.group_of_row = self._group_rows(units)
         self.view_names, self._view_of_row = _encode_column(table["view"].combine_chunks())
         places = {"key": "key"} | {name: f"attributes.{name}" for name in columns}

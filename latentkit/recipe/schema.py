@@ -251,7 +251,7 @@ class EvaluateRecipe(SourceRecipe):
     def _one_subject(self) -> Self:
         given = [use is not None for use in (self.source, self.modality, self.model)]
         if any(given) if self.latents is not None else not all(given):
-            raise ValueError("expected source, modality and model, or latents and none of them")
+            raise ValueError("expected either source, modality and model, or latents without these")
         return self
 
     def uses(self) -> Iterator[tuple[str, str, Use]]:

@@ -237,9 +237,10 @@ def _has_plain_case(word: str) -> bool:
     return word.islower() or word.isupper() or word == word.capitalize()
 
 
-def _is_common(codec: str, lowest: int, highest: int) -> Callable[[str], bool]:
-    """Return a check that nearly all East Asian characters are common ones, which have a first byte
-    from `lowest` to `highest`.
+def _make_cjk_check(codec: str, lowest: int, highest: int) -> Callable[[str], bool]:
+    """Return a check whether text that was decoded by `codec` looks like East Asian words: nearly
+    all its characters are common ones (first byte from `lowest` to `highest`), and it has none of
+    the signs of a wrong encoding.
     """
 
     def can_be_words(text: str) -> bool:
@@ -273,7 +274,7 @@ def _first_byte(character: str, codec: str, lowest: int, highest: int) -> bool:
 
 
 def _is_korean(text: str) -> bool:
-    return _is_common("cp949", 0xB0, 0xC8)(text) and all(
+    return _make_cjk_check("cp949", 0xB0, 0xC8)(text) and all(
         HANGUL_ONLY.fullmatch(run) for run in CJK_RUN.findall(text)
     )
 
@@ -282,10 +283,10 @@ def _is_korean(text: str) -> bool:
 READINGS: dict[str, Callable[[str], bool]] = {
     "cp1252": _is_latin,
     "cp1251": _is_cyrillic,
-    "cp932": _is_common("cp932", 0x88, 0x98),
-    "euc_jp": lambda text: bool(KANA.search(text)) and _is_common("euc_jp", 0xB0, 0xCF)(text),
-    "gb18030": _is_common("gb2312", 0xB0, 0xD7),
-    "big5": _is_common("big5", 0xA4, 0xC6),
+    "cp932": _make_cjk_check("cp932", 0x88, 0x98),
+    "euc_jp": lambda text: bool(KANA.search(text)) and _make_cjk_check("euc_jp", 0xB0, 0xCF)(text),
+    "gb18030": _make_cjk_check("gb2312", 0xB0, 0xD7),
+    "big5": _make_cjk_check("big5", 0xA4, 0xC6),
     "cp949": _is_korean,
 }
 UNCERTAIN_READINGS: dict[str, Callable[[str], bool]] = {

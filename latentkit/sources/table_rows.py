@@ -96,9 +96,9 @@ def read_table(files: Files, path: str) -> Table:
     return Table(name, rows, encoding, names, bad_lines)
 
 
-def read_head(files: Files, path: str, most_rows: int) -> tuple[Table, bool]:
-    """Return the first rows of a large Parquet or JSON lines file, or else the whole table, and
-    whether that is all of it.
+def read_head(files: Files, path: str, max_rows: int) -> tuple[Table, bool]:
+    """Return the first rows of a Parquet or a large JSON lines file, or else the whole table, and
+    whether it is known to be the whole table.
 
     Raises:
         SourceError: it can't be read.
@@ -106,7 +106,7 @@ def read_head(files: Files, path: str, most_rows: int) -> tuple[Table, bool]:
     name, ending = files.name(path), path.lower().rpartition(".")[2]
     try:
         if ending == "parquet":
-            return Table(name, _parquet_rows(files, path, most_rows)), False
+            return Table(name, _parquet_rows(files, path, max_rows)), False
         if ending not in ("jsonl", "ndjson"):
             return read_table(files, path), True
         head = _read_start(files, path, HEAD_BYTES + 1)
@@ -117,7 +117,7 @@ def read_head(files: Files, path: str, most_rows: int) -> tuple[Table, bool]:
         return read_table(files, path), True
     except (OSError, pa.ArrowException) as err:
         raise SourceError(f"source folder: {name} can't be read: {err}") from err
-    rows = itertools.islice(_line_rows(name, text, []), most_rows)
+    rows = itertools.islice(_line_rows(name, text, []), max_rows)
     return Table(name, list(rows), encoding), False
 
 

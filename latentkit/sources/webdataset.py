@@ -122,7 +122,9 @@ class SampleReader:
     def _describe(
         self, file: IO[bytes], group: Group, encodings: Counter[str] | None = None
     ) -> tuple[str, dict[str, Any]]:
-        """Return key and attributes: those that the recipe names, else all but the key."""
+        """Return the sample's key and attributes: the attributes that the recipe names, or else all
+        except the key. Text encodings that are found are counted in `encodings`.
+        """
         values = read_attributes(file, group, encodings)
         value = None if self._key in (None, "__key__") else values.get(str(self._key))
         key = group.key if value is None else str(value)

@@ -92,7 +92,7 @@ class MappedUnit:
         num_positions = len(self.tensor(name, tuple(NUMPY_DTYPES))[0])
         if offsets.ndim != 1 or not are_offsets(offsets, num_positions):
             raise DamagedError(
-                f"{self.where}: tensor {name + OFFSETS!r} doesn't ascend from 0 to {name!r}'s"
-                f" {num_positions} positions"
+                f"{self.where}: tensor {name + OFFSETS!r} must ascend from 0 to {num_positions},"
+                f" the number of positions in {name!r}"
             )
         return offsets

@@ -139,8 +139,8 @@ def per_position_layout(
             place = layout.axes.index(axis)
             if value.ndim != len(layout.axes) or value.shape[place] != 1:
                 raise ValueError(
-                    f"{name} has the shape {list(value.shape)}, and the ragged axis {axis} of"
-                    f" {layout.axes} must have 1 there"
+                    f"{name} has the shape {list(value.shape)}, but its size along the ragged axis"
+                    f" {axis} of {layout.axes} must be 1"
                 )
             constants[name] = value.squeeze(place).tolist()
     return replace(layout, axes=layout.axes.replace(axis, ""), ragged_axis=None), replace(

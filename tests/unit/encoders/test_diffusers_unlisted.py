@@ -156,7 +156,7 @@ def test_known_forms_work_without_a_row(
                 " or mode) nor latents nor latent"
             ),
         ),
-        (NewShrinking, "NewShrinking: decode gave sizes (256, 255) for an input of (256, 256)"),
+        (NewShrinking, "NewShrinking: decode returned sizes (256, 255), expected those of the input, (256, 256)"),
         (NewMute, "_class_name is 'NewMute'; this version supports"),
     ],
 )
