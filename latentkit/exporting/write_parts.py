@@ -148,7 +148,9 @@ class PartWriter:
             raise
         finally:
             if not is_kept:
-                shutil.rmtree(self.work)
+                shutil.rmtree(self.work / "records", ignore_errors=True)
+                shutil.rmtree(self.files, ignore_errors=True)
+                (self.work / "settings.json").unlink(missing_ok=True)
 
 
 def _begin(work: Path, settings: Mapping[str, Any]) -> None:
@@ -172,12 +174,20 @@ def _write_whole(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def _locked(work: Path) -> Iterator[None]:
-    """Make the folder, and keep other processes out of it."""
+    """Make the folder and keep other processes out of it; remove it at the end if it is empty."""
     work.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(work / "lock", timeout=0)
     try:
-        with FileLock(work / "lock", timeout=0):
-            yield
+        lock.acquire()
     except Timeout as error:
         raise StoreError(
             f"{work}: another process writes this export; wait for it, or export to another folder"
         ) from error
+    try:
+        yield
+    finally:
+        lock.release()  # before its file goes: Windows removes no file that is open
+        if [file.name for file in work.iterdir()] in ([], ["lock"]):
+            with contextlib.suppress(OSError):
+                (work / "lock").unlink(missing_ok=True)
+                work.rmdir()

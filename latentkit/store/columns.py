@@ -29,7 +29,10 @@ def read_parquet(content: bytes, columns: Sequence[str] | None = None) -> pa.Tab
     Raises:
         pa.ArrowException, OSError: the file is damaged.
     """
-    file = pq.ParquetFile(pa.BufferReader(content), pre_buffer=False)
+    try:
+        file = pq.ParquetFile(pa.BufferReader(content), pre_buffer=False)
+    except UnicodeDecodeError as error:  # in a column's name
+        raise pa.ArrowInvalid(str(error)) from error
     if file.metadata.num_rows > MAX_ROWS_PER_BYTE * len(content):
         raise pa.ArrowInvalid(f"{file.metadata.num_rows} rows in {len(content)} bytes")
     return file.read(columns=None if columns is None else list(columns), use_threads=False)

@@ -349,6 +349,6 @@ def test_a_loss_that_answers_on_another_device_is_named(folder: Path) -> None:
     )
     with pytest.raises(
         PluginError,
-        match="loss 'mine': expected values on sim:0, where the batch is, got them on cpu",
+        match="loss 'mine': expected values on sim:0, like the batch, got values on cpu",
     ):
         compute(WeightedLoss("mine", lambda batch: torch.zeros(2)), batch)

@@ -188,7 +188,7 @@ LIES = {
         r"'latent' has shape \(2, 3, 4, 4\); its layout says 2 rows, axes CHW, 4 channels"
     ),
     "lies-sizes": r"'latent' has sizes .*4.*4.* for an input of .*32.*32.*; its layout says .*8.*8",
-    "lies-kind": r"the encoder gave \['latent'\]; a gaussian layout needs \['logvar', 'mean'\]",
+    "lies-kind": r"the encoder returned \['latent'\]; a gaussian layout needs \['logvar', 'mean'\]",
     "lies-axes": (
         r"'latent' has shape \(2, 3, 4, 4\); its layout says 2 rows, axes CTHW, 3 channels"
     ),

@@ -337,13 +337,13 @@ def test_source_that_lacks_or_changed_what_is_left_is_refused(
     stopped_halfway(photos, tmp_path / "out", kl_folder)
     (photos / "009.png").rename(tmp_path / "009.png")
     with pytest.raises(
-        SourceError, match=r"1 are gone from the source and \d changed, such as '009\.png'"
+        SourceError, match=r"1 are no longer in the source and \d have changed, such as '009\.png'"
     ):
         encode(photos, tmp_path / "out", kl_folder)
     (tmp_path / "009.png").rename(photos / "009.png")
     for file in photos.glob("*.png"):
         os.utime(file)
-    with pytest.raises(SourceError, match=r"0 are gone from the source and \d changed"):
+    with pytest.raises(SourceError, match=r"0 are no longer in the source and \d have changed"):
         encode(photos, tmp_path / "out", kl_folder)
 
 

@@ -163,10 +163,10 @@ def test_most_of_a_source_gone_is_refused_without_prune(
     for number in range(5):
         (photos / f"{number:03d}.png").unlink()
     recipe = (output / "recipe.yaml").read_bytes()
-    with pytest.raises(SourceError, match=r"5 of the 8 samples .* are gone .* --prune"):
+    with pytest.raises(SourceError, match=r"5 of the 8 samples .* are no longer in the source.* --prune"):
         encode(photos, output, kl_folder)
     moved = photos.rename(photos.with_name("moved"))
-    with pytest.raises(SourceError, match=r"5 of the 8 samples .* are gone .* --prune"):
+    with pytest.raises(SourceError, match=r"5 of the 8 samples .* are no longer in the source.* --prune"):
         encode(moved, output, kl_folder)
     assert (
         output / "recipe.yaml"

@@ -171,7 +171,7 @@ def test_shard_that_is_gone_from_a_first_run_is_named(
 ) -> None:
     with begun():
         encode(BEFORE, "out")
-    with pytest.raises(SourceError, match=r"shard 'b'.* is gone"):
+    with pytest.raises(SourceError, match=r"shard 'b'.* is missing"):
         encode({name: shard for name, shard in BEFORE.items() if name != "b"}, "out")
 
 
@@ -194,6 +194,6 @@ def test_units_with_skipped_samples_are_tried_again_when_asked(
 def test_single_samples_do_not_go_on_from_a_stream(encode: Encode) -> None:
     encode(BEFORE, "out")
     with pytest.raises(
-        SourceError, match="made from a stream, the source now gives single samples"
+        SourceError, match="made from a stream, but the source now has single samples"
     ):
         encode(BEFORE, "out", kind=Singles)

@@ -224,11 +224,11 @@ def test_a_folder_that_holds_something_else_is_refused_and_left_alone(
 ) -> None:
     photos = make_photos(2)
     before = sorted(photos.iterdir())
-    with pytest.raises(StoreError, match="holds something else than an evaluation"):
+    with pytest.raises(StoreError, match="contains something other than an evaluation"):
         evaluate(photos, "tiny-kl", photos, "psnr")
     assert sorted(photos.iterdir()) == before
     latents = latentkit.encode(photos, tmp_path / "latents", size=32)
-    with pytest.raises(StoreError, match="holds something else than an evaluation"):
+    with pytest.raises(StoreError, match="contains something other than an evaluation"):
         evaluate(photos, "tiny-kl", tmp_path / "latents", "psnr")
     assert len(latents) == 2
 
@@ -245,7 +245,7 @@ def test_a_latent_datasets_statistics_are_those_it_was_written_with(
         tmp_path / "latents",
         encoder=kl_folder,
         size=32,
-        overrides={"output.dtype": "float32"},
+        overrides={"output.dtype": "float32", "modality.with.resize": "pillow"},
     )
     output = tmp_path / "out"
     metrics = [
@@ -282,7 +282,7 @@ def test_latents_have_no_reconstructions(make_photos: MakePhotos, tmp_path: Path
     with pytest.raises(
         RecipeError,
         match=(
-            "metric 'psnr' compares pictures with their reconstructions, and latents alone have"
+            "metric 'psnr' compares inputs with their reconstructions, but latents alone have"
             " none"
         ),
     ):
@@ -340,7 +340,7 @@ def test_a_deterministic_model_has_no_rate(
     make_photos: MakePhotos, taesd_folder: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(
-        RecipeError, match="metric 'kl' needs a posterior, and these latents are deterministic"
+        RecipeError, match="metric 'kl' needs a posterior, but these latents are deterministic"
     ):
         evaluate(make_photos(2), taesd_folder, tmp_path / "out", "kl")
     assert not (tmp_path / "out").exists()

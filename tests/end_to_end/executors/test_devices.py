@@ -158,7 +158,7 @@ def test_devices_under_a_launcher_or_for_training_are_refused(photos: Path, tmp_
     )
     assert done.returncode == 2
     assert (
-        "--devices 0,1: a launcher's processes have a device each; leave the option out"
+        "--devices 0,1: a launcher gives each process its device"
         in done.stderr
     )
 

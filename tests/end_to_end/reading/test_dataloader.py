@@ -162,7 +162,7 @@ def test_item_asked_for_twice_is_drawn_twice_until_an_epoch_is_set(folder: Path)
     assert len({(data[3]["view"], data[3]["latent"].sum().item()) for _ in range(9)}) == 9
     data.set_epoch(0)
     assert len({(data[3]["view"], data[3]["latent"].sum().item()) for _ in range(9)}) == 1
-    with pytest.raises(ValueError, match="from 0 on, got -1"):
+    with pytest.raises(ValueError, match="from 0 upward, got -1"):
         data.set_epoch(-1)
 
 

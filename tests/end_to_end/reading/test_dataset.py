@@ -253,7 +253,7 @@ def test_statistics_are_those_of_all_stored_latents(folder: Path) -> None:
         ({"posterior": "median"}, "posterior must be"),
         ({"views": ["upside-down"]}, "upside-down"),
         ({"views": "some"}, "views must be"),
-        ({"columns": ["caption"]}, "there are \\['text'\\]"),
+        ({"columns": ["caption"]}, "available: \\['text'\\]"),
     ],
 )
 def test_misuse_is_a_value_error(folder: Path, arguments: dict[str, Any], message: str) -> None:
@@ -307,7 +307,7 @@ def test_join_puts_two_datasets_side_by_side(
     for name in ("latent", "text", "view"):
         second.layout = dataclasses.replace(second.layout, name=name)
         with pytest.raises(
-            ValueError, match=f"in a row of both, '{name}' would stand for two things"
+            ValueError, match=f"in a row of both, '{name}' would occur twice"
         ):
             lk.join(first, second)
     second.layout = dataclasses.replace(second.layout, name="small")

@@ -350,7 +350,7 @@ def test_what_cannot_be_joined_is_said(images: Any, texts: Any) -> None:
         ),
         (
             lambda: join(*captioned),
-            "'text' would stand for two things; open only one of them with that column",
+            "'text' would occur twice;",
         ),
         (lambda: join(images, clip, names=["a"]), r"for each of the 2 datasets, got \['a'\]"),
         (lambda: join(images, clip, names="ab"), "for each of the 2 datasets, got 'ab'"),

@@ -101,11 +101,11 @@ def test_what_cannot_be_paired_is_named(make: Make) -> None:
     wrong = [
         (
             lambda: join(pictures, sounds, on="stem"),
-            r"pictures: '1\.png' and '1\.jpg' are both '1', so it isn't clear",
+            r"pictures: '1\.png' and '1\.jpg' both give '1', so the row to join is ambiguous",
         ),
         (
             lambda: join(sounds, pictures, on="stem"),
-            r"pictures: '1\.png' and '1\.jpg' are both '1'",
+            r"pictures: '1\.png' and '1\.jpg' both give '1'",
         ),
         (
             lambda: join(pictures, sounds, on="name"),

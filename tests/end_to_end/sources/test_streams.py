@@ -165,7 +165,7 @@ def test_a_shard_gone_before_it_is_read_is_named(
 ) -> None:
     stream = Shrinking(make_photos(4), [2, 2])
     with pytest.raises(
-        SourceError, match="shard '1', which is left to encode, is gone from the source"
+        SourceError, match="shard '1', which is not encoded yet, is missing from the source"
     ):
         encode(stream, tmp_path / "out", encoder)
 

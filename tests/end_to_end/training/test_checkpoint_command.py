@@ -82,9 +82,9 @@ def test_what_can_not_be_written_is_one_message(
     train(make_photos(4), tmp_path / "run", {"use": "tiny-kl"})
     monkeypatch.chdir(tmp_path)
     for arguments, message in {
-        "run out --step 7": "has no checkpoint of step 7; there are 1, 2",
+        "run out --step 7": "has no checkpoint of step 7; available: 1, 2",
         "run out --weights average": "has no average of the weights, because the recipe has no ema",
-        "run photos": "photos is there already; expected a folder that is missing or empty",
+        "run photos": "photos exists already; expected a missing or empty folder",
         "photos out": "photos: expected the folder of a training run with a checkpoint, found none",
     }.items():
         assert main(["checkpoint", *arguments.split()]) == 2
