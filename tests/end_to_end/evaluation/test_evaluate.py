@@ -323,8 +323,8 @@ def change(values: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
             r"metrics\[0\]\.with\.encoder\.use: .*vgg",
         ),
         ({"metrics": []}, "metrics: expected a length of at least 1"),
-        ({"model": None}, "expected source, modality and model, or latents"),
-        ({"latents": "somewhere"}, "expected source, modality and model, or latents"),
+        ({"model": None}, "expected either source, modality and model, or latents"),
+        ({"latents": "somewhere"}, "expected either source, modality and model, or latents"),
     ],
 )
 def test_a_mistake_is_one_clear_message(
