@@ -233,4 +233,4 @@ class Track:
 
 
 def _open(sample: Sample, container: str, stack: ExitStack) -> Track:
-    return Track(stack.enter_context(open_with_av(sample, "a sound file", [container], INSTALL)))
+    return Track(stack.enter_context(open_with_av(sample, "an audio file", [container], INSTALL)))

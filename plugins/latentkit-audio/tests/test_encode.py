@@ -231,7 +231,7 @@ def test_the_command_knows_sounds_by_their_endings(encoded: Encoded, tmp_path: P
     ]
     done = subprocess.run(command, cwd=encoded.folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "taken for files of the modality audio" in done.stderr
+    assert "detected as audio" in done.stderr
     assert "2 latents, 4 skipped" in done.stdout
     assert "1: a sound of zero length" in done.stdout
     data = lk.open(tmp_path / "out")

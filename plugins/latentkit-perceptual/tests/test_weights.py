@@ -77,7 +77,7 @@ BAD_FILES: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "nothing at all": (
         "vgg.pth",
         lambda path: path.write_bytes(b""),
-        r"expected weights, .* it is damaged, cut off",
+        r"expected weights, .* the file is empty",
     ),
     "no safetensors": (
         "vgg.safetensors",
