@@ -183,7 +183,7 @@ def test_the_command_knows_videos_by_their_endings(folder: Path, wan: Path) -> N
     command = [sys.executable, "-m", "latentkit", "encode", "videos", "out", *options]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "taken for files of the modality video" in done.stderr
+    assert "detected as video" in done.stderr
     assert lk.open(folder / "out").keys == ["a.mp4", "dogs/b.mkv"]
 
 
