@@ -73,7 +73,7 @@ def test_a_long_text_keeps_its_end_token_and_says_what_was_cut(context: BuildCon
     assert prepared.tensor["tokens"].shape == (40,)
     assert (int(prepared.tensor["tokens"][0]), int(prepared.tensor["tokens"][-1])) == (1, 2)
     assert list(prepared.remarks) == [
-        "cut to 40 tokens, the encoder's most (modality.with.on_long: skip leaves them out)"
+        "cut to 40 tokens, the encoder's limit (modality.with.on_long: skip leaves them out)"
     ]
     assert not prepare(context, Sample("key", LETTERS)).remarks
 
