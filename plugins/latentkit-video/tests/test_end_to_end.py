@@ -108,7 +108,7 @@ def test_the_short_command_takes_as_many_frames_as_the_model_takes(
         overrides={"preview": 0},
     )
     assert (
-        "modality.with.frames: 19, as the encoder doesn't take the default 17"
+        "modality.with.frames: 19, because the encoder doesn't accept the default 17"
         in capsys.readouterr().err
     )
     assert data[0]["latent"].shape == (4, 4, 2, 2)  # 6 * 3 + 1 frames
@@ -173,7 +173,7 @@ def test_a_count_that_the_model_cannot_take_ends_the_run_at_once(folder: Path, w
 
     (folder / "recipe.yaml").write_text(RECIPE.format(frames=8, model=wan))
     with pytest.raises(
-        RecipeError, match=r"8 is not a number of frames that the encoder takes.*nearest: 5 and 9"
+        RecipeError, match=r"8 is not a number of frames that the encoder accepts.*nearest: 5 and 9"
     ):
         lk.run(folder / "recipe.yaml")
 
