@@ -30,6 +30,9 @@ class EncoderSetup(PluginContract):
     trains: bool = True
     """False for a config that is for encoding alone, such as one in half precision."""
 
+    stores_statistics: bool = True
+    """False where what `save` writes has no place for the statistics of `set_statistics`."""
+
     # ------------------------------------------------------------ what a plugin author overrides
 
     def make_encoder(self, tmp_path: Path) -> Encoder:

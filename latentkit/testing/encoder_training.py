@@ -181,14 +181,14 @@ class TrainingChecks(EncoderSetup):
         with torch.enable_grad():
             latents = found.latents.detach().clone().requires_grad_(True)
             decoded = decode(latents)
-        assert isinstance(decoded, Tensor), (
-            f"module.decode gave a {type(decoded).__name__}; expected a tensor like the input"
-        )
+        assert isinstance(
+            decoded, Tensor
+        ), f"module.decode gave a {type(decoded).__name__}; expected a tensor like the input"
         advice = "module.decode makes another batch of forward's latents than forward does"
         assert_close(decoded.detach(), found.output, self.tolerance, advice)
-        assert decoded.requires_grad, (
-            "module.decode gives no gradient: no torch.no_grad() there, and none in what it calls"
-        )
+        assert (
+            decoded.requires_grad
+        ), "module.decode gives no gradient: no torch.no_grad() there, and none in what it calls"
 
     def test_save_writes_what_is_read_again(self, tmp_path: Path) -> None:
         """`save` fills an empty folder with the weights as they are after training, from which the
@@ -223,7 +223,11 @@ class TrainingChecks(EncoderSetup):
         if not isinstance(encoder, Trainable) or not self.trains:
             return
         set_statistics = getattr(encoder, "set_statistics", None)
-        if set_statistics is None or encoder.layout.kind == "quantised":
+        if (
+            not self.stores_statistics
+            or set_statistics is None
+            or encoder.layout.kind == "quantised"
+        ):
             return
         per_channel = torch.zeros(encoder.layout.channels, dtype=torch.float64)
         set_statistics(per_channel, per_channel + 2)

@@ -234,7 +234,7 @@ def test_packed_pixels_are_unpacked_or_named(nifti: MakeFile, voxels: Any) -> No
     assert_same(read(pack(files)), read(nifti(voxels, affine_of(), slope=SLOPE, inter=INTERCEPT)))
     for file in files:
         file.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.4.80"
-    with pytest.raises(SampleError, match=r"packed as JPEG-LS Lossless.*pip install pylibjpeg"):
+    with pytest.raises(SampleError, match=r"compressed as JPEG-LS Lossless.*pip install pylibjpeg"):
         read(pack(files))
 
 
@@ -421,7 +421,7 @@ def test_a_slice_cut_in_its_header_refuses_its_series_alone(
         assert refused == ["a/1.2.3", "a/1.2.4"]
         is_known = size > 250
         for place in range(1 if is_known else 2):
-            with pytest.raises(SampleError, match=rf"a/{number}.dcm is damaged in its header"):
+            with pytest.raises(SampleError, match=rf"a/{number}.dcm has a damaged header"):
                 source[place]
         for place in range(1 if is_known else 2, 3):
             assert read(source[place].read()).voxels.shape == (1, 6, 4, 5)
@@ -486,7 +486,7 @@ def test_a_folder_without_series_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("notes")
     with pytest.raises(
         SourceError,
-        match=r"no series of images below .*; files there: 1 left out, as they aren't DICOM",
+        match=r"no series of images below .*; files there: 1 left out, because they aren't DICOM",
     ):
         DicomSource(DicomConfig(path=str(tmp_path)), BuildContext())
 

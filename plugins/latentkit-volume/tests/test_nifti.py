@@ -169,9 +169,13 @@ def test_trailing_axes_of_one_are_none(nifti: MakeFile, voxels: Any) -> None:
         (
             (4, 3, 2, 5),
             5,
-            "frame 5 is wanted, and a volume of 4 x 3 x 2 x 5 voxels has 5, counted from 0",
+            "frame 5 is requested, but a volume of 4 x 3 x 2 x 5 voxels has 5, counted from 0",
         ),
-        ((4, 3, 2), 1, "frame 1 is wanted, and a volume of 4 x 3 x 2 voxels has 1, counted from 0"),
+        (
+            (4, 3, 2),
+            1,
+            "frame 1 is requested, but a volume of 4 x 3 x 2 voxels has 1, counted from 0",
+        ),
         ((4, 3, 2, 1, 3), None, "a 5-D volume of 4 x 3 x 2 x 1 x 3 voxels where 3-D is needed"),
         ((4, 3), None, "a 2-D volume of 4 x 3 voxels where 3-D is needed"),
     ],
@@ -208,7 +212,7 @@ def test_a_file_without_orientation_is_refused_or_taken_as_told(
     image.set_sform(None, code=0)
     image.set_qform(None, code=0)
     with pytest.raises(
-        SampleError, match=r"doesn't say where its axes point .*; modality\.with\.assume can say it"
+        SampleError, match=r"doesn't say where its axes point .*; set modality\.with\.assume"
     ):
         read(image.to_bytes())
     volume = read(image.to_bytes(), assume="LSA")

@@ -153,5 +153,5 @@ def test_volumes_are_encoded_and_decoded_by_the_trained_model(work: Path, traine
     ).to_pylist()
     reasons = {row["reason"] for row in rows if row["key"] == "cut.nii.gz"}
     assert reasons == {
-        "a damaged NIfTI file: it ends before its last voxel, or its packing is broken"
+        "a damaged NIfTI file: it ends before its last voxel, or its compression is damaged"
     }

@@ -133,8 +133,8 @@ def test_axes_that_are_not_perpendicular_are_refused_or_straightened(
     with pytest.raises(
         SampleError,
         match=(
-            r"^the volume's axes are 14\.0 degrees off being perpendicular; modality\.with\.align:"
-            r" patient"
+            r"^the volume's axes are 14\.0 degrees off being perpendicular; set"
+            r" modality\.with\.align: patient"
         ),
     ):
         prepare(content, size=8)

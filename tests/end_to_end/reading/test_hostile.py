@@ -47,7 +47,7 @@ def test_the_same_dataset_without_the_damage_is_read(
     [
         (("k", "plain", UNIT, "a", 3), "row 3 of tensor 'a/moments', which only has 3 rows"),
         (("k", "plain", UNIT, "a", 1 << 62), "row 4611686018427387904"),
-        (("k", "plain", UNIT, "a", -1), "row -1"),
+        (("k", "plain", UNIT, "a", -1), "row number -1"),
         (("k", "plain", UNIT, "b", 0), "no tensor 'b/moments'"),
         (("k", "plain", UNIT, "../a", 0), "no tensor"),
         (("k", "plain", "000-000001", "a", 0), "unit '000-000001'"),

@@ -88,7 +88,7 @@ def test_offsets_that_lie(tmp_path: Path, write_dataset: Write, offsets: Any) ->
         (OFFSETS[:-1] * 5, VALUES, "names row 2"),
         (OFFSETS, VALUES[:, :2], "4 channels"),
         (OFFSETS, VALUES.reshape(10, 4, 1), "rows"),
-        (OFFSETS, VALUES.reshape(-1), "40 positions"),
+        (OFFSETS, VALUES.reshape(-1), "0 to 40, the number of positions"),
     ],
     ids=["missing", "dtype", "too few rows", "channels", "axes", "flat"],
 )
