@@ -114,7 +114,7 @@ def test_the_short_command_takes_as_many_frames_as_the_model_takes(
     assert data[0]["latent"].shape == (4, 4, 2, 2)  # 6 * 3 + 1 frames
     assert "frames: 19" in (tmp_path / "out" / "recipe.yaml").read_text()
     with pytest.raises(
-        lk.errors.RecipeError, match="17 is not a number of frames that the encoder takes"
+        lk.errors.RecipeError, match="17 is not a number of frames that the encoder accepts"
     ):
         lk.encode(
             folder / "videos",
