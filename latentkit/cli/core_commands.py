@@ -9,5 +9,5 @@ from latentkit.hooks import hookimpl
 
 @hookimpl
 def latentkit_commands() -> list[CommandSpec]:
-    """All of them, in the order in which `--help` lists them."""
+    """Core's commands, in the order in which `--help` lists them."""
     return [*recipe_commands.COMMANDS, *dataset_commands.COMMANDS, *plugin_commands.COMMANDS]

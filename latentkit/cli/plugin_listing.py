@@ -1,4 +1,4 @@
-"""What `latentkit plugins` prints: all of them, or all about one. Loads no torch."""
+"""The texts of `latentkit plugins`: a list of all, or a description of one. Loads no torch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from latentkit.runtime.key_errors import suggest
 
 
 def plugins_as_text(registry: Registry) -> str:
-    """A table of what is provided, then every problem."""
+    """Return a table of all plugins, then every problem."""
     rows = [
         (row.kind, row.name, f"{row.provider} {row.version}", row.summary)
         for row in registry.rows()
@@ -36,7 +36,7 @@ def plugins_as_text(registry: Registry) -> str:
 
 
 def plugins_as_json(registry: Registry) -> str:
-    """{"plugins": [...], "problems": [...], "disabled": [...]}."""
+    """Return the JSON text {"plugins": [...], "problems": [...], "disabled": [...]}."""
     listing: dict[str, Any] = {
         "plugins": [dataclasses.asdict(row) for row in registry.rows()],
         "problems": [dataclasses.asdict(problem) for problem in registry.problems],
@@ -51,20 +51,20 @@ def plugins_as_json(registry: Registry) -> str:
 
 
 def plugin_as_text(registry: Registry, words: Sequence[str]) -> str:
-    """All about the plugins of a name, of every kind that has it; or of one kind.
+    """Describe the plugins of a name, of every kind or of one.
 
     Args:
         words: the name, or kind and name.
 
     Raises:
         PluginError: no plugin has that name, or several of one kind have.
-        LatentkitError: other words than these.
+        LatentkitError: the words are not [KIND] NAME.
     """
     return "\n\n".join("\n".join(_describe(one)) for one in _find(registry, words))
 
 
 def plugin_as_json(registry: Registry, words: Sequence[str]) -> str:
-    """A list with the same for programs; the options as a JSON schema."""
+    """Return the same as a JSON list, with the options as a JSON schema."""
     return json.dumps(
         [
             {
@@ -97,7 +97,7 @@ def _find(registry: Registry, words: Sequence[str]) -> list[Provided]:
 
 
 def _model(one: Provided) -> type[BaseModel] | None:
-    """What checks the options of a plugin, or the keys of a task's recipe; None for a command."""
+    """Return the pydantic model of a plugin's options or a task's recipe; None for a command."""
     if isinstance(one.spec, TaskSpec):
         return one.spec.recipe
     return one.spec.config if isinstance(one.spec, PluginSpec) else None
@@ -137,7 +137,7 @@ def _default(info: FieldInfo) -> str:
 
 
 def _name_type(annotation: Any) -> str:
-    """A type as recipes write its values, such as "whole number | auto"."""
+    """Return a type in the words of recipes, such as "whole number | auto"."""
     words = {int: "whole number", float: "number", str: "text", bool: "true | false"}
     words |= {type(None): "null", Any: "anything"}
     origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
@@ -158,7 +158,7 @@ def _name_type(annotation: Any) -> str:
 
 
 def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The models that a type holds, alone or in a union or a list."""
+    """Yield the pydantic models in a type: the type itself, or parts of a union or a list."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for part in typing.get_args(annotation):

@@ -21,7 +21,7 @@ from latentkit.exporters.rows import labels_of, needs_of, tensors_of, write_desc
 
 
 class WebdatasetExporter:
-    """Samples are numbered, as a key may hold anything; .json has key, view, attributes."""
+    """Number samples, as a key may contain any character; .json has key, view, attributes."""
 
     def __init__(self, config: WebdatasetConfig) -> None:
         self._config = config
@@ -49,7 +49,7 @@ class WebdatasetExporter:
 
 
 def _npy(tensor: Tensor) -> bytes:
-    """A .npy file; bfloat16, which NumPy hasn't, as float32."""
+    """Return the bytes of a .npy file; bfloat16, which NumPy lacks, becomes float32."""
     file = io.BytesIO()
     np.save(
         file,

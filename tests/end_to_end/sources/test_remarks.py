@@ -184,7 +184,7 @@ def test_last_lines_count_the_dataset_and_then_what_this_process_did(
     )
     assert command(recipe(source={"use": "waves", "with": {"count": 17}}), tmp_path) == 0
     assert (
-        "out: 15 latents, 2 skipped; finished already, nothing was left" in capsys.readouterr().out
+        "out: 15 latents, 2 skipped; all were encoded already" in capsys.readouterr().out
     )
 
 
