@@ -61,7 +61,7 @@ class Row:
 
     @property
     def num_bytes(self) -> int:
-        """Of its tensors."""
+        """Bytes of the row's tensors."""
         return num_bytes_of(self.view.tensor)
 
 
@@ -75,7 +75,7 @@ class PreparedSample:
 
     @property
     def num_bytes(self) -> int:
-        """Of all its tensors."""
+        """Bytes of the tensors of all rows."""
         return sum(row.num_bytes for row in self.rows)
 
 

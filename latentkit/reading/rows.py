@@ -210,7 +210,7 @@ class ReadableRows:
                 yield dict(zip(names, values, strict=True))
 
     def places_in_index(self) -> Rows:
-        """Row of the index file of every position."""
+        """Return the row in the index file for every position."""
         return self._place_in_index[self._starts]
 
     def keys(self) -> list[str]:

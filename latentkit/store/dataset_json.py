@@ -50,7 +50,7 @@ class Description:
 
 
 def describe_again(document: Mapping[str, Any]) -> Description:
-    """What dataset.json says besides what follows from plans and units."""
+    """Return the parts of dataset.json that plans and units don't determine."""
     error = document.get("quantisation") or {}
     return Description(
         LatentLayout(**document["layout"]),

@@ -49,8 +49,7 @@ ITEM_BYTES = {
 }
 
 OFFSETS = ".offsets"
-"""What the name of the tensor with the offsets has more than that of the tensor it belongs to:
-(rows + 1,) int64, in positions.
+"""Suffix of the name of the tensor with another tensor's offsets: (rows + 1,) int64, in positions.
 """
 
 LATENTS = ("moments", "latent")
@@ -68,11 +67,11 @@ LEDGER_COLUMNS = {
     "stamp": pa.string(),
 }
 STREAM_COLUMNS = {"key": pa.string(), "attributes": pa.string()}
-"""Of samples that the plan knows nothing about."""
+"""Further ledger columns of a stream, whose plan doesn't list samples."""
 
 
 def unit_name(name: str) -> str:
-    """Where a unit lies."""
+    """Return the path of a unit in the dataset's folder."""
     return f"units/{name}.safetensors"
 
 

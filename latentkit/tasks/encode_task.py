@@ -163,7 +163,7 @@ def open_encode(recipe: EncodeRecipe, remote: Collection[str]) -> None:
 
 
 def _group_by_modality(lines: Mapping[str, ConfiguredEncode]) -> list[list[str]]:
-    """Names of the lines that prepare with the same options."""
+    """Return the names of the encoders, grouped by equal options of the modality."""
     groups: list[list[str]] = []
     for name, line in lines.items():
         alike = (one for one in groups if lines[one[0]].modality == line.modality)
@@ -189,7 +189,7 @@ def describe_dry_run(recipe: EncodeRecipe, context: TaskContext) -> str:
 
 
 def _settled_lines(recipe: EncodeRecipe) -> list[ConfiguredEncode]:
-    """One line per encoder, its open options as its dataset has them, or as a new one takes them.
+    """Return one configured encode per encoder; options left open are those of its dataset.
 
     Raises:
         PluginError, RecipeError: as `check_recipe`.
@@ -307,7 +307,7 @@ def _complete(opened: BuiltEncode, before: bytes | None) -> str | None:
     except Exception as error:
         if not (isinstance(error, (PluginError, EncoderError)) or is_out_of_memory(error)):
             raise
-        # A missing preview is no failure of a finished dataset.
+        # A finished dataset is valid without a preview.
         reason = " ".join(str(error).split())
         print_remark(f"{folder}: no preview: {reason}; the dataset is complete without it")
         made = False

@@ -40,12 +40,12 @@ if TYPE_CHECKING:
     )
     from latentkit.training.stored_moments import StoredMoments
 
-NUM_PICTURES = 6
+NUM_IMAGES = 6
 """Reconstructions in the grid of one evaluation."""
 
 RECIPE = "recipe.yaml"
 CLAIM = "training"
-"""Held by the process that writes to a run's folder."""
+"""Name of the claim that the process holds which writes to a run's folder."""
 SAME_RUN = ("task", "source", "modality", "latents", "sizes", "model", "losses", "seed")
 """Keys of a recipe that can't change between the starts of one training run."""
 
@@ -198,7 +198,7 @@ class _RecipeParts:
 
     @classmethod
     def checked(cls, recipe: TrainRecipe, device: Callable[[], str]) -> _RecipeParts:
-        """The parts of a recipe that is checked before a device is asked for."""
+        """Return the parts of a recipe, which is checked before the device is opened."""
         registry = discover()
         plugins = {plugin.where: plugin for plugin in check_recipe(recipe, registry)}
         return cls(recipe, registry, plugins, device())
@@ -214,7 +214,7 @@ class _RecipeParts:
         return plugin.provided.spec.build(plugin.config, self._context(model))
 
     def prepare(self, model: Any) -> list[Modality] | StoredMoments:
-        """What prepares samples: modalities, or the latent dataset that the recipe names."""
+        """Return what prepares samples: modalities, or the latent dataset that the recipe names."""
         if self.recipe.latents is None:
             return self.modalities(model)
         return self.stored_moments(self.recipe.latents, model)
@@ -345,9 +345,9 @@ class _RecipeParts:
             raise RecipeError(f"{where}: {expected}; got {wanted.best!r}")
         batch_size = wanted.batch_size or self.recipe.batch_size
         settings = EvaluateSettings(
-            "mean", batch_size, self.recipe.seed, self.device, num_pictures=NUM_PICTURES
+            "mean", batch_size, self.recipe.seed, self.device, num_images=NUM_IMAGES
         )
-        settings = replace(settings, keep_tensors=model.input.axes != "CHW")  # no pictures
+        settings = replace(settings, keep_tensors=model.input.axes != "CHW")  # not images
 
         def measure(module: nn.Module, step: int) -> Mapping[str, float]:
             shown = replace(settings, show_always=hasattr(module, "decode"))

@@ -34,7 +34,7 @@ AHEAD = 3
 MAX_SHAPES = 256
 """Most groups that wait. With more, samples aren't bucketed but have arbitrary shapes."""
 ORDER, VIEW, SIZE = 1, 2, 3
-"""What is drawn: separate streams of random numbers of one seed."""
+"""Names of separate streams of random numbers of one seed: for order, views and sizes."""
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,14 @@
-"""The training loop: built objects in, the folder of a trained model out.
+"""The training loop: trains built objects and writes the folder of a trained model.
 
 Read `train` first, then `training_step.take_step`. Weights stay float32; the forward pass runs
-under autocast, losses outside it in float32. A run that was killed goes on from its newest
+under autocast, losses outside it in float32. A run that was killed continues from its newest
 checkpoint and ends, on a CPU, with the same weights bit for bit.
 
     model/, model-last/   the best step's weights where evaluations say which is the best, and the
                           last step's; else model/ alone, of the last step; averaged weights where
                           there are any, with measured statistics
     checkpoints/          see `checkpoint`
-    log.jsonl             averages of steps, and metrics, of which step 0 has those before training
+    log.jsonl             averages of steps, and metrics; step 0 is before training
     result.json           steps, metrics and files of each model; samples that the first process
                           left out since it last began, and why
 

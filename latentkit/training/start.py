@@ -273,7 +273,7 @@ def _compute_once(run: Run, losses: Sequence[WeightedLoss], first: Batch) -> Non
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Refuse trackers that don't exist or aren't installed.
+    """Check that all trackers exist and are installed.
 
     Raises:
         TrainingError: the message names the tracker.

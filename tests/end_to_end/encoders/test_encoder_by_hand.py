@@ -1,4 +1,5 @@
-"""`lk.encoder`: the encoders of `latentkit encode` without a dataset, bit for bit what it stores."""
+"""`lk.encoder`: the encoders of `latentkit encode` without a dataset, bit for bit what it stores.
+"""
 
 from __future__ import annotations
 

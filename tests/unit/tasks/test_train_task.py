@@ -167,7 +167,7 @@ def test_pictures_below_the_size_are_told_of_before_the_first_step(
         modality = {"use": "image", "with": {"size": size}}
         latentkit.run(recipe | {"modality": modality, "output": {"path": str(tmp_path / output)}})
         said = (
-            "warning: 4 of 4 pictures that were tried are smaller than the size they are"
+            "warning: 4 of 4 images that were tried are smaller than the size they are"
             " prepared to"
             in capfd.readouterr().err
         )
