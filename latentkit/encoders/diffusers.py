@@ -135,8 +135,8 @@ class DiffusersEncoder:
         yield from self._found.remarks
         if self._dtype == torch.float16 and self._config.get("force_upcast"):
             fix = "set on_overflow: retry-fp32, or the encoder's dtype to bfloat16 or float32"
-            said = f"{self._config_place}: force_upcast is true"
-            yield Remark(f"{said}, so computing in float16 may overflow; {fix}")
+            problem = f"{self._config_place}: force_upcast is true"
+            yield Remark(f"{problem}, so computing in float16 may overflow; {fix}")
 
     @property
     def normalization(self) -> Normalization:

@@ -125,9 +125,9 @@ def check_is_weights(path: Path, where_from: str = "") -> None:
             f"{path} is a pointer of git-lfs, not weights. Run `git lfs pull` in its repository to"
             " get the file itself"
         )
-    for first, said in KNOWN_OTHER_FILES.items():
+    for first, kind in KNOWN_OTHER_FILES.items():
         if start.startswith(first):
-            raise EncoderError(f"{path}: {WANTED}; it is {said}")
+            raise EncoderError(f"{path}: {WANTED}; it is {kind}")
     if start[257:262] == b"ustar":
         raise EncoderError(f"{path}: {WANTED}; it is a tar archive: unpack it first")
     if start.isascii() and start.decode().isprintable() and 8 <= path.stat().st_size < 10_000:

@@ -66,9 +66,9 @@ class BadSamplePolicy:
             SourceError: the message has their number, the most frequent reasons and a few keys.
         """
         if self.exceeds_max_bad(len(reasons), num_samples):
-            said = f"{len(reasons)} of {num_samples} {what} can't be used{when}"
+            problem = f"{len(reasons)} of {num_samples} {what} can't be used{when}"
             allowed = f"more than max_bad: {self.max_bad:g} allows"
-            raise SourceError(f"{said}: {_summarize(reasons, f', {allowed}')}. {advice}")
+            raise SourceError(f"{problem}: {_summarize(reasons, f', {allowed}')}. {advice}")
         if reasons and len(reasons) == num_samples:
             refuse_all(reasons, f"{num_samples} {what}")
 

@@ -18,7 +18,7 @@ HUB_ERRORS: tuple[type[Exception], ...] = (
         TypeError,
         AttributeError,
         AssertionError,
-    ),  # the last of what is no hub
+    ),  # raised where the server is no hub
     errors.HTTPError,  # type: ignore[attr-defined]  # of the client, which has changed over the years, but not this name
     getattr(errors, "RevisionResolutionError", OSError),
 )

@@ -57,7 +57,7 @@ def pool_mask(mask: Tensor, factors: Sequence[int | float], causal: Sequence[boo
         if not isinstance(factor, int):
             raise EncoderError(
                 f"rows have a mask, and {factor} positions of the input become one latent: let"
-                " encode give its own 'mask'"
+                " encode return its own 'mask'"
             )
         if factor > 1:
             last = mask.movedim(axis, -1)

@@ -23,4 +23,4 @@ def describe_gap(spans: Sequence[tuple[int, int | None]], num_steps: int) -> str
     wanted = (
         "training needs a reconstruction loss with a weight, such as l1 or mse, that isn't adaptive"
     )
-    return f"losses: none counts in steps {step + 1} to {end}; {wanted}"
+    return f"losses: no reconstruction loss is active in steps {step + 1} to {end}; {wanted}"

@@ -38,19 +38,19 @@ from latentkit.sources.webdataset import TarSource, TarStream
 if TYPE_CHECKING:
     from latentkit.sources.options import DatasetsConfig
 
-# What the library raises about names it doesn't know and files it can't make sense of.
+# What the library raises about unknown names and files that it can't parse.
 CONTENT_ERRORS = (
     *(ValueError, TypeError, LookupError, RuntimeError, tarfile.TarError),
     *(pa.ArrowException, datasets.exceptions.DatasetsError),
 )
 
-# What says that the hub or a file can't be reached; the hub's client has changed its own base class
-# over the years, but not this name.
+# Errors that the hub or a file can't be reached. The hub's client has changed the base class of its
+# errors over the years, but not this name.
 UNREACHABLE_ERRORS = (OSError, hub_errors.HTTPError)  # type: ignore[attr-defined]
 
 ROWS_PER_READ = 1000
 DESCRIPTIONS = ("README.md", "LICENSE", "dataset_info.json", "dataset_infos.json")
-"""Files that say of a data set what it is."""
+"""Files that describe a dataset and contain none of its data."""
 
 
 class DatasetsSource:
@@ -166,7 +166,7 @@ class DatasetsStream:
         return list(self._shards)
 
     def remarks(self) -> Iterable[Remark]:
-        """What of the data set is not used."""
+        """Return remarks on what is not used."""
         return list(self._remarks)
 
     def read(self, shard: Shard) -> Iterator[Sample]:
@@ -392,7 +392,7 @@ def _make_builder(
 
 
 def _remark_beside(builder: datasets.DatasetBuilder, origin: Origin) -> list[Remark]:
-    """Count the files in a folder that the library, going by their names, takes for no data."""
+    """Count the files in a folder that the library doesn't read as data, because of their names."""
     if origin.remote is not None:
         return list(origin.remote.remarks)
     place = origin.local

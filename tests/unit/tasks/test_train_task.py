@@ -123,7 +123,8 @@ def test_random_weights_of_a_loss_follow_from_the_seed(
         (
             {"losses": [{"use": "kl", "weight": 1e-6}]},
             RecipeError,
-            "none counts in steps 1 to 2; training needs a reconstruction loss",
+            "no reconstruction loss is active in steps 1 to 2; training needs a reconstruction"
+            " loss",
         ),
         (
             {
