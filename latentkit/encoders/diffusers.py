@@ -347,9 +347,9 @@ class DiffusersEncoder:
 
     @property
     def statistics(self) -> Mapping[str, Tensor]:
-        """Statistics among the model's tensors, (C,) each, float32, as in its file.
+        """Return the statistics among the model's tensors, (C,) each, float32, as in its file.
 
-        Not those of the halves, which are rounded to the dtype that these compute in.
+        They aren't read from the halves, where they are rounded to the dtype of computation.
         """
         return self._trained_statistics if self._path is None else self._stored_statistics
 
@@ -369,8 +369,8 @@ class DiffusersEncoder:
 
     @functools.cached_property
     def encoding_half(self) -> Any:
-        """The model in eval mode without its decoder, in the encoder's dtype and on its device;
-        loaded when first asked for.
+        """Return the model in eval mode without its decoder, in the encoder's dtype and on its
+        device. It is loaded at the first call.
         """
         model = self._load("encode")
         tensors = model.state_dict()
@@ -393,7 +393,7 @@ class DiffusersEncoder:
 
     @functools.cached_property
     def decoding_half(self) -> Any:
-        """The model without what only encodes, likewise."""
+        """Return the model in the same state without the parts that only encode."""
         model = self._load("decode")
         drop_modules(model, ENCODING_ONLY)
         return model.to(self._device)

@@ -79,8 +79,8 @@ class TransformersFeatures:
 
     Args:
         model: float32; frozen here.
-        mean: of each color, in [0, 1]; the model's own preprocessing subtracts it.
-        std: of each color; the preprocessing divides by it.
+        mean: mean of each color, in [0, 1]; the model's own preprocessing subtracts it.
+        std: standard deviation of each color; the preprocessing divides by it.
         input_range: lowest and highest value of the images that it is given.
     """
 

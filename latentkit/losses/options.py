@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from latentkit.contracts import Config
 
 LOWEST_LOG_SCALE = -6.0
-"""Natural log of the smallest scale that is learned or computed: e^-6 = 0.0025, the deviation that
+"""Natural log of the smallest scale that is learned or computed: e^-6 = 0.0025, the error that
 rounding to 8 bits adds in [-1, 1].
 """
 
@@ -56,7 +56,9 @@ class WaveletConfig(Config):
 class AnnealConfig(Config):
     """How a weight rises from 0 to 1."""
 
-    kind: Literal["linear", "cyclic"] = Field("linear", description="once, or again and again")
+    kind: Literal["linear", "cyclic"] = Field(
+        "linear", description="linear: rises once; cyclic: rises again in each cycle"
+    )
     steps: int = Field(ge=1, description="optimizer steps after which it stays 1")
     cycles: int = Field(4, ge=1, description="cyclic: times that it rises from 0")
     ratio: float = Field(
@@ -108,7 +110,10 @@ class EquivarianceConfig(Config):
     """Loss `equivariance`."""
 
     p: float = Field(
-        0.5, gt=0, le=1, description="share of the steps that it is computed in; else it is 0"
+        0.5,
+        gt=0,
+        le=1,
+        description="share of the steps in which the loss is computed; in the others it is 0",
     )
     scales: tuple[float, float] = Field(
         (0.25, 1.0),

@@ -136,10 +136,10 @@ class Inception(nn.Module):
 
 
 def build_inception(tensors: Mapping[str, Tensor]) -> Inception:
-    """The network with these weights, float32, frozen.
+    """Return the network with these weights, float32, frozen.
 
     Raises:
-        ValueError: tensors are missing, unexpected or of another shape; names them.
+        ValueError: tensors are missing, unexpected or of another shape; the message names them.
     """
     classes = tensors["fc.weight"].shape[0] if "fc.weight" in tensors else 0
     network = Inception(as_fid=classes == FID_CLASSES)

@@ -62,7 +62,7 @@ class Elbo:
 
     Args:
         likelihood: "gaussian", "laplace" or "bernoulli".
-        scale: of the errors; None is the one scale for all samples that makes the bound highest
+        scale: scale of the errors; None is the scale for all samples that makes the bound highest
             (Rybkin et al. 2021, eq. 5).
     """
 
@@ -125,7 +125,7 @@ class Iwae:
 
     Args:
         likelihood: as for `Elbo`.
-        scale: of the errors; None for "bernoulli".
+        scale: scale of the errors; None for "bernoulli".
         num_draws: importance samples of each posterior.
     """
 
