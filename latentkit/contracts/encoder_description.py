@@ -31,7 +31,7 @@ class SizeRule:
     maximum: int | None = None
 
     def allows(self, size: int) -> bool:
-        """Whether `size` fits the rule."""
+        """Return whether `size` fits the rule."""
         fits = size >= self.minimum and (self.maximum is None or size <= self.maximum)
         return fits and (size - self.offset) % self.multiple == 0
 

@@ -111,7 +111,7 @@ class ExportRow:
     Args:
         view: name of the view, such as "plain" or "hflip".
         bucket: shape that the view was prepared to, such as "256x320".
-        geometry: how it was cut from the media, as its modality said; of images `height`, `width`,
+        geometry: how the modality cut the view from the media; for images `height`, `width`,
             `crop` (top, left, height, width) and `flip`.
         stored: raw, in the stored dtype, float32 where int8 is stored: "mean" and "logvar",
             "latent" or "indices", each (C, h, w).
@@ -242,7 +242,7 @@ class ItemExporter(Protocol):
     export was stopped in their middle: the same items must give the same files. Optional
     attributes: `items_per_part`, items of one run (1,024); `closing_suffix`, of the file beside the
     export that holds what `finish` returns (".txt"). An optional method `name_of(key) -> str` gives
-    an item's name where the trainer has rules of its own; equal ones are told apart.
+    an item's name if the trainer has its own rules; equal names get a number.
     """
 
     needs: ExportNeeds

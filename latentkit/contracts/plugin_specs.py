@@ -1,4 +1,4 @@
-"""What a plugin declares: specs, which check themselves, and the base of their config classes.
+"""The declarations of plugins: specs, which check themselves, and the base of their config classes.
 
 Importing this loads no torch.
 

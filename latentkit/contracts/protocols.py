@@ -74,7 +74,7 @@ class Source(Protocol):
     def __getitem__(self, index: int, /) -> Sample: ...
 
     def entries(self) -> Iterator[Entry]:
-        """One entry per sample in the order of `__getitem__`, with no media opened."""
+        """Return one entry per sample in the order of `__getitem__`, with no media opened."""
         ...
 
 
@@ -83,11 +83,11 @@ class StreamSource(Protocol):
     """Samples that can only be read shard by shard."""
 
     def shards(self) -> list[Shard]:
-        """All shards, in a fixed order."""
+        """Return all shards, in a fixed order."""
         ...
 
     def read(self, shard: Shard) -> Iterator[Sample]:
-        """The samples of one shard, always in the same order."""
+        """Yield the samples of one shard, always in the same order."""
         ...
 
 
@@ -124,7 +124,7 @@ class Modality(Protocol):
     """
 
     def prepare(self, sample: Sample) -> Iterator[Prepared]:
-        """Every view of the sample from one decode, on the CPU.
+        """Yield every view of the sample, all from one decoding, on the CPU.
 
         Called from several threads at once.
 

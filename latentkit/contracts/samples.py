@@ -18,7 +18,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Entry:
-    """What a source knows about a sample without opening its media.
+    """A source's knowledge of a sample, without opening its media.
 
     Args:
         key: unique and stable name of the sample within its source, such as its full relative path.

@@ -186,7 +186,7 @@ def find_config_file(name: str, recipe_dir: Path) -> Path:
 
 @dataclass(frozen=True)
 class FoundModel:
-    """What is known of a model before its weights are loaded.
+    """Facts about a model that are known before its weights are loaded.
 
     Args:
         config_file: its config.json.

@@ -115,9 +115,9 @@ def recognize_config(
             " the model's config.json beside the file, or set the option config to a path or one"
             f" of {', '.join(list_published())}"
         )
-    told = _named_in_file(tensors, metadata)
-    if told in names:
-        names = [told]
+    named = _named_in_file(tensors, metadata)
+    if named in names:
+        names = [named]
     if len({_scaling(name) for name in names}) == 1:  # they give the same latents
         return [FOLDER / f"{name}.json" for name in reversed(names)]
     raise EncoderError(

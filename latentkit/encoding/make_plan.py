@@ -78,7 +78,7 @@ class EncodeSettings:
 
 @dataclass(frozen=True)
 class EncodeInputs:
-    """What is encoded, and with what.
+    """The source, modality and encoder of a run.
 
     Args:
         views: names of the views that the modality makes of each sample.

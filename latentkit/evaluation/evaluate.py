@@ -133,7 +133,7 @@ class Evaluation:
 
 
 class Codec(Protocol):
-    """What is evaluated: an `Encoder` that `Decodes`, or a `Trainable`'s module through
+    """The evaluated model: an `Encoder` that `Decodes`, or a `Trainable`'s module through
     `ModuleCodec`.
     """
 

@@ -18,7 +18,7 @@ ROWS_PER_FOLDER = 10_000
 
 
 class SafetensorsExporter:
-    """Write numbered files, since a key may contain any character.
+    """Writes numbered files, since a key may contain any character.
 
     metadata.jsonl has file_name, key, view and attributes of each file. The entry "row" in a file's
     own header has the same as JSON, without file_name.

@@ -21,7 +21,8 @@ from latentkit.exporters.rows import labels_of, needs_of, tensors_of, write_desc
 
 
 class WebdatasetExporter:
-    """Number samples, as a key may contain any character; .json has key, view, attributes."""
+    """Writes numbered samples, as a key may contain any character; .json has key, view, attributes.
+    """
 
     def __init__(self, config: WebdatasetConfig) -> None:
         self._config = config

@@ -144,7 +144,7 @@ def _find_scale_problems(wanted: Normalization, found: Normalization) -> Iterato
 
 
 def _are_close(first: Any, second: Any) -> bool:
-    """Whether two shifts or scales are equal; a single number stands for every channel."""
+    """Return whether two shifts or scales are equal; a single number stands for every channel."""
     try:
         left, right = np.broadcast_arrays(np.asarray(first, float), np.asarray(second, float))
     except ValueError:

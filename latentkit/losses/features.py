@@ -52,7 +52,7 @@ class EncoderFeatures:
         self._encoder, self._range = encoder, input_range
 
     def __call__(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
-        """As `Features`.
+        """Return features; see `Features`.
 
         Raises:
             TrainingError: the encoder doesn't take images of this size.
@@ -103,7 +103,7 @@ class TransformersFeatures:
         self.channels = self(torch.zeros(1, 3, side, side), PROBE_GRID).shape[1]
 
     def __call__(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
-        """As `Features`.
+        """Return features; see `Features`.
 
         Raises:
             EncoderError: the model gives fewer tokens than it has patches.

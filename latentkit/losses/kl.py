@@ -44,7 +44,7 @@ class Kl:
     anneal: AnnealConfig | None = None
 
     def __call__(self, batch: LossBatch) -> Tensor:
-        """(N,) float32, in nats per input value.
+        """Return (N,) float32, in nats per input value.
 
         Raises:
             TrainingError: the model has no posterior.

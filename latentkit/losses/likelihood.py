@@ -75,7 +75,7 @@ class FixedScale:
     scale: float
 
     def __call__(self, batch: LossBatch) -> Tensor:
-        """(N,) float32, nats per input value."""
+        """Return (N,) float32, nats per input value."""
         distances = self.family.distance(batch)
         return self.family.nll(distances, distances.new_tensor(math.log(self.scale)))
 
@@ -91,7 +91,7 @@ class OptimalScale:
     family: Family
 
     def __call__(self, batch: LossBatch) -> Tensor:
-        """(N,) float32, nats per input value."""
+        """Return (N,) float32, nats per input value."""
         distances = self.family.distance(batch)
         log_scale = distances.detach().mean().log() / self.family.power
         return self.family.nll(distances, log_scale.clamp(min=LOWEST_LOG_SCALE))
@@ -105,7 +105,7 @@ class LearnedScale:
         self._family = family
 
     def __call__(self, batch: LossBatch) -> Tensor:
-        """(N,) float32, nats per input value."""
+        """Return (N,) float32, nats per input value."""
         return self._family.nll(self._family.distance(batch), self.module())
 
 

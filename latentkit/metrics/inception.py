@@ -126,7 +126,7 @@ class Inception(nn.Module):
         self.Mixed_7c = Block(2048, _grid_8(), 192, "maximum" if as_fid else "average")
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) in [0, 1] to (N, 2048)."""
+        """Return features (N, 2048) of images (N, 3, H, W) in [0, 1]."""
         values = 2 * interpolate(images, (SIDE, SIDE), mode="bilinear", align_corners=False) - 1
         for name, layer in self.named_children():
             values = layer(values)

@@ -36,7 +36,7 @@ HOW = (
 
 
 def ssim() -> PerSample:
-    """Structural similarity, at most 1."""
+    """Return the metric of structural similarity, at most 1."""
 
     def measure(batch: MetricBatch, setting: MetricSetting) -> Tensor:
         inputs, output = _image_pair(batch, setting, "ssim", WINDOW)
@@ -51,7 +51,7 @@ def ssim() -> PerSample:
 
 
 def ms_ssim() -> PerSample:
-    """Structural similarity at five scales, at most 1."""
+    """Return the metric of structural similarity at five scales, at most 1."""
 
     def measure(batch: MetricBatch, setting: MetricSetting) -> Tensor:
         smallest = WINDOW * 2 ** (len(SCALE_WEIGHTS) - 1)

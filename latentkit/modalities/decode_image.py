@@ -1,5 +1,5 @@
-"""Decodes the bytes of an image file to an upright 8-bit sRGB image. It contains everything that
-Pillow must be told, and nothing about sizes or views.
+"""Decodes the bytes of an image file to an upright 8-bit sRGB image. It handles all details of
+Pillow and of image formats, but not sizes or views.
 """
 
 from __future__ import annotations

@@ -191,7 +191,7 @@ class Registry:
         return validate(spec.config, options, origin, f"{where}.with")
 
     def rows(self) -> list[Row]:
-        """One row per provided spec, by kind in the order of the hooks, then by name."""
+        """Return one row per provided spec, by kind in the order of the hooks, then by name."""
         rows = [
             Row(one.spec.kind, one.spec.name, one.distribution, one.version, one.spec.summary)
             for one in self.provided
@@ -202,7 +202,7 @@ class Registry:
         return [one for one in self.provided if (one.spec.kind, one.spec.name) == (kind, name)]
 
     def names(self, kind: str) -> list[str]:
-        """Names of all plugins of a kind, in the order they were found: core's first."""
+        """Return the names of all plugins of a kind, in the order they were found: core's first."""
         return list(dict.fromkeys(one.spec.name for one in self.provided if one.spec.kind == kind))
 
     def advise(self, name: str) -> list[str]:

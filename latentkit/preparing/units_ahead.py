@@ -72,7 +72,7 @@ class UnitsAhead(LookAhead[T, list[PreparedSample]]):
         preparer: prepares samples in the pool.
         units: (token, samples) of each unit; the token, such as the unit itself, is returned with
             the results. Iterated in a separate thread.
-        batch_size: rows per batch; batches start anew with each unit.
+        batch_size: rows per batch; each unit starts a new batch.
         pool: memory for the batches.
     """
 

@@ -116,7 +116,7 @@ class FileNames:
         return next((tails[end] for end in ends if end in tails), [])
 
     def are_below(self, folder: str) -> bool:
-        """Whether any file that is a sample lies below a folder."""
+        """Return whether any file that is a sample lies below a folder."""
         start = f"{folder}/" if folder else ""
         return any(path.startswith(start) for path in self._stems)
 

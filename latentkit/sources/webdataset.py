@@ -255,7 +255,7 @@ def index_tar(files: Files, shard: Shard) -> IndexedTar:
 
 
 def is_tar(path: str) -> bool:
-    """Whether a file's name says that it is a tar."""
+    """Return whether a file's name says that it is a tar."""
     return path.lower().endswith(TAR_ENDINGS)
 
 

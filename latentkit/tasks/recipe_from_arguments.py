@@ -238,7 +238,7 @@ def _source_of(
         remarks.append(f"{path}: detected as samples of the source {special.name} (by its files)")
         return {"use": special.name, "with": here}, special.modality
     if counts[modality] <= len(tables):
-        modality = "image"  # in the tables, unless pictures lie beside them
+        modality = "image"  # inside the tables, unless images are beside them
     in_tables = bool(tables) and not counts["image"] and modality == "image"
     remarks += _left_out(path, names, endings, None if in_tables else modality)
     if modality == "image":

@@ -134,10 +134,10 @@ def export_checkpoint(
             f" {error}"
         ) from error
     save_result(model, None, target)
-    told = f"{output}: step {chosen} with {'averaged' if is_average else 'raw'} weights"
+    written = f"{output}: step {chosen} with {'averaged' if is_average else 'raw'} weights"
     if recipe.model.train == "decoder" or chosen == 0:  # then the encoder is as it was
-        return told
-    return f"{told}; its config has the statistics of latents from before training"
+        return written
+    return f"{written}; its config has the statistics of latents from before training"
 
 
 def _claim_output(recipe: TrainRecipe) -> contextlib.AbstractContextManager[None]:

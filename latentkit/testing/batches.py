@@ -46,7 +46,7 @@ def values_of(batch: Batch) -> Tensor:
 
 
 def are_same(one: Batch, other: Batch) -> bool:
-    """Whether two batches agree bit for bit."""
+    """Return whether two batches agree bit for bit."""
     if isinstance(one, Tensor) or isinstance(other, Tensor):
         return isinstance(one, Tensor) and isinstance(other, Tensor) and torch.equal(one, other)
     return one.keys() == other.keys() and all(

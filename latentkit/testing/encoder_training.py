@@ -147,7 +147,7 @@ class TrainingChecks(EncoderSetup):
         assert not wrong, f"extra_losses {wrong}: give one value a sample, shape (N,)"
 
     def test_a_gradient_goes_back_to_what_was_encoded(self, tmp_path: Path) -> None:
-        """Where moments (or latents) have a gradient, that of the output goes through them: the
+        """If moments (or latents) have a gradient, the output's gradient reaches them, so that the
         encoder learns from the reconstruction.
         """
         encoder = self.make_encoder(tmp_path)

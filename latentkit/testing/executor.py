@@ -123,7 +123,7 @@ class ExecutorContract(PluginContract):
 
 
 def is_device(name: str) -> bool:
-    """Whether torch knows a device of this name."""
+    """Return whether torch knows a device of this name."""
     try:
         torch.device(name)
     except RuntimeError:

@@ -52,7 +52,7 @@ def deciding_parts(encoder: Encoder) -> dict[str, str]:
 
 
 def are_equal(first: Latents, second: Latents) -> bool:
-    """Whether two encodings agree bit for bit; nan equals nan."""
+    """Return whether two encodings agree bit for bit; nan equals nan."""
     return first.keys() == second.keys() and all(
         torch.equal(first[name].nan_to_num(), second[name].nan_to_num()) for name in first
     )

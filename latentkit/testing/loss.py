@@ -312,7 +312,7 @@ class LossContract(PluginContract):
     # ------------------------------------------------------------ for the checks
 
     def are_close(self, actual: Tensor, expected: Tensor) -> bool:
-        """Whether losses are equal within `tolerance`; nan equals nan."""
+        """Return whether losses are equal within `tolerance`; nan equals nan."""
         fits = actual.shape == expected.shape
         return fits and torch.allclose(
             actual.double(),
@@ -388,7 +388,7 @@ def gradients_of(values: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def tensors_of(batch: LossBatch) -> list[Tensor]:
-    """All tensors of a batch."""
+    """Return all tensors of a batch."""
     found = batch.reconstruction
     return [
         batch.inputs,

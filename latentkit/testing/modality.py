@@ -416,7 +416,7 @@ def shapes_of(prepared: Prepared) -> dict[str, tuple[int, ...]]:
 
 
 def are_equal(first: Iterable[Prepared], second: Iterable[Prepared]) -> bool:
-    """Whether two lists of views agree in everything, tensors bit for bit."""
+    """Return whether two lists of views agree in everything, tensors bit for bit."""
     pairs = [(facts_of(one), facts_of(other)) for one, other in zip(first, second, strict=True)]
     return all(
         one[:3] == other[:3] and one[3].keys() == other[3].keys() for one, other in pairs
@@ -433,7 +433,7 @@ def facts_of(prepared: Prepared) -> View:
 
 
 def is_same(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are equal; nan equals nan."""
+    """Return whether two tensors are equal; nan equals nan."""
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
     return bool(((one == other) | (one.isnan() & other.isnan())).all())

@@ -39,8 +39,8 @@ class SpecContract:
     spec_type: ClassVar[type[NamedSpec]] = NamedSpec
 
     def entry_point(self) -> str | None:
-        """Name of the module that the plugin's entry point names; None for a spec that no module
-        but a test declares.
+        """Return the name of the module in the plugin's entry point; None for a spec that only a
+        test declares.
         """
         raise NotImplementedError
 
@@ -94,8 +94,8 @@ class PluginContract(SpecContract):
         return BuildContext(recipe_dir=tmp_path)
 
     def entry_point(self) -> str | None:
-        """Name of the module that the plugin's entry point names; None for a spec that no module
-        but a test declares.
+        """Return the name of the module in the plugin's entry point; None for a spec that only a
+        test declares.
         """
         return self.spec.config.__module__
 

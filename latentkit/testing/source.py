@@ -280,12 +280,12 @@ class StreamSourceContract(SampleContract):
 
 
 def is_name(value: object) -> bool:
-    """Whether a value is a text that isn't empty and can be stored."""
+    """Return whether a value is a text that isn't empty and can be stored."""
     return isinstance(value, str) and value != "" and is_storable(value)
 
 
 def has_known_media(sample: Sample) -> bool:
-    """Whether a sample's media is of a type that the contract allows."""
+    """Return whether a sample's media is of a type that the contract allows."""
     return isinstance(sample.media, bytes | str | os.PathLike)
 
 

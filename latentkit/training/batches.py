@@ -106,7 +106,7 @@ class BatchSettings:
 
     @property
     def bad_samples(self) -> BadSamplePolicy:
-        """When bad samples end the run."""
+        """The settings that decide when bad samples end the run."""
         return BadSamplePolicy(self.on_bad_sample, self.max_bad)
 
 

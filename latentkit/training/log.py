@@ -1,4 +1,4 @@
-"""What a training run reports: log.jsonl, trackers, the progress line, and the meaning of its KL
+"""Reports of a training run: log.jsonl, trackers, the progress line, and the meaning of its KL
 weight.
 """
 
