@@ -172,7 +172,7 @@ def open_dataset(
             file with a key on each line. Keys of skipped samples are ignored.
 
     Raises:
-        StoreError: missing, unfinished or damaged.
+        StoreError: the dataset is missing, unfinished or damaged.
         ValueError: the dataset lacks that posterior, view, column or key.
     """
     from latentkit.reading.dataset import open_dataset as open_files

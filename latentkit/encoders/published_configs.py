@@ -102,8 +102,8 @@ def recognize_config(
             preferred.
 
     Raises:
-        EncoderError: none fits, or several fit that scale latents differently and nothing in the
-            file decides.
+        EncoderError: no config fits, or several fit that scale latents differently and nothing in
+            the file decides.
     """
     fits = {name: found for name in list_published() if (found := _fits(name, tensors))}
     whole = {name: fit for name, fit in fits.items() if not fit.lacks_decoder} or fits

@@ -378,7 +378,7 @@ def read_matching_plans(
     none for an empty folder.
 
     Raises:
-        FingerprintError, SourceError, StoreError: they differ, or the folder isn't a latent
+        FingerprintError, SourceError, StoreError: settings differ, or the folder isn't a latent
             dataset.
     """
     chain = read_chain(folder)

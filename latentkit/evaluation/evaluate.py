@@ -297,7 +297,7 @@ def check_metrics(
         has_moments: whether mean and logvar are known, if the layout has them.
 
     Raises:
-        RecipeError: one line per metric that can't.
+        RecipeError: a metric can't be computed; the message has one line for each.
     """
     has_posterior = layout.kind == "gaussian" and has_moments
     problems = []

@@ -40,7 +40,9 @@ class LikelihoodConfig(Config):
     @model_validator(mode="after")
     def _something_learned(self) -> Self:
         if "initial_scale" in self.model_fields_set and self.scale != "learned":
-            raise ValueError("initial_scale has an effect with scale: learned only")
+            raise ValueError(
+                "initial_scale needs scale: learned; set it, or leave initial_scale out"
+            )
         return self
 
 
@@ -68,7 +70,7 @@ class AnnealConfig(Config):
     @model_validator(mode="after")
     def _cyclic_options(self) -> Self:
         if self.kind == "linear" and {"cycles", "ratio"} & self.model_fields_set:
-            raise ValueError("cycles and ratio have an effect with kind: cyclic only")
+            raise ValueError("cycles and ratio need kind: cyclic; set it, or leave them out")
         if self.kind == "cyclic" and self.steps < 2 * self.cycles:
             raise ValueError(
                 f"steps: {self.steps} is too few for {self.cycles} cycles: each needs a step at 0"
@@ -164,7 +166,7 @@ class FeatureAlignmentConfig(Config):
                 + (", not both" if self.model else "")
             )
         if self.options and self.encoder is None:
-            raise ValueError("options has an effect with encoder only")
+            raise ValueError("options needs an encoder; name one, or leave options out")
         return self
 
 

@@ -43,7 +43,9 @@ def open_with_av(
     try:
         import av
     except ImportError:
-        raise SampleError(f"{kind} in a container, which takes PyAV to read: {install}") from None
+        raise SampleError(
+            f"{kind} in a container, which needs the package PyAV: {install}"
+        ) from None
     # Through Python's file, so that OSErrors stay those of the medium, and FFmpeg sees no name that
     # it could take for an address.
     options = {"format_whitelist": ",".join(formats), "protocol_whitelist": "none"}

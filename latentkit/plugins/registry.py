@@ -160,7 +160,7 @@ class Registry:
         Raises:
             PluginError: no plugin has the name (the message lists similar names, all known names,
                 and problems that may be the reason), or several have.
-            ValueError: there is no such kind.
+            ValueError: the kind is unknown.
         """
         if kind not in KINDS:
             raise ValueError(f"unknown kind of plugin {kind!r}; known: {', '.join(KINDS)}")

@@ -190,7 +190,7 @@ def read_header(file: BinaryIO, size: int, name: str) -> UnitHeader:
     """Read the header of a unit of `size` bytes; `name` is for messages.
 
     Raises:
-        StoreError: it isn't a unit, is of an unknown version, or is damaged.
+        StoreError: the file isn't a unit, is of an unknown version, or is damaged.
     """
     prefix = file.read(8)
     length = int.from_bytes(prefix, "little")

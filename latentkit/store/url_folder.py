@@ -150,7 +150,7 @@ class UrlFolder(Folder):
         """Return bytes `start` to `stop` of a file.
 
         Raises:
-            StoreError: it can't be read.
+            StoreError: the file can't be read.
         """
         with self._missing(name):
             return bytes(self._ask(name, self.fs.cat_file, self._path(name), start=start, end=stop))
@@ -321,7 +321,7 @@ class UrlFolder(Folder):
         """Return the store's metadata of a file, such as "size".
 
         Raises:
-            StoreError: it isn't there, or can't be asked for.
+            StoreError: the file doesn't exist, or the store can't be reached.
         """
         with self._missing(name):
             info = self._info(name)

@@ -55,7 +55,7 @@ def export_dataset(path: str, output: str, to: str, options: Mapping[str, Any]) 
         options: options of the exporter.
 
     Raises:
-        PluginError: there is no such exporter, or it wrote nothing.
+        PluginError: the exporter doesn't exist, or wrote nothing.
         RecipeError: the exporter has no such option.
         StoreError: the dataset is missing, unfinished or damaged, or lacks what the exporter needs;
             or the output is taken, inside the dataset, or can't be written.
@@ -169,8 +169,8 @@ def open_for_export(path: str, views: Sequence[str] | None = None) -> LatentData
         views: views to export; None: all.
 
     Raises:
-        StoreError: missing, unfinished or damaged, or an attribute has a name that rows have for
-            something else; or it has no such view.
+        StoreError: the dataset is missing, unfinished or damaged, or an attribute has a name that
+            rows have for something else; or it has no such view.
     """
     folder = open_folder(path)
     document = read_dataset(folder)

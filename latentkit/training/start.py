@@ -70,7 +70,7 @@ def check(
     """Check that these can be trained together.
 
     Raises:
-        TrainingError: they can't; the message says why.
+        TrainingError: something can't be trained; the message says what and why.
     """
     if not isinstance(source, Source):
         raise TrainingError(

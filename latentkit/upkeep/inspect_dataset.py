@@ -60,7 +60,7 @@ def inspect_dataset(path: str, with_ledger: bool = False) -> dict[str, Any]:
     """Return all that is known without reading latents; `with_ledger` adds a list of every row.
 
     Raises:
-        StoreError: there is no latent dataset, or it is damaged.
+        StoreError: the latent dataset is missing or damaged.
     """
     folder = open_folder(path)
     if not folder.exists(DATASET) and (unfinished := _unfinished(folder)):
@@ -128,7 +128,7 @@ def list_skipped(path: str) -> str:
     """Return a line for each sample that was skipped (so far), with its reason.
 
     Raises:
-        StoreError: there is no latent dataset, or it is damaged.
+        StoreError: the latent dataset is missing or damaged.
     """
     folder = open_folder(path)
     plan = None if folder.exists(DATASET) else newest_plan(folder)

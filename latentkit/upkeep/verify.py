@@ -38,7 +38,7 @@ def verify_folder(folder: Folder) -> Verification:
     """Return everything that is wrong with a latent dataset; all of it is read, nothing written.
 
     Raises:
-        StoreError: there is no latent dataset, or it can't be reached.
+        StoreError: the latent dataset is missing or can't be reached.
     """
     if not folder.top_names() & {DATASET, "plans", "units"}:
         raise StoreError(f"{folder} is not a latent dataset: there is neither {DATASET} nor plans")
@@ -101,7 +101,7 @@ def _read_plans(found: Verification) -> None:
 
 def _find_gaps(found: Verification, known: Sequence[int]) -> None:
     """Add a finding for each missing plan that a later one builds on; `known`: newest first."""
-    for number, older in zip(known, [*known[1:], -1], strict=False):  # there may be none
+    for number, older in zip(known, [*known[1:], -1], strict=False):  # may be none
         if older < number - 1 and not (
             number in found.plans and found.plans[number].settings.compacts
         ):
