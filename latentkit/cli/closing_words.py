@@ -217,6 +217,7 @@ def how_to_continue(recipe: Recipe) -> str:
 
 
 def _holds_recipe(output: str) -> bool:
+    """Return whether an output folder has a recipe.yaml to continue with."""
     from latentkit.store.open_folder import open_folder
 
     try:

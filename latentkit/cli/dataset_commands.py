@@ -90,8 +90,7 @@ def _inspect(options: argparse.Namespace) -> int:
         if options.json:
             raise LatentkitError(
                 "--skipped can't be combined with --json; use --json alone, where `ledger` has"
-                " every"
-                " row with its status and reason"
+                " every row with its status and reason"
             )
         print(printable(list_skipped(options.path)))
         return 0

@@ -82,6 +82,7 @@ def plugin_as_json(registry: Registry, words: Sequence[str]) -> str:
 
 
 def _find(registry: Registry, words: Sequence[str]) -> list[Provided]:
+    """Return the plugins that the words [KIND] NAME mean; of several kinds without KIND."""
     if len(words) > 2 or (len(words) == 2 and words[0] not in KINDS):
         known = suggest(words[0], KINDS) or f"; kinds are {', '.join(KINDS)}"
         raise LatentkitError(f"plugins {' '.join(words)}: expected [KIND] NAME{known}")
@@ -104,6 +105,7 @@ def _model(one: Provided) -> type[BaseModel] | None:
 
 
 def _describe(one: Provided) -> list[str]:
+    """Return lines about one plugin: kind, name, summary, distribution and options."""
     spec = one.spec
     head = [
         f"{spec.kind} {spec.name}: {spec.summary}",
@@ -119,6 +121,8 @@ def _describe(one: Provided) -> list[str]:
 
 
 def _options(model: type[BaseModel], prefix: str) -> Iterator[str]:
+    """Yield two lines per option, nested ones with dotted keys: its type and default, what it does.
+    """
     for name, info in model.model_fields.items():
         key = prefix + (info.alias or name)
         yield f"  {key}: {_name_type(info.annotation)}{_default(info)}"
@@ -128,6 +132,7 @@ def _options(model: type[BaseModel], prefix: str) -> Iterator[str]:
 
 
 def _default(info: FieldInfo) -> str:
+    """Return an option's default as the end of its line; empty for a mapping."""
     if info.is_required():
         return " (needed)"
     value = info.get_default(call_default_factory=True)

@@ -112,6 +112,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _run_recipe(recipe: Recipe, context: TaskContext) -> int:
+    """Run a recipe and print its result. If the run is stopped, say how to continue."""
     from latentkit.cli.closing_words import how_to_continue
     from latentkit.tasks.encode_task import is_first_process
     from latentkit.tasks.run_recipe import find_task, run_recipe

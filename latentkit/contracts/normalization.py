@@ -92,6 +92,7 @@ def cut_to(constant: Any, sizes: Sequence[int], axes: str) -> Any:
 
 
 def _constant(value: object, like: Tensor, axes: str) -> Tensor | float:
+    """Return a shift or scale that broadcasts over the latents `like`."""
     if isinstance(value, int | float):
         return float(value)
     constant = torch.as_tensor(value, dtype=like.dtype, device=like.device)

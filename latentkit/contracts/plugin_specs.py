@@ -94,6 +94,7 @@ class PluginSpec(NamedSpec):
         self._check_config(where)
 
     def _check_config(self, where: str) -> None:
+        """Check that the config class is strict and describes every field."""
         if not (isinstance(self.config, type) and issubclass(self.config, BaseModel)):
             raise TypeError(
                 f"{where}: config must be a subclass of latentkit.contracts.Config, got"

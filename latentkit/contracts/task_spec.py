@@ -136,6 +136,8 @@ class TaskSpec(NamedSpec):
             self._check_callable(name)
 
     def _check_recipe(self) -> None:
+        """Check that the recipe model is strict, describes every key, and accepts the task's name.
+        """
         from latentkit.contracts.recipe_models import Recipe
 
         where = self._where()

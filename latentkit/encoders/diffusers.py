@@ -319,6 +319,7 @@ class DiffusersEncoder:
                 )
 
     def _check(self, batch: Tensor) -> None:
+        """Check the axes, channels and sizes of a batch."""
         axes, channels = self.input.axes, self.input.channels
         if batch.ndim != len(axes) + 1 or batch.shape[1] != channels:
             raise ValueError(
@@ -355,6 +356,7 @@ class DiffusersEncoder:
 
     @property
     def _trained_statistics(self) -> Mapping[str, Tensor]:
+        """Return the statistics among the tensors of the model that is trained."""
         model: Any = self.module.model
         return {
             name: tensor

@@ -226,10 +226,8 @@ def _why_unreadable(path: Path, start: bytes, error: Exception) -> str:
     if start.startswith(b"\x80") and PICKLED_MAGIC not in start and len(start) > 20:
         return (
             f"{path} contains other Python objects than tensors, as pickle.dump writes them. It is"
-            " not"
-            " loaded, because a pickle can run any program. If you trust the file, save its"
-            " tensors as"
-            " .safetensors"
+            " not loaded, because a pickle can run any program. If you trust the file, save its"
+            " tensors as .safetensors"
         )
     return (
         f"{path}: {WANTED}; it is damaged, cut off or something else ({path.stat().st_size} bytes)"

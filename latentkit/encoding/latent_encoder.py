@@ -203,6 +203,7 @@ class LatentEncoder:
     # ------------------------------------------------------------ inside
 
     def _encode_tensors(self, inputs: Tensor | Mapping[str, Tensor]) -> EncodedLatents:
+        """Encode a batch, a single input, or a mapping of batches."""
         if isinstance(inputs, Mapping):
             return self._run(inputs)
         is_single = inputs.ndim == len(self.input.axes)

@@ -346,6 +346,7 @@ def check_metrics(
 def _pass(
     model: Codec, rows: Sequence[Row], settings: EvaluateSettings, decodes: bool
 ) -> MetricBatch:
+    """Encode a batch of rows, and decode the latents if a metric needs it."""
     inputs = torch.stack(tensors_of(rows)).to(settings.device, torch.float32)
     positions = [row.position for row in rows]
     found = model.encode(inputs)

@@ -136,6 +136,7 @@ class WorkerProcesses:
                 yield from self._result_of(self._events.get(timeout=1.0))
 
     def _result_of(self, event: UnitResult | BaseException | None) -> Iterator[UnitResult]:
+        """Yield a result, raise a worker's error, or count a worker that has ended."""
         if isinstance(event, BaseException):
             raise event
         if event is ENDED:
@@ -191,6 +192,7 @@ def main() -> None:
 
 
 def _work(answers: IO[bytes], events: IO[bytes]) -> None:
+    """Receive the job, then encode units until there are none, and send each result."""
     lock = threading.Lock()
 
     def send(kind: str, value: Any = None) -> None:

@@ -106,6 +106,7 @@ class Items:
             start = block.stop
 
     def _item(self, number: int, rows: Mapping[int, FoundRow]) -> ExportItem:
+        """Return one item from the rows that were read."""
         found = [rows[place] for place in range(*self._spans[number].tolist())]
         attributes = {**found[0][1]}
         key = attributes.pop("key")
@@ -217,8 +218,7 @@ def _number_labels(dataset: LatentDataset, label: str) -> tuple[list[str], Rows 
     if missing is not None:
         raise StoreError(
             f"{dataset.folder}: {dataset.keys[missing]!r} has no {label!r}, the attribute that"
-            f" names"
-            " a sample's class; give it one in the source, or leave the sample out"
+            " names a sample's class; give it one in the source, or leave the sample out"
         )
     if all(isinstance(value, int) and value >= 0 for value in values):
         return [str(number) for number in range(max(values) + 1)], np.array(values)

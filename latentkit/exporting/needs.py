@@ -48,6 +48,7 @@ def check_needs(
 def _find_layout_problems(
     needs: ExportNeeds, dataset: LatentDataset, posterior: str
 ) -> Iterator[str]:
+    """Yield what is wrong with axes, channels, downscale or kind of the latents."""
     layout = dataset.layout
     ragged = f" of various lengths along {layout.ragged_axis}" if layout.ragged_axis else ""
     if needs.axes and (needs.axes != layout.axes or layout.ragged_axis):
@@ -90,6 +91,7 @@ def _downscales(downscale: Any) -> Sequence[Any]:
 
 
 def _find_row_problems(needs: ExportNeeds, dataset: LatentDataset) -> Iterator[str]:
+    """Yield what is wrong with views, labels or sizes of the rows."""
     missing = [view for view in needs.views if view not in dataset.views]
     if missing:
         views = ", ".join(dict.fromkeys((*dataset.views, *missing)))
@@ -108,6 +110,7 @@ def _find_row_problems(needs: ExportNeeds, dataset: LatentDataset) -> Iterator[s
 
 
 def _find_size_problems(needs: ExportNeeds, buckets: Sequence[str]) -> Iterator[str]:
+    """Yield what is wrong with the sizes of the encoded images."""
     if needs.one_size and len(buckets) > 1:
         yield (
             f"it takes latents of one size, and the dataset has {len(buckets)}"
@@ -118,8 +121,7 @@ def _find_size_problems(needs: ExportNeeds, buckets: Sequence[str]) -> Iterator[
         if needs.square and len(set(sides)) > 1:
             yield (
                 f"it takes square latents, and the dataset has {bucket}; encode again with one"
-                f" number"
-                " as modality.with.size"
+                " number as modality.with.size"
             )
             return
         if any(side % needs.size_multiple for side in sides):
@@ -132,6 +134,7 @@ def _find_size_problems(needs: ExportNeeds, buckets: Sequence[str]) -> Iterator[
 
 
 def _find_scale_problems(wanted: Normalization, found: Normalization) -> Iterator[str]:
+    """Yield a problem if the trainer normalizes latents in another way than the dataset."""
     if wanted.fold == found.fold and all(
         _are_close(getattr(wanted, name), getattr(found, name)) for name in ("shift", "scale")
     ):

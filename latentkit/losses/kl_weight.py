@@ -76,6 +76,7 @@ def _describe_beta(
 
 
 def _describe_options(loss: Kl, num_latent_values: int) -> list[str]:
+    """Return lines about free bits and annealing."""
     lines = []
     if loss.free_bits is not None:
         most = loss.free_bits * num_latent_values

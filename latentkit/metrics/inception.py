@@ -91,6 +91,7 @@ class Block(nn.Module):
         return torch.cat([*found, self._pooling(values)], dim=1)
 
     def _pooling(self, values: Tensor) -> Tensor:
+        """Return the output of the pooling branch."""
         if not self._pooled:
             return max_pool2d(values, 3, 2)
         if self._pool == "maximum":

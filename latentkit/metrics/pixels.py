@@ -48,6 +48,7 @@ def psnr() -> PerSample:
 
 
 def _distance(function: Callable[[Tensor], Tensor], unit: str, name: str) -> PerSample:
+    """Return the metric of the mean of a function of the errors, such as their square."""
     def measure(batch: MetricBatch, setting: MetricSetting) -> Tensor:
         inputs, output = batch.pair()
         return (

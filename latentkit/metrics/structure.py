@@ -76,6 +76,7 @@ def ms_ssim() -> PerSample:
 def _image_pair(
     batch: MetricBatch, setting: MetricSetting, name: str, smallest: int
 ) -> tuple[Tensor, Tensor]:
+    """Return inputs and output as 8-bit levels, after checking that they are large enough."""
     inputs, output = batch.pair()
     if inputs.ndim != 4 or min(inputs.shape[2:]) < smallest:
         found = " x ".join(map(str, inputs.shape[2:]))

@@ -83,6 +83,7 @@ def av_errors(problem: str) -> Iterator[None]:
 
 
 def _open_media(sample: Sample) -> IO[bytes]:
+    """Open a sample's media as a file at its start."""
     media: IO[bytes]
     if isinstance(sample.media, os.PathLike):
         media = Path(sample.media).open("rb")  # noqa: SIM115

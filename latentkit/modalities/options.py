@@ -131,6 +131,7 @@ class FramingConfig(Config):
     @field_validator("buckets", mode="before")
     @classmethod
     def _named_buckets(cls, buckets: Any) -> Any:
+        """Accept a text as the name of shapes, and lists as tuples."""
         if isinstance(buckets, str):
             return {"shapes": buckets}
         # Behind a validator of this mode pydantic is strict as with Python's own values, of which
@@ -200,10 +201,9 @@ class ImageConfig(FramingConfig):
         "pillow",
         description=(
             "lanczos: a Lanczos filter, the choice for new latent datasets if the recipe doesn't"
-            " set"
-            " resize; pillow: Pillow's Lanczos filter, slower and less exact; draft: like lanczos,"
-            " but JPEGs are decoded at a half, quarter or eighth of their size, with at least twice"
-            " the needed pixels"
+            " set resize; pillow: Pillow's Lanczos filter, slower and less exact; draft: like"
+            " lanczos, but JPEGs are decoded at a half, quarter or eighth of their size, with at"
+            " least twice the needed pixels"
         ),
         json_schema_extra={"versions": {"lanczos": 2, "draft": 2}},  # before: sums were rounded
     )

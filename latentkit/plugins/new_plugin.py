@@ -143,6 +143,7 @@ def _check_name_and_kind(name: str, kind: str) -> None:
 
 
 def _refuse_clash(name: str, kind: str) -> None:
+    """Raise an error if an installed plugin already has this name."""
     for row in discover().rows():
         if (row.kind, row.name) == (kind, name):
             raise PluginError(

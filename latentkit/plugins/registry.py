@@ -225,6 +225,7 @@ class Registry:
 
 
 def _explain_clash(providers: Sequence[Provided]) -> str:
+    """Return a message that several distributions provide the same plugin."""
     spec = providers[0].spec
     who = " and ".join(f"{one.distribution} {one.version}" for one in providers)
     return (
@@ -287,6 +288,7 @@ def _find_plugins(problems: list[Problem]) -> list[_Plugin]:
 
 
 def _read_entry_points(distribution: metadata.Distribution) -> list[_Plugin]:
+    """Return the plugins that a distribution's entry points name."""
     entries = sorted(
         distribution.entry_points.select(group=GROUP), key=lambda entry: (entry.name, entry.value)
     )
@@ -405,6 +407,7 @@ def _call_hook(name: str, function: Callable[[], Any]) -> list[NamedSpec]:
 
 
 def _check_specs(result: Any, kind: type[NamedSpec]) -> list[NamedSpec]:
+    """Return a hook's result as a list of specs, after checking their class."""
     if result is None:
         return []
     if not isinstance(result, NamedSpec) and not isinstance(result, Iterable):

@@ -110,6 +110,7 @@ class Preparer:
         return outcomes
 
     def _prepare(self, task: Task, memory: BatchMemory | None, row: int) -> PreparedSample:
+        """Prepare one sample; a bad one becomes a result with the reason."""
         sample, content = None, None
         try:
             with faults_skip_sample(self.source, task.key):

@@ -115,6 +115,7 @@ class UnitsAhead(LookAhead[T, list[PreparedSample]]):
     def _submit(
         self, group: list[Task], memory: BatchMemory, row: int
     ) -> Future[list[PreparedSample]]:
+        """Start preparing a group of samples, into a batch's memory from `row` on if they fit."""
         samples = [task.sample for task in group if task.sample]
         media = [len(one.media) for one in samples if isinstance(one.media, bytes)]
         # The media of a stream's samples waits in memory too.

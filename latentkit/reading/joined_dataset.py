@@ -287,8 +287,7 @@ def _checked_names(
         )
         raise ValueError(
             f"{here}, in addition to key and view: in a row of {rows}, {twice[0]!r} would occur"
-            f" twice;"
-            f" {advice}"
+            f" twice; {advice}"
         )
     return own
 

@@ -296,6 +296,7 @@ class ReadableRows:
 
 
 def _check_views(views: Views, there: Sequence[str], folder: Folder) -> None:
+    """Check that the dataset has the chosen views."""
     if isinstance(views, str):
         if views not in ("all", "random"):
             raise ValueError(f"views must be 'all', 'random' or a list of views, got {views!r}")

@@ -96,8 +96,7 @@ def _explain_status(error: BaseException, place: HubPlace) -> str | None:
     if status == 403:
         return (
             f"the hub forbids it{_server_message(error)}: your token may not read"
-            f" {place.repository};"
-            " give a fine-grained token read access to it at"
+            f" {place.repository}; give a fine-grained token read access to it at"
             " https://huggingface.co/settings/tokens, or use another token"
         )
     if status == 429:
@@ -137,14 +136,12 @@ def _explain_unreachable(error: BaseException, place: HubPlace) -> str | None:
     ):
         return (
             f"{constants.ENDPOINT} can't be reached ({_describe_error(error)}): check the"
-            f" network{mirror},"
-            " or give the path of a downloaded folder"
+            f" network{mirror}, or give the path of a downloaded folder"
         )
     if isinstance(error, UNREADABLE):
         return (
             f"the server at {constants.ENDPOINT} is not the hub ({_describe_error(error)}): check"
-            " proxy"
-            f" and firewall{mirror}"
+            f" proxy and firewall{mirror}"
         )
     return None
 

@@ -317,6 +317,7 @@ class _Finder:
         return not is_url(self.key(name))
 
     def _is_there(self, path: str) -> bool:
+        """Return whether a file exists, and remember its stamp."""
         if path not in self.stamps:
             try:
                 self.stamps[path] = self._files.stamp(path)

@@ -93,8 +93,7 @@ class UrlFiles:
         if not found:
             raise SourceError(
                 f"source {self.url}: there are no files below this URL; check its spelling, and"
-                f" that"
-                " it is a folder"
+                " that it is a folder"
             )
         found.pop("", None)  # an object that stands for the folder itself
         listing = Listing()
@@ -200,6 +199,7 @@ class UrlFiles:
         return {path: content for path, content in found if content is not None}
 
     def _fetch_if_there(self, path: str) -> bytes | None:
+        """Return the bytes of a file; None if it doesn't exist."""
         try:
             return self._fetch(path)
         except StoreError as error:

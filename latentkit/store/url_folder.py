@@ -73,6 +73,7 @@ class UrlFolder(Folder):
         return UrlFolder, (self.url, self.cache)
 
     def _connect(self) -> None:
+        """Open the driver, and find out whether it can create a file only if it doesn't exist."""
         self._fs, self._root = open_driver(self.url)
         self._pid = os.getpid()
         method = getattr(type(self._fs), "_put_file", AsyncFileSystem._put_file)

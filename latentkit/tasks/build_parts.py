@@ -187,8 +187,7 @@ class ConfiguredEncode:
         remarks = [
             (
                 f"{self.modality.where}.with.{name}: {value}, because the encoder doesn't accept"
-                " the"
-                f" default {getattr(config, name)}"
+                f" the default {getattr(config, name)}"
             )
             for name, value in options.items()
         ]
@@ -234,6 +233,8 @@ class ConfiguredEncode:
         }
 
     def _context(self, encoder: Encoder | None = None) -> BuildContext:
+        """Return the context for building the modality, with the encoder's input if there is one.
+        """
         taken = None
         if encoder is not None:
             taken = readable_input(encoder.input, encoder.layout, encoder.normalization)

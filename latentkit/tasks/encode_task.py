@@ -76,6 +76,7 @@ def is_first_process() -> bool:
 
 
 def run_encode(recipe: EncodeRecipe, context: TaskContext) -> EncodeRun:
+    """Run an encode recipe: make or update the dataset of each encoder."""
     from latentkit.encoding.encode_source import encode_source
     from latentkit.runtime.source_remarks import print_remarks, read_remarks
 
@@ -175,6 +176,7 @@ def _group_by_modality(encodes: Mapping[str, ConfiguredEncode]) -> list[list[str
 
 
 def describe_dry_run(recipe: EncodeRecipe, context: TaskContext) -> str:
+    """Return a text that says what a run would do."""
     from latentkit.encoding.dry_run import describe_run
     from latentkit.encoding.make_plan import describe_entries
     from latentkit.runtime.source_remarks import list_remarks

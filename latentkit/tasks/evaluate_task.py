@@ -167,6 +167,7 @@ def _open_latents(path: str) -> LatentDataset:
 
 
 def _settings(recipe: EvaluateRecipe, device: str) -> EvaluateSettings:
+    """Return the evaluation's settings from its recipe."""
     from latentkit.evaluation.evaluate import EvaluateSettings
     from latentkit.runtime.bad_samples import BadSamplePolicy
 

@@ -72,8 +72,7 @@ def export_dataset(path: str, output: str, to: str, options: Mapping[str, Any]) 
     if closing_file.exists():
         raise StoreError(
             f"{closing_file} is there already, but the export must write a file of that name;"
-            f" remove it,"
-            " or export to another folder"
+            " remove it, or export to another folder"
         )
     items, export = open_items(exporter, config, path, folder, to)
     identity = _identity(provided, config, items, folder)
@@ -148,6 +147,7 @@ def open_items(
 
 
 def _export_of(items: Items, folder: Path) -> Export:
+    """Return the properties that all items of an export share."""
     dataset = items.dataset
     return Export(
         folder,
@@ -188,6 +188,7 @@ def open_for_export(path: str, views: Sequence[str] | None = None) -> LatentData
 
 
 def _open_text(path: str | None, is_needed: bool, to: str) -> LatentDataset | None:
+    """Open the dataset of text embeddings; None if none is named or needed."""
     if path is None and is_needed:
         raise StoreError(
             f"{to} needs text embeddings; encode the captions of the same source with the modality"

@@ -134,6 +134,7 @@ def preview_dataset(path: str, output: Path, num_rows: int, device: str = "auto"
 
 
 def _decode(dataset: LatentDataset, encoder: Decodes, latent: Tensor) -> Tensor:
+    """Decode one normalized latent, clamped to the encoder's range."""
     is_raw = dataset.layout.kind == "quantised"
     raw = (
         latent[None] if is_raw else dataset.normalization.invert(latent[None], dataset.layout.axes)
@@ -169,6 +170,7 @@ def _counted(view: Prepared) -> Tensor | None:
 
 
 def _find(source: Source | StreamSource | None, keys: set[str]) -> Iterator[Sample]:
+    """Yield the samples with these keys that the source still has."""
     if source is None:
         return
     if isinstance(source, StreamSource):

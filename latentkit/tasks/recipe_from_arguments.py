@@ -394,6 +394,7 @@ def _encoder_for(path: Path) -> str:
 
 
 def _names_class(config: Path) -> bool:
+    """Return whether a config.json names a class, or is broken."""
     try:
         found = json.loads(config.read_text(encoding="utf-8"))
     except OSError:
@@ -427,8 +428,7 @@ def _explain_unknown_word(kind: str, word: str) -> str:
     lines = [
         (
             f"{kind} {word}: no such path, no {kind} plugin of that name ({_known(kind)}), and not"
-            " a"
-            " hub id (owner/name)"
+            " a hub id (owner/name)"
         )
     ]
     if registry.disabled:

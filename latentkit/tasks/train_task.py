@@ -379,6 +379,7 @@ def write_reconstructions(gallery: Gallery, modality: Modality, path: Path) -> N
 
 
 def _settings(recipe: TrainRecipe) -> TrainSettings:
+    """Return the settings of a training run from its recipe."""
     from latentkit.training.settings import TrainSettings
 
     alike = {field.name for field in fields(TrainSettings)} & set(TrainRecipe.model_fields)
@@ -411,6 +412,7 @@ def _open_run(recipe: TrainRecipe) -> Path:
 
 
 def _open_output(recipe: TrainRecipe) -> LocalFolder:
+    """Return the run's local folder."""
     from latentkit.store.local_folder import LocalFolder
     from latentkit.store.open_folder import open_folder
 
@@ -423,6 +425,9 @@ def _open_output(recipe: TrainRecipe) -> LocalFolder:
 
 
 def _claim(folder: LocalFolder, recipe: TrainRecipe) -> None:
+    """Write the recipe to the run's folder, after checking that the folder is empty or has the same
+    run.
+    """
     from latentkit.store.folder import ASIDE
     from latentkit.training.result import finished_steps
 

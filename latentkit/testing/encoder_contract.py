@@ -324,6 +324,5 @@ class EncoderContract(TrainingChecks):
         same = changed is not None and deciding_parts(changed) == before
         assert not same, (
             "the fingerprint doesn't depend on a weight: hash all that encode uses (or override"
-            " perturb()"
-            " to change one of those)"
+            " perturb() to change one of those)"
         )

@@ -35,6 +35,7 @@ class MakeWorker:
         return self._work
 
     def _work(self, units: Iterator[Unit]) -> Iterator[UnitResult]:
+        """Touch a file for each unit and yield its result."""
         for unit in units:
             if self.but == "fails" and unit.number == 2:
                 raise SourceError(REASON)

@@ -263,17 +263,18 @@ def _prepare_ahead(
 
 
 def _one_tensor(view: Prepared, key: str) -> Tensor:
+    """Return a view's tensor, after checking that it has a single one."""
     if not isinstance(view.tensor, Tensor):
         names = ", ".join(view.tensor)
         raise TrainingError(
             f"training needs modalities that return one tensor per sample; for {key!r} this one"
-            " returns"
-            f" {names}"
+            f" returns {names}"
         )
     return view.tensor
 
 
 def _stack(examples: Sequence[Example], after: Position) -> Batch:
+    """Return examples as one batch."""
     moments = [example.moments for example in examples if example.moments is not None]
     return Batch(
         torch.stack([example.inputs for example in examples]),

@@ -272,6 +272,7 @@ def _evaluate(run: Run, evaluate: TrainEvaluation, saver: Saver) -> None:
 
 
 def _measure(run: Run, evaluate: TrainEvaluation) -> Mapping[str, float]:
+    """Return the metrics of the current model, in eval mode, without changing the run."""
     state, best = run.state, evaluate.best
     state.module.eval()
     with contextlib.ExitStack() as stack:
@@ -300,8 +301,7 @@ def _explain_memory(state: TrainState) -> Iterator[None]:
             f"out of memory after step {state.step}:"
             f" {str(error).splitlines()[0] if str(error) else type(error).__name__}. Lower"
             " batch_size and raise accumulate by the same factor, which gives the same training;"
-            " or set"
-            " gradient_checkpointing: true; or prepare smaller samples (modality.with.size)"
+            " or set gradient_checkpointing: true; or prepare smaller samples (modality.with.size)"
         ) from error
 
 

@@ -118,6 +118,7 @@ class Difference:
 
 
 def _finding(found: Verification, name: str, difference: Difference, tolerance: float) -> Finding:
+    """Return the finding for a unit's difference: damage above the tolerance, else a remark."""
     rows = f"{difference.num_rows} rows encoded again"
     if difference.num_other:
         rows += f" ({difference.num_other} more have other media now)"
@@ -145,6 +146,7 @@ def _finding(found: Verification, name: str, difference: Difference, tolerance: 
 
 
 def _compare_unit(found: Verification, again: LocalFolder, unit: ReadUnit) -> Difference:
+    """Return the difference between a unit and the same unit encoded again in `again`."""
     new = read_unit(again, unit.unit)
     ours, theirs = unit.rows, new.rows
     if (

@@ -174,6 +174,7 @@ def _ledger(folder: Folder, newest: int, index: pa.Table) -> list[dict[str, Any]
 
 
 def _unfinished(folder: Folder) -> dict[str, Any] | None:
+    """Return the description of an unfinished dataset; None if there is no plan."""
     plan = newest_plan(folder) if folder.list("plans") else None
     if plan is None:
         return None

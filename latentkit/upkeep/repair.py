@@ -178,10 +178,9 @@ def _restore_plans(found: Verification) -> list[str]:
         plan = _rebuild(found, number)
         if plan is None:
             raise StoreError(
-                f"{found.folder}/{name} can't be made again: {DATASET} and index don't have all"
-                f" of its"
-                " content. Copy it back from a backup; without it the latents can still be read,"
-                " but neither repaired nor added to"
+                f"{found.folder}/{name} can't be made again: {DATASET} and index don't have all of"
+                " its content. Copy it back from a backup; without it the latents can still be"
+                " read, but neither repaired nor added to"
             )
         found.folder.remove(name)
         write_plan(found.folder, plan)

@@ -122,6 +122,7 @@ def _restore_hint(folder: Folder) -> str:
 
 
 def _read_units(found: Verification) -> None:
+    """Read every unit that should exist, and add a finding for each that is missing or damaged."""
     there = committed_units(found.folder)
     wanted = {
         unit.name: WantedUnit(unit.name, unit, plan, None)
@@ -160,6 +161,7 @@ def _read_units(found: Verification) -> None:
 def _read_or_error(
     folder: Folder, wanted: WantedUnit, headers: Mapping[str, str]
 ) -> ReadUnit | StoreError:
+    """Return the unit, or the error that reading it raises."""
     try:
         return read_whole(folder, wanted, headers)
     except StoreError as error:
@@ -242,6 +244,7 @@ def _compare(found: Verification, chain: Sequence[Plan], document: Mapping[str, 
 
 
 def _same_table(content: bytes, index: pa.Table) -> bool:
+    """Return whether a file's content is this index, in any encoding by Parquet."""
     written = index_bytes(index)
     if written == content:
         return True
@@ -298,6 +301,7 @@ def _all_units(found: Verification) -> Iterable[str]:
 
 
 def _list_left_over(found: Verification) -> None:
+    """Add remarks on a missing recipe and on files of processes that have ended."""
     if not found.folder.exists(RECIPE):
         found.add(
             "remark",

@@ -289,8 +289,7 @@ def test_names_are_safe_and_told_apart(latents: Path, use: UseExporter) -> None:
             DatasetShape(),
             [],
             "its trainer always normalizes by scale 0.18215, and these latents need shift 0.25,"
-            " scale"
-            " 2; encode with that trainer's autoencoder, or export them anyway with"
+            " scale 2; encode with that trainer's autoencoder, or export them anyway with"
             " allow_other_scale=true",
         ),
         (

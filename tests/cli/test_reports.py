@@ -20,8 +20,7 @@ from latentkit.encoding.encode_source import EncodeSummary
 
 SAID = (
     "1: left out because of their ending .svg: a drawing or document without pixels; render it to"
-    " PNG, such"
-    " as x.svg"
+    " PNG, such as x.svg"
 )
 FIXED = {"batch_size": 2, "threads": 1, "compile": False, "preview": 0, "output.unit_size": 4}
 Words = pytest.CaptureFixture[str]

@@ -282,8 +282,7 @@ def test_two_processes_write_the_same_remarks_and_count_the_dataset(
         assert text.startswith("both: 12 latents, 2 skipped")
         assert notes(text) == [
             "2: left out because of their ending .svg: a drawing or document without pixels;"
-            " render it to"
-            " PNG, such as x.svg"
+            " render it to PNG, such as x.svg"
         ]
         assert "text (text): 11 of 12 rows" in text
         assert "such as bad.png, bad2.png" in text
