@@ -230,7 +230,7 @@ def test_plugins_name_says_all_about_one(tmp_path: Path) -> None:
         "  task: tally (needed)",
         "      what the recipe does",
         "  seed: whole number = 0",
-        "      of every random draw",
+        "      seed of every random draw",
         "  source: mapping (needed)",
         "      where samples come from",
         "  source.use: text (needed)",
