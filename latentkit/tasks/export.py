@@ -203,7 +203,8 @@ def _open_text(path: str | None, needs: ExportNeeds, to: str) -> LatentDataset |
             f"text={path}: expected a latent dataset of the modality text, whose axes are CL, got"
             f" {text.layout.axes}"
         )
-    if needs.text_one_length and text.layout.ragged_axis:
+    has_lengths = text.layout.ragged_axis or len(set(text.bucket_names(slice(None)))) > 1
+    if needs.text_one_length and has_lengths:
         raise StoreError(
             f"text={path}: {to} takes text embeddings of one length, and these have their own;"
             " encode the captions again with encoder.with.padding: max_length"
