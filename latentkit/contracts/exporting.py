@@ -13,6 +13,7 @@ from pydantic import Field
 from latentkit.contracts.plugin_specs import Config
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from torch import Tensor
 
     from latentkit.contracts.encoder_description import LatentLayout, Normalization
@@ -80,9 +81,11 @@ class ExportNeeds:
         one_size: whether all rows must be of one bucket.
         square: whether the encoded images must be as high as wide.
         size_multiple: number of which the images' height and width must be multiples.
+        sizes: (height, width) of all images that the trainer takes; empty: any.
         label: name of the attribute that every sample must have as its class; empty: none.
         text: whether the option `text` must name a latent dataset of text embeddings that has
             every key.
+        text_one_length: whether text embeddings must all have the same number of tokens.
         media: whether the samples' media are needed, for which the source must still exist.
     """
 
@@ -96,8 +99,10 @@ class ExportNeeds:
     one_size: bool = False
     square: bool = False
     size_multiple: int = 1
+    sizes: Sequence[tuple[int, int]] = ()
     label: str = ""
     text: bool = False
+    text_one_length: bool = False
     media: bool = False
 
 
@@ -221,6 +226,7 @@ class Export:
         views: views of each item.
         buckets: buckets of the dataset's rows, such as "256x320", sorted.
         label_names: class names by class number.
+        attribute_types: the Arrow type of each attribute.
     """
 
     folder: Path
@@ -232,6 +238,7 @@ class Export:
     views: Sequence[str] = ()
     buckets: Sequence[str] = ()
     label_names: Sequence[str] = field(default_factory=tuple)
+    attribute_types: Mapping[str, pa.DataType] = field(default_factory=dict)
 
 
 @runtime_checkable

@@ -105,7 +105,7 @@ def _find_row_problems(needs: ExportNeeds, dataset: LatentDataset) -> Iterator[s
             f" {list(dataset.columns)}; use a source with that attribute, such as a folder with a"
             " sub-folder for each class, or choose another attribute with label=NAME"
         )
-    if needs.one_size or needs.square or needs.size_multiple > 1:
+    if needs.one_size or needs.square or needs.sizes or needs.size_multiple > 1:
         yield from _find_size_problems(needs, sorted(set(dataset.bucket_names(slice(None)))))
 
 
@@ -122,6 +122,15 @@ def _find_size_problems(needs: ExportNeeds, buckets: Sequence[str]) -> Iterator[
             yield (
                 f"it takes square latents, and the dataset has {bucket}; encode again with one"
                 " number as modality.with.size"
+            )
+            return
+        if needs.sizes and tuple(sides) not in needs.sizes:
+            near = sorted(needs.sizes, key=lambda size: math.dist(size, sides))[:4]
+            shapes = ", ".join(f"[{height}, {width}]" for height, width in near)
+            yield (
+                f"it takes other sizes than {bucket}; encode again with"
+                f" modality.with.buckets.shapes from among {shapes}"
+                + (f" (and {len(needs.sizes) - len(near)} more)" if needs.sizes[4:] else "")
             )
             return
         if any(side % needs.size_multiple for side in sides):
