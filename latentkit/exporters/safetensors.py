@@ -36,7 +36,7 @@ class SafetensorsExporter:
         Raises:
             StoreError: rows have an attribute "file_name".
         """
-        lines = []
+        lines: list[str] = []
         for item in items:
             labels = labels_of(item)
             if "file_name" in labels:

@@ -50,7 +50,7 @@ class RowBlock:
         """Tensors of each row by name, as `ExportRow.stored` has them."""
         if not self._dataset.has_moments:
             return [{self._dataset.tensor_name: value} for value in self._values.unbind()]
-        halves = (half.unbind() for half in self._values.split(self._num_means, 1))
+        halves = (half.unbind() for half in self._values.chunk(2, 1))
         return [{"mean": mean, "logvar": logvar} for mean, logvar in zip(*halves, strict=True)]
 
     @property
@@ -88,12 +88,12 @@ class RowBlock:
         """The rows as exporters get them, in order."""
         masks = [None] * len(self._values) if mask is None else mask.unbind()
         described = zip(
-            self._views, buckets, geometries, self.stored, masks, self.noises, strict=True
+            self._views, buckets, geometries, self.stored, masks, strict=True
         )
         layout, normalization = self._dataset.layout, self._dataset.normalization
         return [
-            _BlockRow(*said[:5], layout, normalization, said[5], self, place)
-            for place, said in enumerate(described)
+            _BlockRow(*said, layout, normalization, noise, self, place)
+            for place, (said, noise) in enumerate(zip(described, self.noises, strict=True))
         ]
 
 
@@ -107,12 +107,12 @@ class _BlockRow(ExportRow):
     place: int = 0
 
     @property
-    def raw(self) -> Tensor:  # type: ignore[override]
+    def raw(self) -> Tensor:
         assert self.block is not None
         return self.block.raw()[self.place].clone()
 
     @property
-    def latent(self) -> Tensor:  # type: ignore[override]
+    def latent(self) -> Tensor:
         assert self.block is not None
         return self.block.latents()[self.place].clone()
 
