@@ -15,7 +15,6 @@ from latentkit.errors import StoreError
 from latentkit.runtime.hub_errors import HUB_ERRORS, explain_hub_error
 from latentkit.runtime.hub_places import HubPlace, parse_hub_place
 
-
 PUSH_ERRORS: tuple[type[Exception], ...] = (*HUB_ERRORS, RuntimeError)
 """The last is an upload's, around the error itself."""
 
