@@ -85,7 +85,7 @@ class RowBlock:
     def rows(
         self, buckets: Iterable[str], geometries: Iterable[Mapping[str, Any]], mask: Tensor | None
     ) -> list[ExportRow]:
-        """Yield the rows as exporters get them, in order."""
+        """Return the rows as exporters get them, in order."""
         masks = [None] * len(self._values) if mask is None else mask.unbind()
         described = zip(
             self._views, buckets, geometries, self.stored, masks, strict=True
