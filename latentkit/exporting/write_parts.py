@@ -8,8 +8,10 @@ finished part), files/ (what becomes OUT) and lock.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -21,12 +23,15 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from latentkit.contracts import Export, ItemExporter
-from latentkit.errors import InterruptedRunError, PluginError, StoreError
+from latentkit.errors import InterruptedRunError, LatentkitError, PluginError, StoreError
 from latentkit.exporting.items import Items
 from latentkit.runtime.cores import share_of_cores
 from latentkit.runtime.progress import Progress
 
 ITEMS_PER_PART = 1024
+
+FULL_BYTES = 1 << 16
+"""Free on a disk that counts as full: blocks are left that no file is given."""
 
 
 def closing_path(exporter: ItemExporter, folder: Path) -> Path:
@@ -83,7 +88,7 @@ class PartWriter:
         """
         go_on = f"run the same command again to go on, or delete {self.work} to give up"
         try:
-            with _locked(self.work), self._cleaned():
+            with _locked(self.work), self._cleaned(), _disk_errors(self.work):
                 _begin(self.work, settings)
                 self.write_parts()
                 return self._finish()
@@ -151,6 +156,24 @@ class PartWriter:
                 shutil.rmtree(self.work / "records", ignore_errors=True)
                 shutil.rmtree(self.files, ignore_errors=True)
                 (self.work / "settings.json").unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _disk_errors(work: Path) -> Iterator[None]:
+    """Raise an OSError for what a library says in its own way of a disk that is full or fails, as
+    safetensors and torch.save do.
+    """
+    try:
+        yield
+    except (OSError, LatentkitError):
+        raise
+    except Exception as error:
+        said = re.search(r"\(os error (\d+)\)", str(error))
+        if said:
+            raise OSError(int(said[1]), os.strerror(int(said[1]))) from error
+        if shutil.disk_usage(work).free < FULL_BYTES:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+        raise
 
 
 def _begin(work: Path, settings: Mapping[str, Any]) -> None:
