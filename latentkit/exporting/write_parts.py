@@ -2,7 +2,7 @@
 goes on where it stood.
 
 The folder `.OUT.export` holds settings.json (what is exported, and how), records/ (a JSON file per
-finished part), files/ (what becomes OUT) and lock.
+finished part), files/ (what becomes OUT), closing (what becomes the file beside it) and lock.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from latentkit.runtime.cores import share_of_cores
 from latentkit.runtime.progress import Progress
 
 ITEMS_PER_PART = 1024
+
+SETTINGS, CLOSING = "settings.json", "closing"
 
 FULL_BYTES = 1 << 16
 """Free on a disk that counts as full: blocks are left that no file is given."""
@@ -133,13 +135,15 @@ class PartWriter:
         closing = self.exporter.finish(self.records(), self.files, self.export).rstrip()
         if not any(self.files.iterdir()):
             raise PluginError(f"exporter {self.to!r} wrote nothing into its folder")
+        if closing:  # while there may be no room for it, nothing is there that looks whole
+            _write_whole(self.work / CLOSING, closing + "\n")
         if folder.exists():
             folder.rmdir()  # an empty one, or it was refused
         self.files.rename(folder)  # which fails where something else is by now
         if not closing:
             return ""
         beside = closing_path(self.exporter, folder)
-        _write_whole(beside, closing + "\n")
+        os.replace(self.work / CLOSING, beside)
         return f"{closing}\n(also in {beside})"
 
     @contextlib.contextmanager
@@ -155,7 +159,8 @@ class PartWriter:
             if not is_kept:
                 shutil.rmtree(self.work / "records", ignore_errors=True)
                 shutil.rmtree(self.files, ignore_errors=True)
-                (self.work / "settings.json").unlink(missing_ok=True)
+                for name in (SETTINGS, CLOSING):
+                    (self.work / name).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -178,7 +183,7 @@ def _disk_errors(work: Path) -> Iterator[None]:
 
 def _begin(work: Path, settings: Mapping[str, Any]) -> None:
     """Keep what a stopped export of the same settings left, and nothing else."""
-    said = work / "settings.json"
+    said = work / SETTINGS
     text = json.dumps(settings, indent=1, sort_keys=True)
     if not said.exists() or said.read_text(encoding="utf-8") != text:
         for name in ("records", "files"):
