@@ -36,6 +36,9 @@ CAPTION_COLUMNS = (
     "alt_text",
     "comment",
     "tags",
+    "blip_caption",
+    "short_caption",
+    "conversations",
 )
 """Column names, in any case, that become the attribute "text"; the first that a row has."""
 
@@ -164,7 +167,12 @@ def add_caption(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _caption_text(value: Any, name: str) -> str:
-    """Return a cell's caption: the first of several, or all tags joined."""
+    """Return a cell's caption: the first of several, all tags joined, or the first answer of a
+    conversation as LLaVA has it.
+    """
+    if name == "conversations" and isinstance(value, list):
+        turns = [turn for turn in value if isinstance(turn, Mapping)]
+        value = next((turn.get("value") for turn in turns if turn.get("from") == "gpt"), None)
     if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
         value = ", ".join(value) if name == "tags" else value[0]
     return value.strip() if isinstance(value, str) else ""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from latentkit.contracts import BuildContext, Entry, Remark, Sample
 from latentkit.contracts.samples import one_line
 from latentkit.errors import SampleError, SourceError
-from latentkit.runtime.file_endings import TABLE_ENDINGS
+from latentkit.runtime.file_endings import TABLE_ENDINGS, is_table
 from latentkit.runtime.paths import find_file_path, is_url
 from latentkit.runtime.source_remarks import sum_remarks
 from latentkit.sources.captions import (
@@ -184,7 +184,11 @@ class _Scan:
 
     def remarks(self) -> list[Remark]:
         """Return remarks on what the pass found but doesn't use."""
-        texts = [path for path in self.sidecars.unused if not path.lower().endswith(".json")]
+        texts = [
+            path
+            for path in self.sidecars.unused
+            if not path.lower().endswith(".json") and path not in self.tables
+        ]
         kinds = {
             "captions not used, because the file has another one": sorted(
                 set(self.sidecars.passed_over)
@@ -237,7 +241,7 @@ class _Scan:
                 )
             return named
         notes = {*self.stems, *self.stems.values()}
-        tables = [path for path in self.others if path.lower().endswith(TABLE_ENDINGS)]
+        tables = [path for path in self.others if is_table(path)]
         known = [path for path in tables if _file_name(path) in self.table_names]
         others = sorted(
             path for path in tables if path not in known and os.path.splitext(path)[0] not in notes
