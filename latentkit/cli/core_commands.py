@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from latentkit.cli import dataset_commands, plugin_commands, recipe_commands
+from latentkit.cli import dataset_commands, hub_commands, plugin_commands, recipe_commands
 from latentkit.contracts import CommandSpec
 from latentkit.hooks import hookimpl
 
@@ -10,4 +10,5 @@ from latentkit.hooks import hookimpl
 @hookimpl
 def latentkit_commands() -> list[CommandSpec]:
     """All of them, in the order in which `--help` lists them."""
-    return [*recipe_commands.COMMANDS, *dataset_commands.COMMANDS, *plugin_commands.COMMANDS]
+    groups = (recipe_commands, dataset_commands, hub_commands, plugin_commands)
+    return [command for group in groups for command in group.COMMANDS]

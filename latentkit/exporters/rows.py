@@ -17,6 +17,8 @@ from latentkit.exporters.options import RowsConfig
 
 DESCRIPTION = "latents.json"
 
+TO_JSON = json.JSONEncoder(ensure_ascii=False).encode
+
 
 def needs_of(config: RowsConfig) -> ExportNeeds:
     """Ask for rows one by one, with stored moments if the export writes moments."""

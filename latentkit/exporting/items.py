@@ -5,27 +5,25 @@ rows.
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from latentkit.contracts import ExportItem, ExportNeeds, ExportRow
 from latentkit.errors import StoreError
 from latentkit.exporting.names import safe_name, tell_apart
+from latentkit.exporting.row_block import RowBlock
 from latentkit.reading.dataset import LatentDataset
-from latentkit.reading.posterior import Noise
 from latentkit.store.columns import Rows
 from latentkit.store.dataset_json import read_dataset, read_index
 
 BLOCK_BYTES = 1 << 25
 """Of stored rows that are read at once."""
 
-MOST_AT_ONCE = 512
+MOST_AT_ONCE = 256
 """Items that are read at once."""
 
 FoundRow = tuple[ExportRow, dict[str, Any]]
@@ -150,46 +148,17 @@ class Items:
 
     def _rows_of(
         self, items: Rows, values: Tensor, mask: Tensor | None, views: Sequence[str]
-    ) -> Iterator[ExportRow]:
+    ) -> Sequence[ExportRow]:
         data = self.dataset
-        geometries = self._geometry["geometry"].take(self._places[items]).to_pylist()
-        buckets = data.bucket_names(items)
-        for place, (view, bucket) in enumerate(zip(views, buckets, strict=True)):
-            kept = values[place]
-            stored = (
-                dict(zip(("mean", "logvar"), kept.chunk(2), strict=True))
-                if data.has_moments
-                else {data.tensor_name: kept}
-            )
-            known = {n: v for n, v in (geometries[place] or {}).items() if v is not None}
-            yield ExportRow(
-                view,
-                bucket,
-                known,
-                stored,
-                None if mask is None else mask[place],
-                data.layout,
-                data.normalization,
-                self._noise(data.keys[int(items[place])], view, stored),
-            )
-
-    def _noise(
-        self, key: str, view: str, stored: Mapping[str, Tensor]
-    ) -> Callable[[], Tensor] | None:
-        if not self.settings.draws or "mean" not in stored:
-            return None
-        return functools.partial(
-            draw_noise, self.settings.seed, key, view, tuple(stored["mean"].shape)
-        )
-
-
-def draw_noise(seed: int, key: str, view: str, shape: Sequence[int]) -> Tensor:
-    """Standard normal float32 noise that nothing but seed, key and view decides."""
-    text = f"{seed}\0{key}\0{view}".encode("utf-8", "surrogatepass")
-    digest = hashlib.sha256(text).digest()
-    out = np.empty((1, *shape), np.float32)
-    Noise(*np.frombuffer(digest, "<u4").tolist()).fill(out)
-    return torch.from_numpy(out[0])
+        found = self._geometry["geometry"].take(self._places[items]).to_pylist()
+        geometries = [
+            {name: value for name, value in (one or {}).items() if value is not None}
+            for one in found
+        ]
+        keys = [data.keys[place] for place in items.tolist()]
+        seed = self.settings.seed if self.settings.draws else None
+        block = RowBlock(data, values, keys, views, seed)
+        return block.rows(data.bucket_names(items), geometries, mask)
 
 
 def _spans(keys: Sequence[Any]) -> Rows:

@@ -183,7 +183,7 @@ def dataset_json(
     error = summarize_error(unit.header.metadata for unit in used)
     if error is not None:
         document["quantisation"] = {**error, **description.decoded}
-    return _with_own_hash(document)
+    return seal_document(document)
 
 
 def update_description(
@@ -208,7 +208,7 @@ def update_description(
         if not claims.take("finalize"):
             return  # another process finishes a later plan, and updates it then
         document = _with_new_description(read_dataset(folder), normalization, remarks)
-        folder.replace(DATASET, _with_own_hash(document))
+        folder.replace(DATASET, seal_document(document))
 
 
 def _with_new_description(
@@ -251,7 +251,7 @@ def _describe_normalization(value: Any) -> str:
     return ", ".join(texts)
 
 
-def _with_own_hash(document: dict[str, Any]) -> bytes:
+def seal_document(document: dict[str, Any]) -> bytes:
     """Return a document with its own sha256, as dataset.json stores it."""
     sealed = {**document, "sha256": hashlib.sha256(canonical_json(document).encode()).hexdigest()}
     return (json.dumps(sealed, indent=1, ensure_ascii=False) + "\n").encode()

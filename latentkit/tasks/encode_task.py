@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from latentkit.contracts import TaskContext
-from latentkit.errors import EncoderError, PluginError
+from latentkit.errors import EncoderError, PluginError, RecipeError
 from latentkit.recipe.schema import (
     EncodeRecipe,
     Recipe,
@@ -206,6 +206,18 @@ def _settled_lines(recipe: EncodeRecipe) -> list[ConfiguredEncode]:
 
 
 def _output(recipe: EncodeRecipe, line: ConfiguredEncode) -> str:
+    """Return the path or URL of one encoder's dataset.
+
+    Raises:
+        RecipeError: it is on the hub, where commits are too slow for units.
+    """
+    from latentkit.store.open_folder import find_hub_place
+
+    if (place := find_hub_place(recipe.output.path)) is not None:
+        raise RecipeError(
+            f"output.path {recipe.output.path}: a dataset on the hub is only read. Encode into a"
+            f" folder, then upload it: latentkit push FOLDER {place.repository}"
+        )
     return f"{recipe.output.path}/{line.name}" if line.name else recipe.output.path
 
 

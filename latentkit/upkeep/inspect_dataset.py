@@ -224,12 +224,12 @@ def describe(found: dict[str, Any]) -> str:
             f"  latents    {layout['kind']}, {counted(layout['channels'], 'channel')}, axes"
             f" {layout['axes']}{_of_axes(found)}"
         ),
-        f"  stored as  {_stored(found)}",
+        f"  stored as  {describe_stored(found)}",
         f"  source     {found['source'].get('use')} {found['source'].get('with') or ''}".rstrip(),
         f"  views      {_counts(found['views'])}",
         f"  buckets    {_counts(found['buckets'])}",
         f"  on disk    {counted(found['units'], 'unit')}, {found['bytes'] / 1e6:.1f} MB",
-        f"  normalized {_formula(found)}",
+        f"  normalized {describe_normalization(found)}",
     ]
     if found["statistics"]:
         lines += [
@@ -297,7 +297,7 @@ def name_keys(found: Mapping[str, Any], reason: str) -> str:
     return "such as " + ", ".join(map(escape_line_breaks, found["skipped_samples"].get(reason, [])))
 
 
-def _formula(found: dict[str, Any]) -> str:
+def describe_normalization(found: Mapping[str, Any]) -> str:
     """Return the formula that reading applies to stored latents z, with any fold into channels."""
     norm, layout = found["normalization"], found["layout"]
     fold: dict[str, int] = norm.get("fold") or {}
@@ -311,7 +311,7 @@ def _formula(found: dict[str, Any]) -> str:
     )
 
 
-def _stored(found: dict[str, Any]) -> str:
+def describe_stored(found: Mapping[str, Any]) -> str:
     """Name the stored values and their dtype, such as "moments in float16"."""
     if found["layout"]["kind"] == "quantised":
         return "indices"

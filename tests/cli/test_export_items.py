@@ -33,8 +33,8 @@ from latentkit.contracts import (
     OtherScaleConfig,
 )
 from latentkit.errors import InterruptedRunError
-from latentkit.exporting.items import draw_noise
 from latentkit.exporting.names import safe_name, tell_apart
+from latentkit.exporting.row_block import draw_noise
 from latentkit.plugins import Provided, Registry, discover
 from latentkit.testing import copy_dataset
 from latentkit.testing.exported_dataset import DatasetShape

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from latentkit.contracts import Export, ExportItem, ExportNeeds, Normalization
+from latentkit.kit import write_npz
 from latentkit_trainers import scales
 from latentkit_trainers.captions import caption_of, remark_on
 from latentkit_trainers.plugin import KohyaConfig
@@ -77,7 +78,7 @@ class KohyaExporter:
             height, width = item.row.size
             file = folder / f"{item.name}_{width:04d}x{height:04d}_{self._family.suffix}.npz"
             file.parent.mkdir(parents=True, exist_ok=True)
-            np.savez(file, **self._arrays(item))
+            write_npz(file, self._arrays(item))
             said = {
                 "caption": caption_of(item, self._config.caption),
                 "image_size": [width, height],

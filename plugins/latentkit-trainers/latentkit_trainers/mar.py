@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from latentkit.contracts import Export, ExportItem, ExportNeeds, ExportRow
+from latentkit.kit import write_npz
 from latentkit_trainers import scales
 from latentkit_trainers.plugin import MarConfig
 
@@ -39,7 +40,7 @@ class MarExporter:
             file = folder / names[item.label] / f"{item.name}.npz"
             file.parent.mkdir(parents=True, exist_ok=True)
             plain, mirrored = (stack_moments(item.rows[view]) for view in self.needs.views)
-            np.savez(file, moments=plain, moments_flip=mirrored)
+            write_npz(file, {"moments": plain, "moments_flip": mirrored})
             labels.append(item.label)
         return labels
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from latentkit.contracts import Export, ExportItem, ExportNeeds
+from latentkit.kit import write_npy
 from latentkit_trainers import scales
 from latentkit_trainers.pictures import cut_picture
 from latentkit_trainers.plugin import RepaConfig
@@ -46,7 +47,7 @@ class RepaExporter:
             file.parent.mkdir(parents=True, exist_ok=True)
             row = item.rows["plain"]
             moments: np.ndarray = torch.cat([row.mean, (row.logvar / 2).exp()]).numpy()
-            np.save(file, moments, allow_pickle=False)
+            write_npy(file, moments)
             if self._has_pictures:
                 picture = folder / "images" / number[:5] / f"img{number}.png"
                 picture.parent.mkdir(parents=True, exist_ok=True)
