@@ -101,7 +101,7 @@ def read_head(files: Files, path: str, max_rows: int) -> tuple[Table, bool]:
     whether it is known to be the whole table.
 
     Raises:
-        SourceError: it can't be read.
+        SourceError: the table can't be read.
     """
     name, ending = files.name(path), path.lower().rpartition(".")[2]
     try:
@@ -134,7 +134,7 @@ def contains_media(files: Files, path: str) -> bool:
     """Return whether a table has binary columns, such as images.
 
     Raises:
-        SourceError: it can't be read.
+        SourceError: the table can't be read.
     """
     if not path.lower().endswith(".parquet"):
         return False
