@@ -22,7 +22,7 @@ from torch import Tensor
 import latentkit as lk
 from latentkit import cli
 from latentkit.exporters.safetensors import SafetensorsExporter
-from latentkit.exporting.names import safe_name, shorten, make_unique
+from latentkit.exporting.names import make_unique, safe_name, shorten
 from latentkit.testing import copy_dataset
 from latentkit.testing.exported_dataset import DatasetShape
 
