@@ -12,7 +12,7 @@ from torch import Tensor
 
 from latentkit.contracts import ExportItem, ExportNeeds, ExportRow
 from latentkit.errors import StoreError
-from latentkit.exporting.names import make_unique, safe_name
+from latentkit.exporting.names import make_unique, safe_name, shorten
 from latentkit.exporting.row_block import RowBlock
 from latentkit.reading.dataset import LatentDataset
 from latentkit.store.columns import Rows
@@ -23,6 +23,9 @@ BLOCK_BYTES = 1 << 25
 
 MOST_AT_ONCE = 256
 """Most items to read at once."""
+
+MOST_LABELS = 1 << 20
+"""Classes; a trainer makes an embedding for each number below the largest."""
 
 FoundRow = tuple[ExportRow, dict[str, Any]]
 """A row, and its key and attributes."""
@@ -73,7 +76,7 @@ class Items:
             raise StoreError(f"{dataset.folder}: no sample has all of {', '.join(needs.views)}")
         self._spans = whole[: settings.limit]
         self.keys = [dataset.keys[start] for start in self._spans[:, 0].tolist()]
-        self.names = make_unique(map(settings.name_of, self.keys))
+        self.names = make_unique(shorten(settings.name_of(key)) for key in self.keys)
         self.label_names, self._labels = _number_labels(dataset, needs.label)
         self._geometry = read_index(dataset.folder, read_dataset(dataset.folder), ["geometry"])
         self._places = dataset.places_in_index()
@@ -189,6 +192,12 @@ def _number_labels(dataset: LatentDataset, label: str) -> tuple[list[str], Rows 
             " names a sample's class; give it one in the source, or leave the sample out"
         )
     if all(isinstance(value, int) and value >= 0 for value in values):
+        if max(values) >= MOST_LABELS:
+            raise StoreError(
+                f"{dataset.folder}: label {max(values)} of the attribute {label!r} is too large;"
+                f" expected numbers from 0 to {MOST_LABELS - 1}, as many as there are classes; name"
+                " another attribute with label=NAME"
+            )
         return [str(number) for number in range(max(values) + 1)], np.array(values)
     names = sorted({str(value) for value in values})
     numbers = {name: number for number, name in enumerate(names)}

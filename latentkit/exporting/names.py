@@ -23,8 +23,13 @@ def safe_name(key: str) -> str:
 
 
 def _safe_part(part: str) -> str:
-    plain = re.sub(r"[^\w -]", "_", part)
-    return plain.encode()[:LONGEST_PART].decode(errors="ignore").strip() or "_"
+    return shorten(re.sub(r"[^\w -]", "_", part)).strip() or "_"
+
+
+def shorten(name: str) -> str:
+    """Return a path with each part cut to `LONGEST_PART` bytes."""
+    parts = (part.encode()[:LONGEST_PART].decode(errors="ignore") for part in name.split("/"))
+    return "/".join(parts)
 
 
 def make_unique(names: Iterable[str]) -> list[str]:

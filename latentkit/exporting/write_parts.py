@@ -2,14 +2,16 @@
 be resumed.
 
 The folder `.OUT.export` holds settings.json (what is exported, and how), records/ (a JSON file per
-finished part), files/ (the folder that becomes OUT) and lock.
+finished part), files/ (the folder that becomes OUT), closing (the file beside it) and lock.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -21,12 +23,17 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from latentkit.contracts import Export, ItemExporter
-from latentkit.errors import InterruptedRunError, PluginError, StoreError
+from latentkit.errors import InterruptedRunError, LatentkitError, PluginError, StoreError
 from latentkit.exporting.items import Items
 from latentkit.runtime.cores import share_of_cores
 from latentkit.runtime.progress import Progress
 
 ITEMS_PER_PART = 1024
+
+SETTINGS, CLOSING = "settings.json", "closing"
+
+FULL_BYTES = 1 << 16
+"""Free bytes below which a disk counts as full: file systems keep the last blocks."""
 
 
 def closing_path(exporter: ItemExporter, folder: Path) -> Path:
@@ -83,7 +90,7 @@ class PartWriter:
         """
         go_on = f"run the same command again to go on, or delete {self.work} to give up"
         try:
-            with _locked(self.work), self._remove_unfinished():
+            with _locked(self.work), self._remove_unfinished(), _disk_errors(self.work):
                 _prepare_folder(self.work, settings)
                 self.write_parts()
                 return self._finish()
@@ -130,13 +137,15 @@ class PartWriter:
         closing = self.exporter.finish(self.records(), self.files, self.export).rstrip()
         if not any(self.files.iterdir()):
             raise PluginError(f"exporter {self.to!r} wrote nothing into its folder")
+        if closing:  # before OUT exists, as the disk may have no room for it
+            _write_whole(self.work / CLOSING, closing + "\n")
         if folder.exists():
             folder.rmdir()  # it is empty: others were refused before
         self.files.rename(folder)  # fails if another process has made the folder meanwhile
         if not closing:
             return ""
         beside = closing_path(self.exporter, folder)
-        _write_whole(beside, closing + "\n")
+        os.replace(self.work / CLOSING, beside)
         return f"{closing}\n(also in {beside})"
 
     @contextlib.contextmanager
@@ -152,13 +161,32 @@ class PartWriter:
             if not is_kept:
                 shutil.rmtree(self.work / "records", ignore_errors=True)
                 shutil.rmtree(self.files, ignore_errors=True)
-                (self.work / "settings.json").unlink(missing_ok=True)
+                for name in (SETTINGS, CLOSING):
+                    (self.work / name).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _disk_errors(work: Path) -> Iterator[None]:
+    """Raise an OSError where a library, such as safetensors or torch.save, reports a full or
+    failing disk by an exception of its own.
+    """
+    try:
+        yield
+    except (OSError, LatentkitError):
+        raise
+    except Exception as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number:
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+        if shutil.disk_usage(work).free < FULL_BYTES:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+        raise
 
 
 def _prepare_folder(work: Path, settings: Mapping[str, Any]) -> None:
     """Make the work folder; keep the files of a stopped export only if its settings are the same.
     """
-    settings_file = work / "settings.json"
+    settings_file = work / SETTINGS
     text = json.dumps(settings, indent=1, sort_keys=True)
     if not settings_file.exists() or settings_file.read_text(encoding="utf-8") != text:
         for name in ("records", "files"):

@@ -170,8 +170,9 @@ def _caption_text(value: Any, name: str) -> str:
     """Return a cell's caption: the first of several, all tags joined, or the first answer of a
     conversation as LLaVA has it.
     """
-    if name == "conversations" and isinstance(value, list):
-        turns = [turn for turn in value if isinstance(turn, Mapping)]
+    if name == "conversations":
+        found = value if isinstance(value, list) else []
+        turns = [turn for turn in found if isinstance(turn, Mapping)]
         value = next((turn.get("value") for turn in turns if turn.get("from") == "gpt"), None)
     if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
         value = ", ".join(value) if name == "tags" else value[0]

@@ -245,7 +245,8 @@ def _find_list(found: dict[str, Any]) -> Any:
     if {"images", "annotations"} <= set(lists):
         captions: dict[Any, list[Any]] = {}
         for note in lists["annotations"]:
-            captions.setdefault(note.get("image_id"), []).append(note.get("caption"))
+            if note.get("caption") is not None:  # annotations of objects have none
+                captions.setdefault(note.get("image_id"), []).append(note["caption"])
         images = lists["images"]
         return [{**row, **_name_captions(captions.get(row.get("id"), []))} for row in images]
     if len(lists) == 1 and not any(isinstance(value, dict) for value in found.values()):

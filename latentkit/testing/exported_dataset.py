@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -41,13 +41,14 @@ class DatasetShape:
 
     Args:
         views: views of each sample.
-        axes: "CHW", or "CL" as for text embeddings.
+        axes: "CHW", "CL" as for text embeddings, or "CTHW" for videos of one frame.
         channels, downscale: channels and downscale factor of latents.
         shift, scale: normalization, one number or one per channel.
         size_multiple: number of which the sides of the encoded images are multiples.
         has_two_sizes: whether every other sample is twice as wide.
         has_moments: whether mean and logvar are stored, or one latent.
-        attributes: names of the samples' attributes.
+        attributes: names of the samples' attributes; "text" and "label" may hold any values.
+        dtype: dtype of the stored tensors.
     """
 
     views: tuple[str, ...] = VIEWS
@@ -60,6 +61,7 @@ class DatasetShape:
     has_two_sizes: bool = True
     has_moments: bool = True
     attributes: tuple[str, ...] = field(default=("text", "label"))
+    dtype: Literal["float16", "int8"] = "float16"
 
     @property
     def sides(self) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -163,6 +165,7 @@ class _Encoder:
         repeats = -(-self._shape.channels // 3)
         mean = torch.cat([small + step for step in range(repeats)], 1)[:, : self._shape.channels]
         mean = mean.mean(dim=2) if self._shape.axes == "CL" else mean
+        mean = mean[:, :, None] if self._shape.axes == "CTHW" else mean
         return {"mean": mean, "logvar": mean - 1} if self._shape.has_moments else {"latent": mean}
 
     def fingerprint(self) -> dict[str, str]:
@@ -191,7 +194,9 @@ def made_dataset(shape: DatasetShape) -> Path:
         lambda device: _Encoder(shape),
         {"encoder.name": "test"},
     )
-    settings = EncodeSettings(batch_size=2, unit_size=4, threads=1, compile=False)
+    settings = EncodeSettings(
+        dtype=shape.dtype, batch_size=2, unit_size=4, threads=1, compile=False
+    )
     encode_source(
         LocalFolder(path), inputs, LocalExecutor("cpu"), "cpu", settings, "", show_progress=False
     )

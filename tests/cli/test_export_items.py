@@ -199,6 +199,18 @@ def test_names_of_classes_are_numbered_in_their_order(
     assert kept.export.label_names == ["ant", "zebra"]
 
 
+def test_numbers_beyond_those_of_classes_are_no_labels(
+    latents: Path,
+    use: UseExporter,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("latentkit.exporting.items.MOST_LABELS", 6)
+    use(Kept(ExportNeeds(label="label")))
+    assert export(latents) == 2
+    assert "label 6 of the attribute 'label' is too large" in capsys.readouterr().err
+
+
 def test_text_embeddings_come_from_a_second_dataset_by_key(
     latents: Path, use: UseExporter, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,6 +15,9 @@ from latentkit.kit import write_npz
 from latentkit_trainers import scales
 from latentkit_trainers.plugin import MarConfig
 
+LONGEST_NAME = 200
+"""Bytes of a folder's name; file systems take 255."""
+
 
 class MarExporter:
     """CLASS/NAME.npz with "moments" and "moments_flip": mean, then log-variance, raw, (2C, h, w)
@@ -65,7 +68,8 @@ def class_folders(names: Sequence[str]) -> list[str]:
     """Return a folder's name for each class; sorted, they are in the order of the classes."""
     safe = [re.sub(r"[^\w-]", "_", name) for name in names]
     is_same = all(first < second for first, second in itertools.pairwise(["", *safe]))
-    return safe if is_same else [f"{number:06d}" for number in range(len(names))]
+    is_short = all(len(name.encode()) <= LONGEST_NAME for name in safe)
+    return safe if is_same and is_short else [f"{number:06d}" for number in range(len(names))]
 
 
 build = MarExporter

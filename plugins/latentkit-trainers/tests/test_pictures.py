@@ -115,6 +115,7 @@ def test_names_of_classes_that_a_folder_cannot_have_are_numbered() -> None:
     assert class_folders(["0", "1", "2"]) == ["0", "1", "2"]
     assert class_folders([str(number) for number in range(11)])[10] == "000010"
     assert class_folders([""]) == ["000000"]
+    assert class_folders(["long" * 100]) == ["000000"]
 
 
 def test_a_picture_is_fitted_into_the_middle_of_its_bucket() -> None:
