@@ -270,7 +270,7 @@ def _commit(
     removed: Sequence[str],
     message: str,
 ) -> str:
-    """Commit files on top of `head`, and nothing else; return the new commit."""
+    """Add and delete files in one commit whose parent is `head`; return its id."""
     done = api.create_commit(
         place.repository,
         [
