@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import runpy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from latentkit_trainers.plugin import (
@@ -22,6 +23,7 @@ from latentkit_trainers.plugin import (
 from PIL import Image
 from torch import Tensor
 
+import latentkit as lk
 from latentkit import cli
 from latentkit.contracts import Config
 from latentkit.testing import ExporterContract, copy_dataset
@@ -272,3 +274,31 @@ def test_a_text_with_too_many_tokens_leaves_nothing(
     assert cli.main(command) == 2
     assert "the text embedding has 4 tokens, and the trainer takes 3" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["latents"]
+
+
+def test_real_pictures_in_two_sizes_with_odd_captions(
+    make_dataset: Callable[..., Path], tmp_path: Path
+) -> None:
+    latents = make_dataset(4, 0.18215, square=False)
+    captions = ['a "quoted" cat', "two lines", "an Ärger, 猫 and 🐈", "", "a dog\\", "plain"]
+    keys = [f"{folder}/{number}.png" for folder in ("cats", "dogs") for number in range(3)]
+    concept, table = tmp_path / "concept", tmp_path / "table"
+    assert cli.main(["export", str(latents), str(concept), "--to", "onetrainer"]) == 0
+    assert cli.main(["export", str(latents), str(table), "--to", "datasets"]) == 0
+    texts = [file.read_text("utf-8") for file in sorted((concept / "data").glob("*.txt"))]
+    assert texts == captions
+    (group,) = (concept / "cache" / "image").iterdir()
+    data = lk.open(latents)
+    for number, key in enumerate(keys):
+        for variation, view in enumerate(("plain", "hflip")):
+            entry = torch.load(group / f"variation-{variation}" / f"{number}.pt", weights_only=True)
+            assert torch.equal(entry["latent_image"], data.moments((key, view))["mean"].float())
+            assert entry["original_resolution"] == ((200, 300) if number % 2 else (320, 200))
+    with Image.open(concept / "data" / "00000001.png") as picture:
+        assert picture.size == (192, 128)
+    rows = [row for file in table.rglob("*.parquet") for row in pq.read_table(file).to_pylist()]
+    assert {row["key"]: row["text"] for row in rows} == {
+        key: "two\nlines" if caption == "two lines" else caption
+        for key, caption in zip(keys, captions, strict=True)
+    }
+    assert len(rows) == 12
