@@ -23,6 +23,7 @@ from typing import IO, Any
 
 import datasets
 
+from latentkit.runtime.file_endings import TAR_ENDINGS
 from latentkit.sources.files import Files
 
 DECOMPRESSORS: dict[bytes, Callable[[IO[bytes]], Any]] = {
@@ -81,7 +82,7 @@ class Tar:
         requested.
 
         Raises:
-            OSError: it can't be reached.
+            OSError: the tar can't be reached.
         """
         read = getattr(self.files, "read_range", None)
         if read is None or self.unpacked is not None:
@@ -124,6 +125,11 @@ class _Part(io.RawIOBase):
         buffer[: len(content)] = content
         self._place += len(content)
         return len(content)
+
+
+def is_tar(path: str) -> bool:
+    """Whether a file's name says that it is a tar."""
+    return path.lower().endswith(TAR_ENDINGS)
 
 
 def open_tar(files: Files, name: str, stamp: str) -> Tar:
@@ -191,7 +197,7 @@ def list_members(tar: Tar) -> tuple[list[Member], str]:
     """Return the files in a tar in order, and what is wrong with it ("" if nothing is).
 
     Raises:
-        OSError: it can't be reached.
+        OSError: the tar can't be reached.
     """
     with tar.open() as file:
         num_bytes = file.seek(0, os.SEEK_END)

@@ -22,7 +22,7 @@ VARIATIONS = ("plain", "hflip")
 
 
 def image_options() -> dict[str, Any]:
-    """The options of a concept's pictures, all off; they decide the name of its cache."""
+    """The options of a concept's images, all off; they decide the name of its cache."""
     changes = ("brightness", "contrast", "saturation", "hue")
     switches = [
         "crop_jitter",
@@ -49,7 +49,7 @@ class OnetrainerExporter:
     """data/00000000.png and .txt; cache/image/GROUP/variation-K/N.pt with the raw mean; and
     concepts.json. GROUP is a hash of the concept, whose path is where the export will lie.
 
-    Pictures are numbered, since the trainer numbers them by their sorted paths.
+    Images are numbered, since the trainer numbers them by their sorted paths.
     """
 
     closing_suffix = ".json"
@@ -59,7 +59,7 @@ class OnetrainerExporter:
         self.needs = ExportNeeds(axes="CHW", views=("plain",), media=config.pictures)
 
     def write(self, items: Iterable[ExportItem], folder: Path, export: Export) -> list[Any]:
-        """Write a picture, a caption and a latent of each variation per sample; returns what
+        """Write an image, a caption and a latent of each variation per sample; returns what
         aggregate.pt has of it, and how many variations there are.
         """
         records, group = [], self._group(folder, export)

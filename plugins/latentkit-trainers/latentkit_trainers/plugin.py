@@ -1,4 +1,4 @@
-"""What the plugin declares. Importing this loads no torch."""
+"""The plugin's declarations. Importing this loads no torch."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class RepaConfig(ExportConfig, OtherScaleConfig, LabelConfig):
     pictures: bool = Field(
         True,
         description=(
-            "write the pictures too, which the trainer reads beside the latents, from the dataset's"
+            "write the images too, which the trainer reads beside the latents, from the dataset's"
             " source; false: make them with the trainer's dataset_tools.py"
         ),
     )
@@ -127,7 +127,7 @@ class PixartConfig(ExportConfig, OtherScaleConfig, CaptionConfig):
         description="side of the squares, or of the square that is as large as each bucket"
     )
     multi_scale: bool = Field(
-        False, description="whether pictures are in the trainer's buckets of this resolution"
+        False, description="whether images are in the trainer's buckets of this resolution"
     )
 
 
@@ -146,7 +146,7 @@ class FinetrainersConfig(ExportConfig, TextConfig):
     """Options of `finetrainers`."""
 
     model: Literal["cogview4", "wan", "ltx-video"] = Field(
-        description="models to train: pictures for cogview4, videos for the others"
+        description="models to train: images for cogview4, videos for the others"
     )
 
 
@@ -154,7 +154,7 @@ class DiffsynthConfig(ExportConfig, OtherScaleConfig, TextConfig, CaptionConfig)
     """Options of `diffsynth`."""
 
     model: Literal["z-image", "qwen-image", "wan"] = Field(
-        description="models to train: pictures for the first two, videos for wan"
+        description="models to train: images for the first two, videos for wan"
     )
 
 
@@ -164,7 +164,7 @@ class OnetrainerConfig(ExportConfig, CaptionConfig):
     pictures: bool = Field(
         True,
         description=(
-            "write the pictures too, from the dataset's source; false: empty files with their"
+            "write the images too, from the dataset's source; false: empty files with their"
             " names, which are all that the trainer looks at while its cache is valid"
         ),
     )
@@ -172,9 +172,9 @@ class OnetrainerConfig(ExportConfig, CaptionConfig):
 
 
 EXPORTERS: Mapping[str, tuple[str, type[Config]]] = {
-    "kohya": ("sd-scripts: .npz and metadata.json, no pictures needed", KohyaConfig),
+    "kohya": ("sd-scripts: .npz and metadata.json, no images needed", KohyaConfig),
     "mar": ("MAR: .npz of moments in a folder for each class", MarConfig),
-    "repa": ("REPA, SiT + REPA: .npy of moments, pictures and dataset.json", RepaConfig),
+    "repa": ("REPA, SiT + REPA: .npy of moments, images and dataset.json", RepaConfig),
     "lightningdit": ("LightningDiT: .safetensors and latents_stats.pt", LightningDitConfig),
     "fast-dit": ("fast-DiT: .npy of features and of labels, each view a sample", FastDitConfig),
     "mds": ("MosaicML streaming, micro_diffusion: shards with columns by name", MdsConfig),
@@ -182,8 +182,8 @@ EXPORTERS: Mapping[str, tuple[str, type[Config]]] = {
     "pixart": ("PixArt-Sigma: .npy of moments and data_info.json", PixartConfig),
     "finetrainers": ("finetrainers: .pt of moments and of text embeddings", FinetrainersConfig),
     "diffsynth": ("DiffSynth-Studio: .pth of latents and text embeddings", DiffsynthConfig),
-    "onetrainer": ("OneTrainer: a concept of pictures, and its cache", OnetrainerConfig),
-    "musubi": ("musubi-tuner: .safetensors for models of images, no pictures needed", MusubiConfig),
+    "onetrainer": ("OneTrainer: a concept of images, and its cache", OnetrainerConfig),
+    "musubi": ("musubi-tuner: .safetensors for models of images, no images needed", MusubiConfig),
 }
 """Name, which is also the module's with "_" for "-", to summary and options."""
 
