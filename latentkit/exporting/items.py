@@ -23,7 +23,7 @@ from latentkit.store.dataset_json import read_dataset, read_index
 BLOCK_BYTES = 1 << 25
 """Of stored rows that are read at once."""
 
-MOST_AT_ONCE = 256
+MOST_AT_ONCE = 128
 """Items that are read at once."""
 
 MOST_LABELS = 1 << 20
