@@ -17,13 +17,14 @@ from latentkit.exporters.options import SafetensorsConfig
 from latentkit.exporters.rows import TO_JSON, labels_of, needs_of, tensors_of, write_description
 
 ROWS_PER_FOLDER = 10_000
-"""File systems and people are slow with folders that hold more."""
+"""File systems are slow with folders of more files."""
 
 
 class SafetensorsExporter:
-    """Files are numbered, since a key may hold anything; metadata.jsonl has file_name, key, view
-    and attributes of each, and the entry "row" of a file's own header all but the first of these,
-    as JSON.
+    """Writes numbered files, since a key may contain any character.
+
+    metadata.jsonl has file_name, key, view and attributes of each file. The entry "row" in a file's
+    own header has the same as JSON, without file_name.
     """
 
     def __init__(self, config: SafetensorsConfig) -> None:
@@ -41,8 +42,8 @@ class SafetensorsExporter:
             labels = labels_of(item)
             if "file_name" in labels:
                 raise StoreError(
-                    "rows have an attribute 'file_name', which metadata.jsonl needs for its own"
-                    " files; rename it in the source"
+                    "rows have an attribute 'file_name', a name that metadata.jsonl needs for the"
+                    " exported files; rename the attribute in the source"
                 )
             above = f"{item.number // ROWS_PER_FOLDER:04d}"
             if not item.number % ROWS_PER_FOLDER or not lines:

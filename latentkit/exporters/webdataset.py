@@ -23,7 +23,8 @@ BLANK = tarfile.TarInfo().tobuf(tarfile.USTAR_FORMAT)
 
 
 class WebdatasetExporter:
-    """Samples are numbered, as a key may hold anything; .json has key, view, attributes."""
+    """Writes numbered samples, as a key may contain any character; .json has key, view, attributes.
+    """
 
     def __init__(self, config: WebdatasetConfig) -> None:
         self._config = config
@@ -53,7 +54,7 @@ class WebdatasetExporter:
 
 
 def _npy(tensor: Tensor) -> bytes:
-    """A .npy file; bfloat16, which NumPy hasn't, as float32."""
+    """Return the bytes of a .npy file; bfloat16, which NumPy lacks, becomes float32."""
     return npy_bytes((tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy())
 
 

@@ -49,7 +49,7 @@ class RowBlock:
 
     @property
     def stored(self) -> list[dict[str, Tensor]]:
-        """Tensors of each row by name, as `ExportRow.stored` has them."""
+        """Return the tensors of each row by name, as in `ExportRow.stored`."""
         if not self._dataset.has_moments:
             return [{self._dataset.tensor_name: value} for value in self._values.unbind()]
         halves = (half.unbind() for half in self._values.chunk(2, 1))
@@ -57,7 +57,7 @@ class RowBlock:
 
     @property
     def noises(self) -> list[Callable[[], Tensor] | None]:
-        """What gives the noise of each row, where the posterior is drawn."""
+        """Return the functions that draw the noise of each row, if the posterior is drawn."""
         if self._seed is None or not self._dataset.has_moments:
             return [None] * len(self._values)
         shape = (self._num_means, *self._values.shape[2:])
@@ -87,7 +87,7 @@ class RowBlock:
     def rows(
         self, buckets: Iterable[str], geometries: Iterable[Mapping[str, Any]], mask: Tensor | None
     ) -> list[ExportRow]:
-        """The rows as exporters get them, in order."""
+        """Return the rows as exporters get them, in order."""
         masks = [None] * len(self._values) if mask is None else mask.unbind()
         described = zip(
             self._views, buckets, geometries, self.stored, masks, strict=True
@@ -120,7 +120,7 @@ class _BlockRow(ExportRow):
 
 
 def draw_noise(seed: int, key: str, view: str, shape: Sequence[int]) -> Tensor:
-    """Standard normal float32 noise that nothing but seed, key and view decides."""
+    """Return standard normal float32 noise that depends on seed, key, view and shape alone."""
     out = np.empty((1, *shape), np.float32)
     fill_noise(seed, [key], [view], out)
     return torch.from_numpy(out[0])
@@ -135,7 +135,7 @@ def fill_noise(seed: int, keys: Sequence[str], views: Sequence[str], out: Array)
 
 
 class _RowNoise(Noise):
-    """Noise with a stream of its own for each row, by a hash of 32 bytes."""
+    """Noise with a separate stream for each row, started by a hash of 32 bytes."""
 
     def __init__(self, digests: Iterable[bytes]) -> None:
         super().__init__(0)

@@ -1,8 +1,8 @@
-"""Parts of core that plugins may use, promised as the contract is: names stay, and mean the same.
+"""Parts of core that plugins may use. As in the contract, names stay and keep their meaning.
 
-What plugins *are* is in `latentkit.contracts`; here is what helps to write one. Every name loads on
+`latentkit.contracts` defines what plugins are; this package helps to write one. Every name loads on
 first use, so that `from latentkit.kit import FramingConfig` in a module of declarations loads no
-torch. docs/plugins.md has a line about each, `help(latentkit.kit.NAME)` the rest.
+torch. docs/plugins/index.md has a line about each name; `help(latentkit.kit.NAME)` has the rest.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from latentkit.sources.options import DatasetsConfig
 
 DESCRIPTIONS = ("README.md", "LICENSE", "dataset_info.json", "dataset_infos.json")
-"""Files that say of a data set what it is."""
+"""Files that describe a dataset and contain none of its data."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ def _make_builder(
 
 
 def _remark_beside(builder: datasets.DatasetBuilder, origin: Origin) -> list[Remark]:
-    """Count the files in a folder that the library, going by their names, takes for no data."""
+    """Count the files in a folder that the library doesn't read as data, because of their names."""
     if origin.remote is not None:
         return list(origin.remote.remarks)
     place = origin.local

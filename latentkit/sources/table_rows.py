@@ -101,7 +101,7 @@ def read_head(files: Files, path: str, max_rows: int) -> tuple[Table, bool]:
     whether it is known to be the whole table.
 
     Raises:
-        SourceError: it can't be read.
+        SourceError: the table can't be read.
     """
     name, ending = files.name(path), path.lower().rpartition(".")[2]
     try:
@@ -134,7 +134,7 @@ def contains_media(files: Files, path: str) -> bool:
     """Return whether a table has binary columns, such as images.
 
     Raises:
-        SourceError: it can't be read.
+        SourceError: the table can't be read.
     """
     if not path.lower().endswith(".parquet"):
         return False
@@ -245,7 +245,8 @@ def _find_list(found: dict[str, Any]) -> Any:
     if {"images", "annotations"} <= set(lists):
         captions: dict[Any, list[Any]] = {}
         for note in lists["annotations"]:
-            captions.setdefault(note.get("image_id"), []).append(note.get("caption"))
+            if note.get("caption") is not None:  # annotations of objects have none
+                captions.setdefault(note.get("image_id"), []).append(note["caption"])
         images = lists["images"]
         return [{**row, **_name_captions(captions.get(row.get("id"), []))} for row in images]
     if len(lists) == 1 and not any(isinstance(value, dict) for value in found.values()):

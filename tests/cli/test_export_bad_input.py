@@ -22,7 +22,7 @@ from torch import Tensor
 import latentkit as lk
 from latentkit import cli
 from latentkit.exporters.safetensors import SafetensorsExporter
-from latentkit.exporting.names import safe_name, shorten, tell_apart
+from latentkit.exporting.names import make_unique, safe_name, shorten
 from latentkit.testing import copy_dataset
 from latentkit.testing.exported_dataset import DatasetShape
 
@@ -195,5 +195,5 @@ def test_names_that_are_equal_once_they_are_short_are_told_apart() -> None:
     long = "é" * 200
     names = [safe_name(key) for key in (f"{long}1.png", f"{long}2.png", f"a/{long}.png")]
     assert names == ["é" * 60, "é" * 60, f"a/{'é' * 60}"]
-    assert tell_apart(names) == ["é" * 60, f"{'é' * 60}-2", f"a/{'é' * 60}"]
+    assert make_unique(names) == ["é" * 60, f"{'é' * 60}-2", f"a/{'é' * 60}"]
     assert shorten("_".join(["x" * 100] * 5)) == "x" * 100 + "_" + "x" * 19

@@ -38,7 +38,7 @@ class RepaExporter:
         )
 
     def write(self, items: Iterable[ExportItem], folder: Path, export: Export) -> list[Any]:
-        """Write a .npy and a picture per sample; returns the .npy's name, and the label."""
+        """Write a .npy and an image per sample; returns the .npy's name, and the label."""
         records, made = [], set[str]()
         for item in items:
             number = f"{item.number:08d}"
@@ -51,8 +51,8 @@ class RepaExporter:
             moments: np.ndarray = torch.cat([row.mean, (row.logvar / 2).exp()]).numpy()
             write_npy(f"{folder}/vae-sd/{name}", moments)
             if self._has_pictures:
-                picture = folder / "images" / number[:5] / f"img{number}.png"
-                cut_picture(item.media, row).save(picture)
+                image = folder / "images" / number[:5] / f"img{number}.png"
+                cut_picture(item.media, row).save(image)
             records.append([name, item.label])
         return records
 

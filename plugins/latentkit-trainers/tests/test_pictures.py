@@ -98,7 +98,7 @@ def test_another_autoencoder_than_the_trainers_is_refused(
 ) -> None:
     latents = make_dataset(4, 0.18215)
     for family, reason in (
-        ("sdxl", "its trainer normalizes by scale 0.13025"),
+        ("sdxl", "its trainer always normalizes by scale 0.13025"),
         ("flux", "it takes latents of 16 channels and 8 x downscale, and these have 4"),
     ):
         assert export(latents, "kohya", f"family={family}") == 2

@@ -405,7 +405,9 @@ def test_tables_of_every_form_give_captions(name: str, explicit: bool, tmp_path:
 def test_all_captions_of_an_image_in_coco_are_kept_and_the_first_is_its_text(
     tmp_path: Path,
 ) -> None:
-    notes = [{"image_id": n, "caption": text} for n, text in [(0, "one"), (1, "two"), (0, "three")]]
+    captions = [(0, "one"), (1, "two"), (0, "three")]
+    notes: list[dict[str, Any]] = [{"image_id": n, "caption": text} for n, text in captions]
+    notes += [{"image_id": 1, "bbox": [0, 0, 1, 1]}] * 2
     images = [{"id": 0, "file_name": "a.jpg"}, {"id": 1, "file_name": "b.jpg"}]
     table = json.dumps({"images": images, "annotations": notes})
     source = open_folder(write(tmp_path, {"a.jpg": "x", "b.jpg": "y", "coco.json": table}))
