@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from latentkit.cli.shared_arguments import printable
 from latentkit.contracts import CommandSpec
+from latentkit.errors import InterruptedRunError
 
 if TYPE_CHECKING:
     from latentkit.publishing.push_dataset import Push
@@ -59,22 +62,30 @@ def _add_pull(command: argparse.ArgumentParser) -> None:
     )
 
 
+@contextmanager
+def _continuable() -> Iterator[None]:
+    """Say how to go on when the command is stopped."""
+    try:
+        yield
+    except InterruptedRunError as error:
+        text = f"{error}; the same command goes on from here"
+        raise InterruptedRunError(text, error.exit_code) from error
+
+
 def _push(options: argparse.Namespace) -> int:
     from latentkit.publishing.push_dataset import PushOptions, push_dataset
 
     _show_bars_on_terminals()
-    done = push_dataset(
-        options.path,
-        options.name,
-        PushOptions(
-            license=options.license,
-            public=options.public,
-            keep_paths=options.keep_paths,
-            preview=not options.no_preview,
-            replace=options.replace,
-            dry_run=options.dry_run,
-        ),
+    chosen = PushOptions(
+        license=options.license,
+        public=options.public,
+        keep_paths=options.keep_paths,
+        preview=not options.no_preview,
+        replace=options.replace,
+        dry_run=options.dry_run,
     )
+    with _continuable():
+        done = push_dataset(options.path, options.name, chosen)
     print(printable(_describe(done, options.dry_run)))
     return 0
 
@@ -115,7 +126,8 @@ def _pull(options: argparse.Namespace) -> int:
     from latentkit.store.contents import counted
 
     _show_bars_on_terminals()
-    done = pull_dataset(options.name, options.output)
+    with _continuable():
+        done = pull_dataset(options.name, options.output)
     size = f"{counted(done.num_units, 'unit')}, {done.num_bytes / 1e6:.1f} MB"
     print(printable(f"{done.folder}: {size} of {done.address}"))
     print(printable(f"check every byte with latentkit verify {in_shell(done.folder)}"))

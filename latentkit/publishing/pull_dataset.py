@@ -17,7 +17,6 @@ from latentkit.errors import DamagedError, StoreError
 from latentkit.publishing.dataset_repository import parse_dataset_name
 from latentkit.publishing.published_files import CARD
 from latentkit.runtime.hub_errors import HUB_ERRORS, explain_hub_error
-from latentkit.runtime.paths import in_shell
 from latentkit.store.dataset_json import DATASET, RECIPE, read_dataset, read_index, read_units
 from latentkit.store.format import unit_name
 from latentkit.store.hub_folder import HubFolder, open_hub_folder
@@ -81,21 +80,22 @@ def pull_dataset(name: str, output: str) -> Pull:
 
 
 def _check_output(local: LocalFolder, document: Mapping[str, Any]) -> None:
-    """Check that the folder can take the dataset: nothing in it is replaced by something older."""
+    """Check that the folder can take the dataset: it has nothing, or an earlier state of it."""
     there = local.top_names()
-    if not there or (there == {SCRATCH}) or (local.path / SCRATCH / "huggingface").is_dir():
-        return
     if DATASET not in there:
+        if there and not (local.path / SCRATCH / "huggingface").is_dir():
+            raise StoreError(
+                f"{local} isn't empty, and has no download to continue. Choose an empty folder"
+            )
+        return
+    plans = document["plans"]
+    stated = read_dataset(local)["plans"].items()
+    others = [name for name, digest in stated if plans.get(name) != digest]
+    others += [name for file in local.list("plans") if (name := f"plans/{file}") not in plans]
+    if others:
         raise StoreError(
-            f"{local} isn't empty, and has no download to continue. Choose an empty folder"
-        )
-    if read_dataset(local)["fingerprint"] != document["fingerprint"]:
-        raise StoreError(f"{local} has another dataset. Choose an empty folder")
-    newer = {f"plans/{name}" for name in local.list("plans")} - {*document["plans"]}
-    if any(name > max(document["plans"]) for name in newer):
-        raise StoreError(
-            f"{local} has changes that the hub doesn't have, such as {max(newer)}. Choose an empty"
-            f" folder, or upload them: `latentkit push {in_shell(local)} OWNER/NAME`"
+            f"{local} has what the hub doesn't, such as {others[0]}: another dataset,"
+            " or changes that were not pushed. Choose an empty folder"
         )
 
 

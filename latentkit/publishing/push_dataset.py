@@ -11,6 +11,7 @@ import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +34,7 @@ from latentkit.publishing.published_files import (
     PublishedFile,
     collect_files,
 )
+from latentkit.runtime.cores import share_of_cores
 from latentkit.runtime.hub_places import HubPlace
 from latentkit.runtime.paths import in_shell
 from latentkit.store.contents import column_filling, counted
@@ -50,7 +52,10 @@ from latentkit.upkeep.inspect_dataset import inspect_dataset
 from latentkit.upkeep.verify import verify_folder
 
 UNITS_PER_COMMIT = 100
-"""Few, because the hub checks every file of a commit before it answers."""
+BYTES_PER_COMMIT = 32 << 30
+"""Few, because the hub checks every file of a commit before it answers, and because units at a URL
+are copied to this machine before that.
+"""
 
 LICENSE_ID = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 
@@ -196,13 +201,19 @@ def _check_remote(
             )
         return
     try:
-        there = json.loads(dataset_json).get("fingerprint")
-    except (ValueError, AttributeError):
-        there = None
-    if there != document["fingerprint"]:
+        there = json.loads(dataset_json)
+        fingerprint, plans = there["fingerprint"], dict(there["plans"])
+    except (ValueError, KeyError, TypeError):
+        fingerprint, plans = None, {}
+    if fingerprint != document["fingerprint"]:
         raise FingerprintError(
             f"{place} has another dataset, made with other weights or settings (fingerprint"
-            f" {str(there)[:16]}; here {document['fingerprint'][:16]}). {advice}"
+            f" {str(fingerprint)[:16]}; here {document['fingerprint'][:16]}). {advice}"
+        )
+    if not plans.items() & document["plans"].items():
+        raise StoreError(
+            f"{place} has another dataset, of other samples, or this one before `latentkit compact`"
+            f" ({', '.join(plans)} there has other contents). {advice}"
         )
 
 
@@ -231,7 +242,9 @@ def _compare(published: PublishedDataset, card: PublishedFile, remote: Remote) -
     added = [unit for unit in published.units if unit.name not in remote.files]
     rest = [unit for unit in published.units if unit.name in remote.files]
     rest += [*published.others, card]
-    changed = [file for file in rest if not file.is_at(remote.files.get(file.name))]
+    with ThreadPoolExecutor(share_of_cores()) as pool:
+        is_same = pool.map(lambda file: file.is_at(remote.files.get(file.name)), rest)
+        changed = [file for file, same in zip(rest, is_same, strict=True) if not same]
     kept = {file.name for file in (*published.units, *published.others)}
     removed = sorted(
         name for name in remote.files if DATA_FILE.fullmatch(name) and name not in kept
@@ -248,18 +261,30 @@ def _upload(place: HubPlace, remote: Remote, plan: PushPlan, public: bool) -> st
     if head is None:
         api.create_repo(place.repository, repo_type="dataset", private=not public, exist_ok=True)
         head = str(api.dataset_info(place.repository).sha)
-    if place.revision is not None:
+    if place.revision is not None and not remote.has_branch:
         api.create_branch(
             place.repository, branch=place.revision, repo_type="dataset", exist_ok=True
         )
-    left, total = list(plan.added), len(plan.added)
-    while len(left) > UNITS_PER_COMMIT:
-        part, left = left[:UNITS_PER_COMMIT], left[UNITS_PER_COMMIT:]
-        done = total - len(left)
-        head = _commit(api, place, head, part, [], f"Units, {done} of {total}")
-        print(f"{place}: {done} of {total} units are uploaded", file=sys.stderr, flush=True)
-    message = "Update the latent dataset" if DATASET in remote.files else "Add a latent dataset"
-    return _commit(api, place, head, [*left, *plan.changed], plan.removed, message)
+    *first, last = _batches(plan.added)
+    done = 0
+    for part in first:
+        done += len(part)
+        title = f"{done} of {counted(len(plan.added), 'unit')}"
+        head = _commit(api, place, head, part, [], f"Add {title}")
+        print(f"{place}: {title} uploaded", file=sys.stderr, flush=True)
+    title = "Update the latent dataset" if DATASET in remote.files else "Add a latent dataset"
+    return _commit(api, place, head, [*last, *plan.changed], plan.removed, title)
+
+
+def _batches(units: Sequence[PublishedFile]) -> list[list[PublishedFile]]:
+    """Return the units of each commit; the last list may be empty."""
+    batches: list[list[PublishedFile]] = [[]]
+    for unit in units:
+        num_bytes = sum(other.size for other in batches[-1]) + unit.size
+        if len(batches[-1]) == UNITS_PER_COMMIT or (batches[-1] and num_bytes > BYTES_PER_COMMIT):
+            batches.append([])
+        batches[-1].append(unit)
+    return batches
 
 
 def _commit(
@@ -290,7 +315,9 @@ def _list_notes(
 ) -> list[str]:
     """Return what the owner of the dataset should know about what is published."""
     table = read_index(folder, document, ["key", "attributes"])
-    notes = ["private: only its owner reads it" if is_private else "public: everybody can read it"]
+    notes = [
+        "private: only who has access reads it" if is_private else "public: everybody can read it"
+    ]
     notes += [
         f"{DATASET} and recipe.yaml have {new!r} instead of {old!r}"
         for old, new in published.hidden.items()

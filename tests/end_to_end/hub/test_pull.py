@@ -23,6 +23,7 @@ from latentkit.store.open_folder import open_folder
 from latentkit.upkeep.verify import verify_folder
 
 NAME = "alice/photos"
+OVERRIDES = {"batch_size": 2, "output.unit_size": 2, "threads": 1, "preview": 0}
 DATASET = f"datasets/{NAME}"
 
 # The hub's library sends large files in a way that its own client warns of.
@@ -89,19 +90,38 @@ def test_a_folder_with_something_else_is_left_alone(
     (tmp_path / "notes/mine.txt").write_text("mine")
     with pytest.raises(StoreError, match="isn't empty, and has no download to continue"):
         pull_dataset(NAME, str(tmp_path / "notes"))
-    with pytest.raises(StoreError, match="has another dataset"):
+    with pytest.raises(StoreError, match=r"has what the hub doesn't, such as plans/000.parquet"):
         pull_dataset(NAME, str(golden))
     assert names_in(tmp_path / "notes") == {"mine.txt"}
 
 
-def test_local_changes_are_not_replaced_by_an_older_state(
-    pushed: UploadHub, encoded: Path, latents: Path
+def test_a_newer_commit_is_pulled_over_an_older_one_and_never_over_other_samples(
+    uploads: UploadHub,
+    make_photos: Callable[..., Path],
+    write_photos: Callable[[Path, int], Path],
+    tmp_path: Path,
 ) -> None:
-    (latents / "plans/001.parquet").write_bytes((latents / "plans/000.parquet").read_bytes())
-    with pytest.raises(
-        StoreError, match="has changes that the hub doesn't have, such as plans/001"
-    ):
-        pull_dataset(NAME, str(latents))
+    latents, out = tmp_path / "latents", tmp_path / "out"
+    photos, other = make_photos(3), make_photos(3, "other")
+    lk.encode(photos, latents, size=32, overrides=OVERRIDES)
+    lk.encode(other, tmp_path / "other-latents", size=32, overrides=OVERRIDES)
+    push_dataset(str(latents), NAME, PushOptions(license="mit"))
+    first = pull_dataset(NAME, str(out)).address
+    write_photos(tmp_path / "more", 4)
+    (tmp_path / "more/003.png").rename(photos / "003.png")
+    lk.encode(photos, latents, size=32, overrides=OVERRIDES)
+    push_dataset(str(latents), NAME, PushOptions())
+    uploads.downloads.clear()
+    pull_dataset(NAME, str(out))
+    units = [name for name in uploads.downloads if "/units/" in name]
+    assert units == [f"{DATASET}/units/001-000000.safetensors"]
+    assert lk.open(out).keys == lk.open(latents).keys
+    assert verify_folder(open_folder(str(out))).report().damage == ()
+    before = read_files(tmp_path / "other-latents")
+    for name, folder in ((first, out), (NAME, tmp_path / "other-latents")):
+        with pytest.raises(StoreError, match="has what the hub doesn't, such as plans/00"):
+            pull_dataset(name, str(folder))
+    assert read_files(tmp_path / "other-latents") == before
 
 
 def test_a_unit_that_is_not_what_was_published_is_found(pushed: UploadHub, tmp_path: Path) -> None:

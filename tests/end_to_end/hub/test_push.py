@@ -103,7 +103,8 @@ def test_an_update_uploads_what_is_new_and_an_open_dataset_stays_at_its_commit(
     assert units == [f"{DATASET}/units/001-000000.safetensors"]  # the others are in the cache
 
     compact(open_folder(str(latents)))
-    push(latents)
+    assert "or this one before `latentkit compact`" in refused(latents)
+    push(latents, PushOptions(replace=True))
     names = set(uploads.repositories[DATASET].revisions["main"])
     assert {name for name in names if name.startswith(("units/", "plans/", "index/"))} == {
         file.relative_to(latents).as_posix() for file in latents.glob("*/*.*")
@@ -275,10 +276,20 @@ def test_other_contents_of_a_repository_are_not_touched(
     uploads.add(NAME, {"README.md": b"# Mine\n", "train.csv": b"a\n1\n"}, "datasets")
     assert f"{NAME} has other files, such as train.csv" in refused(encoded / "latents")
     push(golden, name="alice/other")
-    with pytest.raises(FingerprintError, match="alice/other has another dataset"):
+    with pytest.raises(FingerprintError, match="has another dataset, made with other weights"):
         push(encoded / "latents", name="alice/other")
     push(encoded / "latents", PushOptions(replace=True), name="alice/other")
     assert len(lk.open("hf://datasets/alice/other")) == 6
+
+
+def test_a_dataset_of_other_samples_is_not_replaced(
+    uploads: UploadHub, encoded: Path, make_photos: Callable[..., Path], tmp_path: Path
+) -> None:
+    push(encoded / "latents")
+    other = tmp_path / "other"
+    lk.encode(make_photos(6), other, size=32, overrides={"batch_size": 2, "preview": 0})
+    assert lk.open(other).fingerprint == lk.open(encoded / "latents").fingerprint
+    assert "has another dataset, of other samples" in refused(other)
 
 
 def test_accounts_and_names(
