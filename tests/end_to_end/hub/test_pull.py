@@ -18,7 +18,8 @@ from huggingface_hub import constants
 import latentkit as lk
 from latentkit.errors import DamagedError, RecipeError, StoreError
 from latentkit.publishing.pull_dataset import pull_dataset
-from latentkit.publishing.push_dataset import PushOptions, push_dataset
+from latentkit.publishing.push_dataset import push_dataset
+from latentkit.publishing.push_plan import PushOptions, plan_push
 from latentkit.store.open_folder import open_folder
 from latentkit.upkeep.verify import verify_folder
 
@@ -33,7 +34,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning
 @pytest.fixture
 def pushed(uploads: UploadHub, encoded: Path) -> UploadHub:
     """A hub with the dataset."""
-    push_dataset(str(encoded / "latents"), NAME, PushOptions(license="mit"))
+    push_dataset(plan_push(str(encoded / "latents"), NAME, PushOptions(license="mit")))
     uploads.requests.clear()
     return uploads
 
@@ -56,8 +57,7 @@ def test_a_pulled_dataset_is_whole_and_pulling_again_downloads_no_unit(
     pushed.downloads.clear()
     pull_dataset(done.address, str(out))
     assert not [name for name in pushed.downloads if "/units/" in name]
-    again = push_dataset(str(out), NAME, PushOptions())
-    assert again.plan.is_empty
+    assert plan_push(str(out), NAME, PushOptions()).is_empty
 
 
 def test_a_killed_pull_is_no_dataset_and_goes_on(pushed: UploadHub, tmp_path: Path) -> None:
@@ -105,12 +105,12 @@ def test_a_newer_commit_is_pulled_over_an_older_one_and_never_over_other_samples
     photos, other = make_photos(3), make_photos(3, "other")
     lk.encode(photos, latents, size=32, overrides=OVERRIDES)
     lk.encode(other, tmp_path / "other-latents", size=32, overrides=OVERRIDES)
-    push_dataset(str(latents), NAME, PushOptions(license="mit"))
+    push_dataset(plan_push(str(latents), NAME, PushOptions(license="mit")))
     first = pull_dataset(NAME, str(out)).address
     write_photos(tmp_path / "more", 4)
     (tmp_path / "more/003.png").rename(photos / "003.png")
     lk.encode(photos, latents, size=32, overrides=OVERRIDES)
-    push_dataset(str(latents), NAME, PushOptions())
+    push_dataset(plan_push(str(latents), NAME, PushOptions()))
     uploads.downloads.clear()
     pull_dataset(NAME, str(out))
     units = [name for name in uploads.downloads if "/units/" in name]

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from hub_server import commit_of
 from hub_uploads import UploadHub
 
 import latentkit as lk
@@ -23,7 +24,8 @@ from latentkit.cli.main import main
 from latentkit.errors import FingerprintError, StoreError
 from latentkit.publishing import push_dataset as push_module
 from latentkit.publishing.pull_dataset import pull_dataset
-from latentkit.publishing.push_dataset import Push, PushOptions, push_dataset
+from latentkit.publishing.push_dataset import push_dataset
+from latentkit.publishing.push_plan import PushOptions, PushPlan, plan_push
 from latentkit.store.compact import compact
 from latentkit.store.open_folder import open_folder
 from latentkit.upkeep.verify import verify_folder
@@ -36,8 +38,12 @@ pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning
 LICENSED = PushOptions(license="cc0-1.0")
 
 
-def push(folder: Path, options: PushOptions = LICENSED, name: str = NAME) -> Push:
-    return push_dataset(str(folder), name, options)
+def push(folder: Path, options: PushOptions = LICENSED, name: str = NAME) -> str:
+    return push_dataset(plan(folder, options, name))
+
+
+def plan(folder: Path, options: PushOptions = LICENSED, name: str = NAME) -> PushPlan:
+    return plan_push(str(folder), name, options)
 
 
 def hash_of(file: Path) -> str:
@@ -49,9 +55,9 @@ def line_of(*words: str) -> list[str]:
 
 
 def test_a_pushed_dataset_reads_as_the_local_one(uploads: UploadHub, encoded: Path) -> None:
-    done = push(encoded / "latents")
+    commit = push(encoded / "latents")
     local, remote = lk.open(encoded / "latents"), lk.open(f"hf://datasets/{NAME}")
-    assert str(remote.folder) == f"hf://datasets/{NAME}@{done.commit}"
+    assert str(remote.folder) == f"hf://datasets/{NAME}@{commit}"
     assert remote.keys == local.keys
     for row in range(len(local)):
         assert torch.equal(remote.moments(row)["mean"], local.moments(row)["mean"])
@@ -62,8 +68,10 @@ def test_a_pushed_dataset_reads_as_the_local_one(uploads: UploadHub, encoded: Pa
 def test_a_second_push_uploads_nothing(uploads: UploadHub, encoded: Path) -> None:
     push(encoded / "latents")
     num_commits, num_uploads = len(uploads.commits), len(uploads.uploads)
-    again = push(encoded / "latents", PushOptions())  # the license is the card's
-    assert again.plan.is_empty
+    assert plan(encoded / "latents", PushOptions()).is_empty  # the license is the card's
+    assert push(encoded / "latents", PushOptions()) == commit_of(
+        uploads.repositories[DATASET].revisions["main"]
+    )
     assert (len(uploads.commits), len(uploads.uploads)) == (num_commits, num_uploads) == (1, 6)
 
 
@@ -95,8 +103,8 @@ def test_an_update_uploads_what_is_new_and_an_open_dataset_stays_at_its_commit(
         assert torch.equal(before.moments(row)["mean"], lk.open(latents).moments(row)["mean"])
     uploads.downloads.clear()
     after = lk.open(f"hf://datasets/{NAME}", cache=tmp_path / "cache")
-    assert [len(after), len(lk.open(f"hf://datasets/{NAME}@{first.commit}"))] == [6, 4]
-    assert str(after.folder).endswith(f"@{second.commit}")
+    assert [len(after), len(lk.open(f"hf://datasets/{NAME}@{first}"))] == [6, 4]
+    assert str(after.folder).endswith(f"@{second}")
     for row in range(6):
         after.moments(row)
     units = [name for name in uploads.downloads if "/units/" in name]
@@ -293,7 +301,10 @@ def test_a_dataset_of_other_samples_is_not_replaced(
 
 
 def test_accounts_and_names(
-    uploads: UploadHub, encoded: Path, monkeypatch: pytest.MonkeyPatch
+    uploads: UploadHub,
+    encoded: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder = encoded / "latents"
     for name in ("photos", "hf://models/alice/photos", "alice/photos/below", "s3://bucket/x"):
@@ -304,7 +315,8 @@ def test_accounts_and_names(
         in refused(folder)
     )
     monkeypatch.delenv("HF_TOKEN")
-    assert "uploading needs an account: log in with `hf auth login`" in refused(folder)
+    assert main(["push", str(folder), NAME, "--license", "mit"]) == 2
+    assert "uploading needs an account on the hub: log in with `hf auth" in capsys.readouterr().err
 
 
 def test_a_commit_of_somebody_else_meanwhile_stops_the_push(
@@ -351,6 +363,7 @@ def test_superseded_rows_are_pointed_out(
     lk.encode(photos, latents, size=32, overrides=overrides)
     (photos / "001.png").unlink()
     lk.encode(photos, latents, size=32, overrides=overrides)
-    notes = push(latents).notes
+    push(latents)
+    notes = plan(latents, PushOptions()).notes
     assert any("1 row of removed or changed samples" in note for note in notes)
     assert verify_folder(open_folder(f"hf://datasets/{NAME}")).report().damage == ()
