@@ -9,6 +9,6 @@ from latentkit.hooks import hookimpl
 
 @hookimpl
 def latentkit_commands() -> list[CommandSpec]:
-    """All of them, in the order in which `--help` lists them."""
+    """Core's commands, in the order in which `--help` lists them."""
     groups = (recipe_commands, dataset_commands, hub_commands, plugin_commands)
     return [command for group in groups for command in group.COMMANDS]

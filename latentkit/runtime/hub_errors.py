@@ -18,7 +18,7 @@ HUB_ERRORS: tuple[type[Exception], ...] = (
         TypeError,
         AttributeError,
         AssertionError,
-    ),  # the last of what is no hub
+    ),  # raised where the server is no hub
     errors.HTTPError,  # type: ignore[attr-defined]  # of the client, which has changed over the years, but not this name
     getattr(errors, "RevisionResolutionError", OSError),
 )
@@ -146,14 +146,12 @@ def _explain_unreachable(error: BaseException, place: HubPlace) -> str | None:
     ):
         return (
             f"{constants.ENDPOINT} can't be reached ({_describe_error(error)}): check the"
-            f" network{mirror},"
-            " or give the path of a downloaded folder"
+            f" network{mirror}, or give the path of a downloaded folder"
         )
     if isinstance(error, UNREADABLE):
         return (
             f"the server at {constants.ENDPOINT} is not the hub ({_describe_error(error)}): check"
-            " proxy"
-            f" and firewall{mirror}"
+            f" proxy and firewall{mirror}"
         )
     return None
 

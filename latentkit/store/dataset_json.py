@@ -50,7 +50,7 @@ class Description:
 
 
 def describe_again(document: Mapping[str, Any]) -> Description:
-    """What dataset.json says besides what follows from plans and units."""
+    """Return the parts of dataset.json that plans and units don't determine."""
     error = document.get("quantisation") or {}
     return Description(
         LatentLayout(**document["layout"]),
@@ -360,8 +360,8 @@ def read_dataset(folder: Folder) -> dict[str, Any]:
     """Read dataset.json and check its own hash.
 
     Raises:
-        DamagedError: it is not what was written.
-        StoreError: it is missing, unfinished, or of an unknown version.
+        DamagedError: the file is damaged.
+        StoreError: the file is missing, unfinished, or of an unknown version.
     """
     where, run = f"{folder}/{DATASET}", f"`latentkit run {in_shell(f'{folder}/recipe.yaml')}`"
     if not folder.exists(DATASET):
@@ -412,8 +412,8 @@ def read_index(
     """Read the index that dataset.json names, and check its hash.
 
     Raises:
-        DamagedError: it is not what was written.
-        StoreError: missing.
+        DamagedError: the index is damaged.
+        StoreError: the index is missing.
     """
     entry = document["index"]
     where = f"{folder}/{entry['name']}"
