@@ -76,7 +76,8 @@ def _push(options: argparse.Namespace) -> int:
     from latentkit.publishing.push_dataset import check_account, push_dataset
     from latentkit.publishing.push_plan import PushOptions, plan_push
 
-    _show_bars_on_terminals()
+    if not sys.stderr.isatty():
+        _hide_bars()
     if not options.dry_run:
         check_account()
     chosen = PushOptions(
@@ -95,12 +96,11 @@ def _push(options: argparse.Namespace) -> int:
     return 0
 
 
-def _show_bars_on_terminals() -> None:
-    """Show the bars of the hub's library only where somebody looks at them."""
-    if not sys.stderr.isatty():
-        from huggingface_hub.utils.tqdm import disable_progress_bars
+def _hide_bars() -> None:
+    """Hide the bars of the hub's library, of which there is one for each file."""
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
-        disable_progress_bars()
+    disable_progress_bars()
 
 
 def _describe(plan: PushPlan, is_dry: bool) -> str:
@@ -126,7 +126,7 @@ def _pull(options: argparse.Namespace) -> int:
     from latentkit.runtime.paths import in_shell
     from latentkit.store.contents import counted
 
-    _show_bars_on_terminals()
+    _hide_bars()
     with _continuable():
         done = pull_dataset(options.name, options.output)
     size = f"{counted(done.num_units, 'unit')}, {done.num_bytes / 1e6:.1f} MB"

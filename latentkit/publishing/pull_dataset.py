@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import shutil
 from collections.abc import Mapping, Sequence
@@ -11,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import hf_hub_download
 
 from latentkit.errors import DamagedError, StoreError
 from latentkit.publishing.dataset_repository import parse_dataset_name
-from latentkit.publishing.published_files import CARD
+from latentkit.publishing.published_files import CARD, PREVIEW
 from latentkit.runtime.hub_errors import HUB_ERRORS, explain_hub_error
+from latentkit.runtime.progress import Progress
 from latentkit.store.dataset_json import DATASET, RECIPE, read_dataset, read_index, read_units
 from latentkit.store.format import unit_name
 from latentkit.store.hub_folder import HubFolder, open_hub_folder
@@ -26,8 +26,6 @@ from latentkit.store.unit_cache import open_cache
 
 SCRATCH = ".cache"
 """Where the hub's library keeps what it has of unfinished downloads; removed in the end."""
-
-PATTERNS = ("units/*", "plans/*", "index/*", "preview.*", RECIPE, CARD)
 
 
 @dataclass(frozen=True)
@@ -66,8 +64,9 @@ def pull_dataset(name: str, output: str) -> Pull:
     document = read_dataset(remote)
     local = LocalFolder(Path(output).expanduser().absolute())
     _check_output(local, document)
-    wanted = [*map(unit_name, document["units"]), *document["plans"], document["index"]["name"]]
-    _download(remote, local, wanted)
+    wanted = [*document["plans"], document["index"]["name"], *map(unit_name, document["units"])]
+    beside = [name for name in remote.top_names() if name in (RECIPE, CARD) or PREVIEW.match(name)]
+    _download(remote, local, [*wanted, *beside])
     _check_download(local, document)
     assert content is not None
     local.replace(DATASET, content)
@@ -99,26 +98,26 @@ def _check_output(local: LocalFolder, document: Mapping[str, Any]) -> None:
         )
 
 
-def _download(remote: HubFolder, local: LocalFolder, wanted: Sequence[str]) -> None:
-    """Download files, and what is beside them, into their place."""
-    left_over = {
-        f"{part}/{name}" for part in ("units", "plans", "index") for name in remote.list(part)
-    } - {*wanted}
-    try:
-        snapshot_download(
-            remote.place.repository,
+def _download(remote: HubFolder, local: LocalFolder, names: Sequence[str]) -> None:
+    """Download files into their place. What the hub's library finds there isn't downloaded."""
+    place = remote.place
+
+    def fetch(name: str) -> None:
+        hf_hub_download(
+            place.repository,
+            name,
             repo_type="dataset",
-            revision=remote.place.revision,
+            revision=place.revision,
             local_dir=local.path,
-            allow_patterns=list(PATTERNS),
-            ignore_patterns=[glob.escape(name) for name in left_over],
         )
+        progress.update(1)
+
+    try:
+        with Progress(len(names), "files", shown=True) as progress:
+            remote.ask_each(fetch, names)
     except HUB_ERRORS as error:
-        reason = explain_hub_error(error, remote.place)
+        reason = explain_hub_error(error, place)
         raise StoreError(f"{remote}: {reason}. What is there is kept; run again") from error
-    missing = [name for name in wanted if not local.exists(name)]
-    if missing:  # the hub's library only warns when the network is lost
-        raise StoreError(f"{remote}: {missing[0]} can't be downloaded now; run again")
 
 
 def _check_download(local: LocalFolder, document: Mapping[str, Any]) -> None:

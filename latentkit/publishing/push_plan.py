@@ -112,7 +112,7 @@ def plan_push(path: str, name: str, options: PushOptions) -> PushPlan:
     """
     place = parse_dataset_name(name)
     folder = open_folder(path)
-    document = _check_dataset(folder)
+    document = _read_finished(folder)
     index = read_index(folder, document, ["key", "attributes"])
     if not options.keep_paths:
         _refuse_path_columns(folder, index)
@@ -122,6 +122,7 @@ def plan_push(path: str, name: str, options: PushOptions) -> PushPlan:
         before = read_files(place, remote, [CARD, DATASET])
     _check_remote(place, remote, before.get(DATASET), document, options.replace)
     card = _make_card(path, place, published, options.license, before.get(CARD))
+    _refuse_damage(folder)  # last, because it takes longest
     added = [unit for unit in published.units if unit.name not in remote.files]
     rest = [unit for unit in published.units if unit.name in remote.files]
     rest += [*published.others, PublishedFile(folder, CARD, len(card), card)]
@@ -139,19 +140,21 @@ def plan_push(path: str, name: str, options: PushOptions) -> PushPlan:
     )
 
 
-def _check_dataset(folder: Folder) -> dict[str, Any]:
-    """Return dataset.json of a dataset that is finished and undamaged."""
+def _read_finished(folder: Folder) -> dict[str, Any]:
+    """Return dataset.json of a dataset that no run has still to finish."""
     document = read_dataset(folder)
     if max(plan_numbers(folder), default=-1) > newest_number(document):
         raise StoreError(
             f"{folder}: a run that changes this dataset is unfinished. Run `latentkit run"
             f" {in_shell(f'{folder}/recipe.yaml')}` to continue, then push"
         )
-    damage = verify_folder(folder).report().damage
-    if damage:
+    return document
+
+
+def _refuse_damage(folder: Folder) -> None:
+    if damage := verify_folder(folder).report().damage:
         more = f" (and {len(damage) - 1} more)" if damage[1:] else ""
         raise StoreError(f"{folder} is damaged, so nothing is uploaded: {damage[0]}{more}")
-    return document
 
 
 def _refuse_path_columns(folder: Folder, index: pa.Table) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import signal
 import subprocess
@@ -63,13 +62,13 @@ def test_a_pulled_dataset_is_whole_and_pulling_again_downloads_no_unit(
 def test_a_killed_pull_is_no_dataset_and_goes_on(pushed: UploadHub, tmp_path: Path) -> None:
     out, running = tmp_path / "out", list[subprocess.Popen[bytes]]()
 
-    def kill_before_the_second_unit(line: str) -> None:
-        done = [name for name in pushed.downloads if "/units/" in name]
-        if line.startswith("GET") and "/units/" in line and len(done) == 1:
-            os.kill(running[0].pid, signal.SIGKILL)
+    def kill_at_the_second_unit(line: str) -> None:
+        asked = [one for one in pushed.requests if one.startswith("GET") and "/units/" in one]
+        if line in asked[1:]:
+            running[0].kill()
             running[0].wait()
 
-    pushed.on_request = kill_before_the_second_unit
+    pushed.on_request = kill_at_the_second_unit
     command = [sys.executable, "-m", "latentkit", "pull", NAME, str(out)]
     running.append(subprocess.Popen(command, stdout=subprocess.DEVNULL))
     assert running[0].wait(60) == -signal.SIGKILL

@@ -141,8 +141,9 @@ def test_a_killed_push_goes_on_where_it_stopped(uploads: UploadHub, encoded: Pat
     running: list[subprocess.Popen[bytes]] = []
 
     def kill_at_the_third_upload(line: str) -> None:
-        if line.startswith("PUT /objects") and len(uploads.uploads) == 2:
-            os.kill(running[0].pid, signal.SIGKILL)
+        sent = [one for one in uploads.requests if one.startswith("PUT")]
+        if line in sent[2:]:
+            running[0].kill()
             running[0].wait()
 
     uploads.on_request = kill_at_the_third_upload
@@ -157,6 +158,30 @@ def test_a_killed_push_goes_on_where_it_stopped(uploads: UploadHub, encoded: Pat
     assert set(uploads.uploads) >= {
         hash_of(local.local_copy(f"units/{n}")) for n in local.list("units")
     }
+    assert len(lk.open(f"hf://datasets/{NAME}")) == 6
+
+
+def test_a_stopped_push_says_how_to_go_on(
+    uploads: UploadHub, encoded: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["push", str(encoded / "latents"), NAME, "--license", "cc0-1.0"]
+    kinds = (signal.SIGTERM, signal.SIGINT)
+    handlers = [signal.getsignal(kind) for kind in kinds]
+
+    def stop(line: str) -> None:
+        if line.startswith("PUT /objects"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    uploads.on_request = stop
+    try:
+        assert main(words) == 143
+    finally:
+        for kind, handler in zip(kinds, handlers, strict=True):
+            signal.signal(kind, handler)
+    assert "terminated; the same command goes on from here" in capsys.readouterr().err
+    assert uploads.commits == []
+    uploads.on_request = lambda line: None
+    push(encoded / "latents")
     assert len(lk.open(f"hf://datasets/{NAME}")) == 6
 
 
