@@ -34,10 +34,12 @@ if TYPE_CHECKING:
     from latentkit.runtime.buffers import BufferPool, prepared_memory
     from latentkit.runtime.device import choose_device, free_memory, memory_format
     from latentkit.runtime.memory import refuse_beyond_memory
+    from latentkit.runtime.packed_latents import pack_latents
     from latentkit.runtime.progress import Progress
     from latentkit.sources.endings import is_clutter
     from latentkit.sources.files import LocalFiles
     from latentkit.sources.folder import FolderSource
+    from latentkit.sources.latent_source import Latents, LatentSource
     from latentkit.sources.options import FolderConfig
 
 __all__ = [
@@ -46,6 +48,8 @@ __all__ = [
     "FolderConfig",
     "FolderSource",
     "FramingConfig",
+    "LatentSource",
+    "Latents",
     "LocalFiles",
     "PerSample",
     "Progress",
@@ -67,6 +71,7 @@ __all__ = [
     "nearest_allowed",
     "nearest_shape",
     "open_with_av",
+    "pack_latents",
     "prepared_memory",
     "read_tensors",
     "refuse_beyond_memory",
@@ -94,10 +99,12 @@ _NAMES_BY_MODULE = {
     "runtime.buffers": "BufferPool prepared_memory",
     "runtime.device": "choose_device free_memory memory_format",
     "runtime.memory": "refuse_beyond_memory",
+    "runtime.packed_latents": "pack_latents",
     "runtime.progress": "Progress",
     "sources.endings": "is_clutter",
     "sources.files": "LocalFiles",
     "sources.folder": "FolderSource",
+    "sources.latent_source": "LatentSource Latents",
     "sources.options": "FolderConfig",
 }
 _MODULES = {
