@@ -9,8 +9,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from latentkit.contracts import BuildContext, ExporterSpec
-from latentkit.exporters.options import SafetensorsConfig, WebdatasetConfig
+from latentkit.exporters.options import DatasetsConfig, SafetensorsConfig, WebdatasetConfig
 from latentkit.hooks import hookimpl
+
+
+def _build_datasets(config: DatasetsConfig, context: BuildContext) -> Any:
+    from latentkit.exporters.datasets import DatasetsExporter
+
+    return DatasetsExporter(config)
 
 
 def _build_safetensors(config: SafetensorsConfig, context: BuildContext) -> Any:
@@ -27,6 +33,12 @@ def _build_webdataset(config: WebdatasetConfig, context: BuildContext) -> Any:
 
 @hookimpl
 def latentkit_exporters() -> Iterator[ExporterSpec]:
+    yield ExporterSpec(
+        "datasets",
+        "parquet files for load_dataset of the library datasets",
+        DatasetsConfig,
+        _build_datasets,
+    )
     yield ExporterSpec(
         "safetensors",
         "a .safetensors file per row, and metadata.jsonl; load_dataset doesn't read it",

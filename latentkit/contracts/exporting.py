@@ -13,6 +13,7 @@ from pydantic import Field
 from latentkit.contracts.plugin_specs import Config
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from torch import Tensor
 
     from latentkit.contracts.encoder_description import LatentLayout, Normalization
@@ -80,10 +81,12 @@ class ExportNeeds:
         one_size: whether all rows must be of one bucket.
         square: whether what was encoded must be as high as wide.
         size_multiple: what its height and width must be multiples of.
+        sizes: (height, width) of all images that the trainer takes; empty: any.
         label: name of the attribute by which samples are numbered, which every sample must have;
             empty: none.
         text: whether the option `text` must name a latent dataset of text embeddings that has
             every key.
+        text_one_length: whether text embeddings must all have the same number of tokens.
         media: whether the source must still be there.
     """
 
@@ -97,8 +100,10 @@ class ExportNeeds:
     one_size: bool = False
     square: bool = False
     size_multiple: int = 1
+    sizes: Sequence[tuple[int, int]] = ()
     label: str = ""
     text: bool = False
+    text_one_length: bool = False
     media: bool = False
 
 
@@ -222,6 +227,7 @@ class Export:
         views: that items have.
         buckets: of the dataset's rows, such as "256x320", sorted.
         label_names: name of each label's number.
+        attribute_types: the Arrow type of each attribute.
     """
 
     folder: Path
@@ -233,6 +239,7 @@ class Export:
     views: Sequence[str] = ()
     buckets: Sequence[str] = ()
     label_names: Sequence[str] = field(default_factory=tuple)
+    attribute_types: Mapping[str, pa.DataType] = field(default_factory=dict)
 
 
 @runtime_checkable

@@ -40,3 +40,10 @@ class WebdatasetConfig(RowsConfig):
 
     dtype: Literal["float32", "float16"] | None = Field(None, description=DTYPE)
     rows_per_shard: int = Field(10_000, ge=1, description="rows in one tar file")
+
+
+class DatasetsConfig(RowsConfig):
+    """Exporter `datasets`."""
+
+    dtype: Literal["float32", "float16"] | None = Field(None, description=DTYPE)
+    rows_per_file: int = Field(2048, ge=1, description="rows in one parquet file, at most")

@@ -103,7 +103,7 @@ def _find_row_problems(needs: ExportNeeds, dataset: LatentDataset) -> Iterator[s
             f" {list(dataset.columns)}; use a source that gives it, such as a folder with a"
             " sub-folder for each class, or name another with label=NAME"
         )
-    if needs.one_size or needs.square or needs.size_multiple > 1:
+    if needs.one_size or needs.square or needs.sizes or needs.size_multiple > 1:
         yield from _find_size_problems(needs, sorted(set(dataset.bucket_names(slice(None)))))
 
 
@@ -117,6 +117,15 @@ def _find_size_problems(needs: ExportNeeds, buckets: Sequence[str]) -> Iterator[
         sides = [int(side) for side in bucket.split("x")[-2:]]
         if needs.square and len(set(sides)) > 1:
             yield f"it takes squares, and there are {bucket}; encode again with one number as size"
+            return
+        if needs.sizes and tuple(sides) not in needs.sizes:
+            near = sorted(needs.sizes, key=lambda size: math.dist(size, sides))[:4]
+            shapes = ", ".join(f"[{height}, {width}]" for height, width in near)
+            yield (
+                f"it takes other sizes than {bucket}; encode again with"
+                f" modality.with.buckets.shapes from among {shapes}"
+                + (f" (and {len(needs.sizes) - len(near)} more)" if needs.sizes[4:] else "")
+            )
             return
         if any(side % needs.size_multiple for side in sides):
             step = needs.size_multiple

@@ -15,7 +15,9 @@ from latentkit.sources.files import LocalFiles
 from latentkit.sources.path_table import PathTable, open_path_table
 from latentkit.sources.patterns import find_matches, is_pattern
 from latentkit.sources.splits import remark_other_splits, split_files
-from latentkit.sources.webdataset import TarSource, TarStream, is_tar, open_tars
+from latentkit.sources.tars import is_tar
+from latentkit.sources.webdataset import TarSource, TarStream
+from latentkit.sources.webdataset_opening import open_tars
 
 if TYPE_CHECKING:
     from latentkit.sources.options import DatasetsConfig

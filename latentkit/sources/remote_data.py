@@ -23,8 +23,10 @@ from latentkit.sources.local_data import outnumber_tars
 from latentkit.sources.path_table import PathTable, open_path_table
 from latentkit.sources.patterns import expand_braces
 from latentkit.sources.splits import remark_other_splits, split_files
+from latentkit.sources.tars import is_tar
 from latentkit.sources.url_files import UrlFiles
-from latentkit.sources.webdataset import TarSource, TarStream, is_tar, open_tars
+from latentkit.sources.webdataset import TarSource, TarStream
+from latentkit.sources.webdataset_opening import open_tars
 
 if TYPE_CHECKING:
     from latentkit.sources.options import DatasetsConfig

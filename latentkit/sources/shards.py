@@ -11,15 +11,12 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import IO, Any
 
-from latentkit.contracts import Remark
-from latentkit.contracts.samples import one_line
-from latentkit.errors import SampleError, SourceError
+from latentkit.errors import SampleError
 from latentkit.sources.captions import add_caption
 from latentkit.sources.encodings import UnknownEncodingError, decode_text
-from latentkit.sources.endings import list_few, missing_plugin
 from latentkit.sources.tars import Member, Tar
 
 TEXT_FIELDS = ("text", "txt", "caption", "prompt", "transcript")
@@ -93,77 +90,11 @@ def _unique_keys(numbered: Iterable[tuple[str, int]]) -> Iterator[str]:
         yield name
 
 
-# ---------------------------------------------------------------- which file is the media
-
-
-@dataclass(frozen=True)
-class MediaChoice:
-    """Which field of a sample is its media.
-
-    Args:
-        field: the field that the recipe names; None means the one whose ending is in `endings`.
-        endings: endings, with the dot, of the files that the modality reads.
-    """
-
-    field: str | None
-    endings: tuple[str, ...]
-
-    def of(self, group: Group) -> str | None:
-        """Return the sample's media field, or None.
-
-        Raises:
-            SourceError: several fields match.
-        """
-        if self.field is not None:
-            return self.field if self.field in group.fields else None
-        matches = [field for field in group.fields if f".{field}".endswith(self.endings)]
-        likely = [field for field in matches if f".{field}" in self.endings] or matches
-        if len(likely) > 1:
-            several = f"the sample {group.key!r} has several media files: {', '.join(likely)}"
-            raise SourceError(
-                f"source datasets: {several}; name the ending of one in source.with.media"
-            )
-        return likely[0] if likely else None
-
-
 def kind_of(field: str) -> str:
     """Return how a field is read: "text", "number", "json" or "bytes"."""
     ending = field.rpartition(".")[2]
     kinds = {"text": TEXT_FIELDS, "number": NUMBER_FIELDS, "json": JSON_FIELDS}
     return next((kind for kind, endings in kinds.items() if ending in endings), "bytes")
-
-
-def explain_no_media(groups: Iterable[Group], choice: MediaChoice) -> str:
-    """Return why no sample has media: what was looked for, and which endings exist."""
-    counts = Counter(field for group in groups for field in group.fields)
-    there = ", ".join(f"{field} ({count})" for field, count in counts.most_common(8)) or "none"
-    wanted = (
-        f"the ending {choice.field}"
-        if choice.field is not None
-        else f"an ending of {list_few(choice.endings)}"
-    )
-    advice = "name one in source.with.media, or set modality.use to the modality that reads them"
-    for field, _ in counts.most_common():
-        if plugin := missing_plugin(f".{field}"):
-            advice = f".{field} is read by {plugin}: pip install {plugin}"
-            break
-    return f"no file in the tars has {wanted}; endings there: {there}; {advice}"
-
-
-def unused_fields(groups: Iterable[Group], choice: MediaChoice) -> list[Remark]:
-    """Return one remark for each ending of files that are neither media nor attributes."""
-    counts: Counter[str] = Counter()
-    examples: dict[str, str] = {}
-    for group in groups:
-        media = choice.of(group)
-        for field in group.fields:
-            if field != media and kind_of(field) == "bytes":
-                counts[field] += 1
-                examples.setdefault(field, f"{group.key}.{field}")
-    return [
-        Remark(f"files in tars, not used: .{one_line(field)}", count, examples[field])
-        for field, count in sorted(counts.items())
-    ]
 
 
 # ---------------------------------------------------------------- reading a sample
@@ -183,33 +114,45 @@ def read_media(file: IO[bytes], group: Group, field: str) -> bytes | str:
     return content if kind_of(field) == "bytes" else _text(content, field)[0]
 
 
+@dataclass
+class TextNotes:
+    """What was found in the texts of samples: how many have which encoding, and the keys of samples
+    whose JSON object has another caption than their text file.
+    """
+
+    encodings: Counter[str] = field(default_factory=Counter)
+    other_captions: list[str] = field(default_factory=list)
+
+
 def read_attributes(
-    file: IO[bytes], group: Group, encodings: Counter[str] | None = None
+    file: IO[bytes], group: Group, notes: TextNotes | None = None
 ) -> dict[str, Any]:
     """Read a sample's attributes: its caption as "text", texts and numbers by their fields, and the
     content of its JSON objects.
 
     Args:
-        encodings: counts the encodings of the texts.
+        notes: takes what is found in the texts.
 
     Raises:
         SampleError: a field can't be read; the message names it.
         OSError: the tar can't be reached.
     """
+    notes = TextNotes() if notes is None else notes
     texts: dict[str, Any] = {}
     records: dict[str, Any] = {}
-    for field, member in group.fields.items():
-        kind = kind_of(field)
+    for name, member in group.fields.items():
+        kind = kind_of(name)
         if kind == "bytes" or not member.is_whole:
             continue
-        text, encoding = _text(_read(file, member), field)
-        if encodings is not None:
-            encodings[encoding] += 1
+        text, encoding = _text(_read(file, member), name)
+        notes.encodings[encoding] += 1
         if kind == "json":
-            records |= _parse_record(text, field)
+            records |= _parse_record(text, name)
         else:
-            texts[field] = _number(text) if kind == "number" else text
-    caption = next((texts[field] for field in TEXT_FIELDS if field in texts), None)
+            texts[name] = _number(text) if kind == "number" else text
+    caption = next((texts[name] for name in TEXT_FIELDS if name in texts), None)
+    if caption is not None and records.get("text", caption) != caption:
+        notes.other_captions.append(group.key)
     return {**records, **texts, **({} if caption is None else {"text": caption})}
 
 

@@ -23,6 +23,7 @@ from typing import IO, Any
 
 import datasets
 
+from latentkit.runtime.file_endings import TAR_ENDINGS
 from latentkit.sources.files import Files
 
 DECOMPRESSORS: dict[bytes, Callable[[IO[bytes]], Any]] = {
@@ -124,6 +125,11 @@ class _Part(io.RawIOBase):
         buffer[: len(content)] = content
         self._place += len(content)
         return len(content)
+
+
+def is_tar(path: str) -> bool:
+    """Whether a file's name says that it is a tar."""
+    return path.lower().endswith(TAR_ENDINGS)
 
 
 def open_tar(files: Files, name: str, stamp: str) -> Tar:

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 from pydantic import BaseModel
 
-from latentkit.contracts import BuildContext, Export, ItemExporter
+from latentkit.contracts import BuildContext, Export, ExportNeeds, ItemExporter
 from latentkit.errors import LatentkitError, PluginError, StoreError
 from latentkit.exporting.items import Items, ItemSettings
 from latentkit.exporting.names import safe_name
@@ -26,6 +26,7 @@ from latentkit.runtime.key_errors import validate
 from latentkit.runtime.paths import is_url
 from latentkit.store.contents import counted
 from latentkit.store.dataset_json import read_dataset, read_index
+from latentkit.store.folder import Folder
 from latentkit.store.open_folder import open_folder
 from latentkit.tasks.source_media import SourceMedia
 
@@ -135,7 +136,7 @@ def open_items(
         draws=posterior == "draw",
         seed=getattr(config, "seed", 0),
         limit=getattr(config, "limit", None),
-        text=_open_text(getattr(config, "text", None), needs.text, to),
+        text=_open_text(getattr(config, "text", None), needs, to),
         find_media=find_media,
         name_of=getattr(exporter, "name_of", safe_name),
     )
@@ -157,6 +158,7 @@ def _export_of(items: Items, folder: Path) -> Export:
         dataset.views,
         sorted(set(dataset.bucket_names(slice(None)))),
         items.label_names,
+        {field.name: field.type for field in _attribute_fields(dataset.folder)},
     )
 
 
@@ -170,10 +172,7 @@ def open_for_export(path: str, views: Sequence[str] | None = None) -> LatentData
         StoreError: missing, unfinished or damaged, or an attribute has a name that rows have for
             something else; or it has no such view.
     """
-    folder = open_folder(path)
-    document = read_dataset(folder)
-    kind = read_index(folder, document, ["attributes"])["attributes"].type
-    names = [field.name for field in kind] if pa.types.is_struct(kind) else []
+    names = [field.name for field in _attribute_fields(open_folder(path))]
     try:
         return open_dataset(
             path,
@@ -185,8 +184,13 @@ def open_for_export(path: str, views: Sequence[str] | None = None) -> LatentData
         raise StoreError(f"{path} can't be exported: {error}") from error
 
 
-def _open_text(path: str | None, is_needed: bool, to: str) -> LatentDataset | None:
-    if path is None and is_needed:
+def _attribute_fields(folder: Folder) -> list[pa.Field]:
+    kind = read_index(folder, read_dataset(folder), ["attributes"])["attributes"].type
+    return list(kind) if pa.types.is_struct(kind) else []
+
+
+def _open_text(path: str | None, needs: ExportNeeds, to: str) -> LatentDataset | None:
+    if path is None and needs.text:
         raise StoreError(
             f"{to} needs text embeddings; encode the captions of the same source with the modality"
             " text, and name that latent dataset with text=PATH"
@@ -198,6 +202,12 @@ def _open_text(path: str | None, is_needed: bool, to: str) -> LatentDataset | No
         raise StoreError(
             f"text={path}: expected a latent dataset of the modality text, whose axes are CL, got"
             f" {text.layout.axes}"
+        )
+    has_lengths = text.layout.ragged_axis or len(set(text.bucket_names(slice(None)))) > 1
+    if needs.text_one_length and has_lengths:
+        raise StoreError(
+            f"text={path}: {to} takes text embeddings of one length, and these have their own;"
+            " encode the captions again with encoder.with.padding: max_length"
         )
     return text
 

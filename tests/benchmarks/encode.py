@@ -379,7 +379,7 @@ def main() -> None:
         photos = given.photos or draw_photos(scratch / "photos", 1000)
         source = FolderSource(FolderConfig(path=str(photos)), BuildContext())
         if "resize" in given.parts:
-            places = range(0, len(source), -(-len(source) // 16))
+            places = range(0, len(source), -(-len(source) // 48))
             files = [Path(str(source[place].media)) for place in places]
             folder = enlarge_photos(files, scratch / "large")
             large = FolderSource(FolderConfig(path=str(folder)), BuildContext())

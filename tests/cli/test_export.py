@@ -234,3 +234,33 @@ def test_a_dataset_without_moments_says_so(
     assert export(tmp_path / "latents", tmp_path / "out", "--to", "safetensors") == 0
     first, _ = sorted((tmp_path / "out").rglob("*.safetensors"))
     assert torch.equal(load_file(first)["latent"], data[0]["latent"])
+
+
+def test_datasets_loads_by_the_lines_that_the_export_ends_with(
+    latents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    assert export(latents, tmp_path / "out", "--to", "datasets", "--set", "dtype=float16") == 0
+    found: dict[str, Any] = {}
+    exec((tmp_path / "out.py").read_text(), found)
+    rows = found["data"]
+    assert rows["text"][:3] == ["picture number 0", "picture number 0", "picture number 1"]
+    assert str(rows.features["latent"]) == "Array3D(shape=(4, 8, 8), dtype='float16')"
+    moments = lk.open(latents).moments(2)
+    expected = (moments["mean"].float() - 0.25) * 0.5
+    assert torch.allclose(rows[2]["latent"], expected, atol=1e-3)
+    assert (tmp_path / "out" / "latents.json").exists()
+
+
+def test_rows_of_many_lengths_are_nested_lists_in_parquet(tmp_path: Path) -> None:
+    from datasets import load_dataset
+
+    latents = Path(__file__).parents[1] / "golden" / "v1-ragged"
+    assert export(latents, tmp_path / "out", "--to", "datasets") == 0
+    cache = str(tmp_path / "cache")
+    rows = load_dataset(str(tmp_path / "out"), split="train", cache_dir=cache)
+    data = lk.open(latents, posterior="mean", views="all")
+    assert rows["key"] == [data[index]["key"] for index in range(len(data))]
+    for index, row in enumerate(rows.with_format("torch")):
+        assert torch.equal(row["latent"], data[index]["latent"])
+    assert len({row.shape for row in rows.with_format("torch")["latent"]}) > 1

@@ -139,6 +139,8 @@ def test_a_sample_has_its_views_geometry_and_attributes(
     assert (kept.export.folder, kept.export.num_items) == (out, 6)
     assert kept.export.buckets == ["16x16", "16x32"]
     assert kept.export.label_names == ["0", "1", "2", "3", "4", "5", "6"]
+    kinds = {name: str(kind) for name, kind in kept.export.attribute_types.items()}
+    assert kinds == {"text": "string", "label": "int64"}
 
 
 def test_geometry_and_media_are_those_of_the_photos(
@@ -211,6 +213,15 @@ def test_text_embeddings_come_from_a_second_dataset_by_key(
     item, data = kept.given["a"], lk.open(text, posterior="mean")
     assert item.text is not None
     assert torch.equal(item.text["latent"], data["a"]["latent"])
+
+
+def test_text_embeddings_of_many_lengths_are_refused_where_one_is_needed(
+    latents: Path, use: UseExporter, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ragged = Path(__file__).parents[1] / "golden" / "v1-ragged"
+    use(Kept(ExportNeeds(text_one_length=True)))
+    assert export(latents, f"text={ragged}") == 2
+    assert "encode the captions again with encoder.with.padding" in capsys.readouterr().err
 
 
 def test_a_draw_is_the_same_whatever_the_order_the_parts_and_the_limit(
@@ -311,6 +322,13 @@ def test_names_are_safe_and_told_apart(latents: Path, use: UseExporter) -> None:
             [],
             "it takes sizes that are multiples of 32, and there are 16x16; encode again with such a"
             " modality.with.size, or with buckets.step: 32",
+        ),
+        (
+            ExportNeeds(sizes=((16, 16), (64, 64), (32, 32))),
+            DatasetShape(),
+            [],
+            "it takes other sizes than 16x32; encode again with modality.with.buckets.shapes from"
+            " among [16, 16], [32, 32], [64, 64]",
         ),
         (
             ExportNeeds(label="label"),

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 import webdataset
@@ -20,7 +21,7 @@ from webdataset import tariterators
 from latentkit import builtin
 from latentkit.builtin.exporters import latentkit_exporters
 from latentkit.contracts import ExecutorSpec, ExporterSpec
-from latentkit.exporters.options import SafetensorsConfig, WebdatasetConfig
+from latentkit.exporters.options import DatasetsConfig, SafetensorsConfig, WebdatasetConfig
 from latentkit.testing import ExecutorContract, ExporterContract
 
 EXPORTERS: dict[str, ExporterSpec] = {spec.name: spec for spec in latentkit_exporters()}
@@ -104,6 +105,43 @@ class TestWebdataset(ExporterContract):
             ):
                 assert row["json"]["label"] in range(7)
                 yield row["json"]["key"], row["json"]["view"], torch.from_numpy(row["latent.npy"])
+
+
+def load_buckets(folder: Path) -> list[datasets.Dataset]:
+    """Every configuration of an export, by the library datasets."""
+    path, cache = str(folder), str(folder.parent / "cache")
+    names = datasets.get_dataset_config_names(path)
+    loaded = [datasets.load_dataset(path, name, cache_dir=cache)["train"] for name in names]
+    return [one.with_format("torch") for one in loaded]
+
+
+class TestDatasets(ExporterContract):
+    spec = EXPORTERS["datasets"]
+
+    def make_config(self, tmp_path: Path) -> DatasetsConfig:
+        return DatasetsConfig(rows_per_file=5)
+
+    def read(self, folder: Path) -> Iterator[tuple[str, str, Tensor]]:
+        buckets = load_buckets(folder)
+        assert {str(bucket.features["latent"]) for bucket in buckets} == {
+            f"Array3D(shape=(3, 2, {width}), dtype='float32')" for width in (2, 4)
+        }
+        for row in (row for bucket in buckets for row in bucket):
+            assert isinstance(row["latent"], Tensor)
+            assert row["text"] == f"{row['key']} \\ \"'\t"
+            yield row["key"], row["view"], row["latent"]
+
+
+class TestDatasetsOfMoments(ExporterContract):
+    spec = EXPORTERS["datasets"]
+
+    def make_config(self, tmp_path: Path) -> DatasetsConfig:
+        return DatasetsConfig(values="moments")
+
+    def read(self, folder: Path) -> Iterator[tuple[str, str, Tensor]]:
+        for row in (row for bucket in load_buckets(folder) for row in bucket):
+            assert torch.allclose(row["mean"] - 1, row["logvar"], atol=1e-3)
+            yield row["key"], row["view"], (row["mean"] - 0.25) * 2.0
 
 
 class TestLocal(ExecutorContract):

@@ -20,6 +20,7 @@ OTHERS = {
     "shutil._use_fd_functions": "as on a system without them",
     "pickle._Unpickler": "the unpickler in Python, whose opcodes can be replaced",
     "distribution._path": "where a distribution lies that doesn't say its name",
+    "dataset._fingerprint": "what `datasets` caches by; it has no other name for the same rows",
     "argparse._SubParsersAction": "argparse tells a parser's arguments in no other way",
     "argparse._HelpAction": "likewise",
     "make_parser()._actions": "likewise",

@@ -87,12 +87,33 @@ class MusubiConfig(ExportConfig, OtherScaleConfig, CaptionConfig):
     )
 
 
+class MdsConfig(DrawConfig, OtherScaleConfig, CaptionConfig):
+    """Options of `mds`."""
+
+    preset: Literal["micro-diffusion", "mosaicml"] | None = Field(
+        None,
+        description=(
+            "trainer whose columns to write: micro_diffusion (latents_256 or latents_512,"
+            " caption_latents, caption), mosaicml/diffusion (also jpg, from the dataset's source);"
+            " null: latent, key, view and all attributes"
+        ),
+    )
+    text: str | None = Field(
+        None, description="of a preset: latent dataset of the captions, all of one length"
+    )
+    dtype: Literal["float32", "float16"] = Field(
+        "float32", description="of latents without a preset; with one, float16"
+    )
+    samples_per_shard: int = Field(2048, ge=1, description="rows in one file")
+
+
 EXPORTERS: Mapping[str, tuple[str, type[Config]]] = {
     "kohya": ("sd-scripts: .npz and metadata.json, no pictures needed", KohyaConfig),
     "mar": ("MAR: .npz of moments in a folder for each class", MarConfig),
     "repa": ("REPA, SiT + REPA: .npy of moments, pictures and dataset.json", RepaConfig),
     "lightningdit": ("LightningDiT: .safetensors and latents_stats.pt", LightningDitConfig),
     "fast-dit": ("fast-DiT: .npy of features and of labels, each view a sample", FastDitConfig),
+    "mds": ("MosaicML streaming, micro_diffusion: shards with columns by name", MdsConfig),
     "musubi": ("musubi-tuner: .safetensors for models of images, no pictures needed", MusubiConfig),
 }
 """Name, which is also the module's with "_" for "-", to summary and options."""

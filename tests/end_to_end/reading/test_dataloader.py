@@ -4,6 +4,7 @@ and seeds repeat it.
 
 from __future__ import annotations
 
+import gc
 import json
 import pickle
 import subprocess

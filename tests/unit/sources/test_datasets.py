@@ -21,7 +21,8 @@ from PIL import Image
 from latentkit.contracts import BuildContext, Entry, Remark, Sample, Source
 from latentkit.errors import SourceError
 from latentkit.sources.columns import Columns
-from latentkit.sources.datasets import DatasetsSource, open_datasets
+from latentkit.sources.dataset_rows import DatasetsSource
+from latentkit.sources.datasets import open_datasets
 from latentkit.sources.options import DatasetsConfig
 
 FEATURES = datasets.Features(

@@ -347,6 +347,80 @@ def test_plain_ending_wins_over_a_longer_one_and_two_plain_ones_ask_for_a_choice
     )
 
 
+SEVERAL = "it has several media files: jpg, png; name the ending of one in source.with.media"
+
+
+def test_sample_with_several_media_is_a_bad_sample_and_the_others_are_read(tmp_path: Path) -> None:
+    files = ["a.jpg", "a.png", "a.txt", "b.jpg", "c.png"]
+    write_tar(tmp_path / "a.tar", [(name, name) for name in files])
+    source = open_tars(tmp_path / "a.tar")
+    with pytest.raises(SampleError, match=SEVERAL):
+        source[0]
+    assert [source[index].media for index in (1, 2)] == [b"b.jpg", b"c.png"]
+    assert [entry.key for entry in source.entries()] == ["a", "b", "c"]
+    assert remarks(source) == {}
+    named = open_tars(tmp_path / "a.tar", media="jpg")
+    assert [sample.media for sample in list_samples(named)] == [b"a.jpg", b"b.jpg"]
+    # The stamp differs, so the sample is tried again once the recipe names its media.
+    assert next(iter(named.entries())).stamp != next(iter(source.entries())).stamp
+    bad, *good = read_stream(open_stream(tmp_path / "a.tar"))
+    assert [sample.media for sample in good] == [b"b.jpg", b"c.png"]
+    with pytest.raises(SampleError, match=SEVERAL):
+        bad.read()
+
+
+def test_ending_that_every_sample_has_is_taken_and_the_other_is_remarked(tmp_path: Path) -> None:
+    names = ["a.jpg", "a.png", "b.png", "b.jpg", "c.jpg"]
+    write_tar(tmp_path / "a.tar", [(name, name) for name in names])
+    source, stream = open_tars(tmp_path / "a.tar"), open_stream(tmp_path / "a.tar")
+    for samples in (list_samples(source), read_stream(stream)):
+        assert [sample.media for sample in samples] == [b"a.jpg", b"b.jpg", b"c.jpg"]
+    assert remarks(source) == remarks(stream) == {"files in tars, not used: .png": (2, "a.png")}
+
+
+def test_mask_is_no_media_of_a_sample_that_lacks_its_picture(tmp_path: Path) -> None:
+    names = ["a.jpg", "a.mask.png", "b.mask.png", "c.holiday.png"]
+    write_tar(tmp_path / "a.tar", [(name, name) for name in names])
+    source = open_tars(tmp_path / "a.tar")
+    assert [sample.media for sample in list_samples(source)] == [b"a.jpg", b"c.holiday.png"]
+    assert remarks(source) == {
+        "files in tars, not used: .mask.png": (2, "a.mask.png"),
+        "samples in tars that have no media of the kind that is read, left out": (1, "b"),
+    }
+
+
+def test_first_tars_decide_which_media_a_stream_reads(tmp_path: Path) -> None:
+    write_tar(tmp_path / "wds" / "a.tar", [("0.txt", "no picture")])
+    write_tar(tmp_path / "wds" / "b.tar", [("0.jpg", "x"), ("0.png", "m"), ("1.jpg", "y")])
+    write_tar(tmp_path / "wds" / "c.tar", [("0.png", "m"), ("0.jpg", "z"), ("1.png", "w")])
+    samples = read_stream(open_stream(tmp_path / "wds"))
+    assert [sample.media for sample in samples] == [b"x", b"y", b"z", b"w"]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_caption_in_json_that_differs_from_the_text_is_remarked(
+    streaming: bool, tmp_path: Path
+) -> None:
+    write_tar(
+        tmp_path / "a.tar",
+        [
+            *(("0.jpg", "x"), ("0.txt", "short"), ("0.json", {"caption": "long", "n": 1})),
+            *(("1.jpg", "x"), ("1.txt", "same"), ("1.json", {"caption": "same", "n": 2})),
+        ],
+    )
+    opened = open_stream if streaming else open_tars
+    source = opened(tmp_path / "a.tar")
+    samples = read_stream(source) if isinstance(source, TarStream) else list_samples(source)
+    assert samples[0].attributes == {"text": "short", "txt": "short", "n": 1}
+    text = (
+        "samples whose .json has another caption than their text file, which is used;"
+        " source.with.attributes=[text, json] keeps both"
+    )
+    assert remarks(source) == {text: (1, "a.tar/0" if streaming else "0")}
+    both = open_tars(tmp_path / "a.tar", attributes=["text", "json"])[0].attributes
+    assert both == {"text": "short", "json": '{"caption": "long", "n": 1}'}
+
+
 def test_tars_without_media_say_what_they_hold(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", [("0.xyz", "x"), ("0.txt", "t")])
     error = find_error(tmp_path / "a.tar")
