@@ -20,7 +20,7 @@ from latentkit.contracts import (
     SourceSpec,
 )
 from latentkit.hooks import hookimpl
-from latentkit_trainers.caches.options import CacheConfig, KohyaCacheConfig, MdsConfig
+from latentkit_trainers.caches.options import CacheConfig, KohyaCacheConfig, MdsCacheConfig
 
 
 class CaptionConfig(Config):
@@ -142,7 +142,7 @@ CACHES: Mapping[str, tuple[str, type[Config]]] = {
     "repa": ("data of REPA, for latentkit import", CacheConfig),
     "lightningdit": ("cache of LightningDiT, for latentkit import", CacheConfig),
     "fast-dit": ("features of fast-DiT, for latentkit import", CacheConfig),
-    "mds": ("latents in shards of MosaicML's streaming, for latentkit import", MdsConfig),
+    "mds": ("latents in shards of MosaicML's streaming, for latentkit import", MdsCacheConfig),
 }
 """Name, which is also that of a module of `caches`, to summary and options."""
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from latentkit_trainers.caches.options import CacheConfig, KohyaCacheConfig, MdsConfig
+from latentkit_trainers.caches.options import CacheConfig, KohyaCacheConfig, MdsCacheConfig
 from latentkit_trainers.plugin import latentkit_sources
 from PIL import Image
 from safetensors.torch import save_file
@@ -113,6 +113,23 @@ def test_kohya_comes_back_with_buckets_views_sizes_and_captions(
         set(original.bucket_names(slice(None)))
     )
     assert back.normalization.scale == 0.18215
+
+
+def test_mds_comes_back_with_keys_views_and_captions(squares: Path, tmp_path: Path) -> None:
+    sets = ["--set", "posterior=mean"]
+    assert run("export", squares, tmp_path / "out", "--to", "mds", *sets) == 0
+    told = ["--normalized", "--scale", 1]
+    assert run("import", tmp_path / "out", tmp_path / "in", "--from", "mds", *told) == 0
+    back, original = (
+        lk.open(str(folder), posterior="mean", columns=["text"])
+        for folder in (tmp_path / "in", squares)
+    )
+    assert len(back) == len(original) == 8
+    for index in range(8):
+        found, wanted = back[index], original[index]
+        assert (found["key"], found["view"]) == (wanted["key"], wanted["view"])
+        assert found["text"] == wanted["text"]
+        assert torch.equal(found["latent"], wanted["latent"])
 
 
 def test_moments_are_those_that_were_exported(squares: Path, tmp_path: Path) -> None:
@@ -377,7 +394,7 @@ class CacheContract(SourceContract):
 
     def make_config(self, tmp_path: Path) -> Any:
         WRITERS[self.name](tmp_path / "cache")
-        kinds = {"kohya": KohyaCacheConfig, "mds": MdsConfig}
+        kinds = {"kohya": KohyaCacheConfig, "mds": MdsCacheConfig}
         return kinds.get(self.name, CacheConfig)(path=str(tmp_path / "cache"))
 
 

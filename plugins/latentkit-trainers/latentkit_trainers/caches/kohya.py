@@ -6,7 +6,7 @@ import json
 import re
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -21,6 +21,16 @@ BY_SUFFIX = {family.suffix: name for name, family in FAMILIES.items()}
 LISTING, CAPTIONS = "metadata.json", (".txt", ".caption")
 
 
+class Found(NamedTuple):
+    """A file by the parts of its name."""
+
+    path: str
+    stem: str
+    width: str
+    height: str
+    suffix: str
+
+
 class KohyaCache(LatentSource):
     """NAME_WWWWxHHHH_FAMILY.npz with "latents" and maybe "latents_flipped", (C, h, w), raw or
     normalized as the family is. The key is the picture's name in metadata.json, or else NAME.
@@ -28,15 +38,12 @@ class KohyaCache(LatentSource):
 
     def __init__(self, config: KohyaCacheConfig, context: BuildContext) -> None:
         self._folder = self.find_folder(config.path, context)
-        found = [
-            match
-            for file in self.list_files(self._folder, ".npz")
-            if (match := NAME.fullmatch(file))
-        ]
-        counts = Counter(BY_SUFFIX.get(match["suffix"], match["suffix"]) for match in found)
+        matches = map(NAME.fullmatch, self.list_files(self._folder, ".npz"))
+        found = [Found(match.string, **match.groupdict()) for match in matches if match]
+        counts = Counter(BY_SUFFIX.get(file.suffix, file.suffix) for file in found)
         family = config.family or _only_family(counts, self._folder)
         self._family = FAMILIES[family]
-        self._files = [match for match in found if match["suffix"] == self._family.suffix]
+        self._files = [file for file in found if file.suffix == self._family.suffix]
         if not self._files:
             raise SourceError(
                 f"source kohya: no NAME_WWWWxHHHH_{self._family.suffix}.npz below {self._folder};"
@@ -77,11 +84,11 @@ class KohyaCache(LatentSource):
 
     def entry(self, index: int) -> Entry:
         """Return key, stamp of the file, and the caption."""
-        match = self._files[index]
-        key, caption = self._pictures.get(match["stem"], (match["stem"], None))
+        file = self._files[index]
+        key, caption = self._pictures.get(file.stem, (file.stem, None))
         if caption is None:
-            caption = self._caption_beside(match["stem"])
-        stamp = self.stamp_of(self._folder / match.string)
+            caption = self._caption_beside(file.stem)
+        stamp = self.stamp_of(self._folder / file.path)
         return Entry(key, stamp, {} if caption is None else {"text": caption})
 
     def _caption_beside(self, stem: str) -> str | None:
@@ -93,9 +100,9 @@ class KohyaCache(LatentSource):
 
     def read(self, index: int) -> Latents:
         """Read the views there are, and the picture's size."""
-        match = self._files[index]
-        tensors = self.read_tensors(self._folder / match.string)
-        size = [int(match[name]) // self._family.downscale for name in ("height", "width")]
+        file = self._files[index]
+        tensors = self.read_tensors(self._folder / file.path)
+        size = [int(side) // self._family.downscale for side in (file.height, file.width)]
         end = f"_{size[0]}x{size[1]}" if self._family.names_size else ""
         views = {"plain": {"latent": _pick(tensors, "latents", end)}}
         if f"latents_flipped{end}" in tensors:

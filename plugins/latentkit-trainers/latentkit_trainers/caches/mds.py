@@ -20,7 +20,7 @@ from torch import Tensor
 from latentkit.contracts import BuildContext, Entry, KnownLatents
 from latentkit.errors import SourceError
 from latentkit.kit import Latents, LatentSource
-from latentkit_trainers.caches.options import MdsConfig
+from latentkit_trainers.caches.options import MdsCacheConfig
 
 INDEX = "index.json"
 SIZED = re.compile(r"latents_(\d+)")
@@ -35,11 +35,11 @@ NUMBERS = {
 
 
 class MdsCache(LatentSource):
-    """index.json, version 2, and uncompressed shards. A sample's key is its number; columns of
-    texts and numbers are attributes.
+    """index.json, version 2, and uncompressed shards. Columns of texts and numbers are attributes;
+    `key` and `view`, as latentkit exports them, name a sample and its views, else it is its number.
     """
 
-    def __init__(self, config: MdsConfig, context: BuildContext) -> None:
+    def __init__(self, config: MdsCacheConfig, context: BuildContext) -> None:
         self._config = config
         self._folder = self.find_folder(config.path, context)
         self._shards = _read_index(self._folder / INDEX)
@@ -49,30 +49,54 @@ class MdsCache(LatentSource):
         self._latent = _latent_column(self._columns, config.latent, self._folder)
         # The name has the size of the pictures, and the latents' that of a downscale of 8.
         self.known = KnownLatents(downscale=8 if SIZED.fullmatch(self._latent) else None)
-        self._starts = [0, *itertools.accumulate(shard["samples"] for shard in self._shards)]
+        counts = (int(shard["samples"]) for shard in self._shards)
+        self._starts = [0, *itertools.accumulate(counts)]
         self._files = [self._folder / shard["raw_data"]["basename"] for shard in self._shards]
         self._stamps = [self.stamp_of(file) for file in self._files]
+        self._samples = self._find_samples()
+
+    def _find_samples(self) -> list[tuple[str, dict[str, int]]]:
+        """Return the key of each sample, and the number of the row of each view."""
+        if not {"key", "view"} <= set(self._columns):
+            return [(f"{number:09d}", {"plain": number}) for number in range(self._starts[-1])]
+        samples: dict[str, dict[str, int]] = {}
+        for number in range(self._starts[-1]):
+            said = self._attributes(number)
+            views = samples.setdefault(str(said.get("key", f"{number:09d}")), {})
+            views[str(said.get("view", "plain"))] = number
+        return list(samples.items())
 
     def __len__(self) -> int:
-        return self._starts[-1]
+        return len(self._samples)
 
     def entry(self, index: int) -> Entry:
-        """Return number, stamp of the shard with it, and attributes."""
-        shard = bisect.bisect_right(self._starts, index) - 1
-        row = index - self._starts[shard]
-        return Entry(f"{index:09d}", f"{self._stamps[shard]}-{row}", self._attributes(shard, row))
+        """Return key, stamps of the shards with it, and attributes."""
+        key, views = self._samples[index]
+        places = map(self._place, views.values())
+        stamp = " ".join(f"{self._stamps[shard]}-{row}" for shard, row in places)
+        attributes = self._attributes(next(iter(views.values())))
+        if {"key", "view"} <= set(self._columns):
+            attributes = {k: said for k, said in attributes.items() if k not in ("key", "view")}
+        return Entry(key, stamp, attributes)
 
-    def _attributes(self, shard: int, row: int) -> dict[str, Any]:
+    def _place(self, number: int) -> tuple[int, int]:
+        """Return the shard of a row, and its place in it."""
+        shard = bisect.bisect_right(self._starts, number) - 1
+        return shard, number - self._starts[shard]
+
+    def _attributes(self, number: int) -> dict[str, Any]:
         """Return texts and numbers of a sample; none of one that is cut off."""
         found: dict[str, Any] = {}
         try:
-            parts = self._parts(shard, row)
+            parts = self._parts(*self._place(number))
         except (ValueError, struct.error):
             return found
         for name, encoding in self._columns.items():
             if encoding == "str":
                 is_text = name == self._config.text
                 found["text" if is_text else name] = parts[name].decode(errors="replace")
+            elif encoding == "json":
+                found[name] = json.loads(parts[name])
             elif encoding in NUMBERS:
                 found[name] = np.frombuffer(parts[name], NUMBERS[encoding])[0].item()
         return found
@@ -99,16 +123,17 @@ class MdsCache(LatentSource):
         return {name: content[first:last] for name, (first, last) in spans}
 
     def read(self, index: int) -> Latents:
-        """Read the latent of a sample."""
-        shard = bisect.bisect_right(self._starts, index) - 1
-        content = self._parts(shard, index - self._starts[shard])[self._latent]
+        """Read the latents of a sample."""
+        views = self._samples[index][1]
+        return Latents({view: {"latent": self._read_row(row)} for view, row in views.items()})
+
+    def _read_row(self, number: int) -> Tensor:
+        content = self._parts(*self._place(number))[self._latent]
         encoding = self._columns[self._latent]
         if encoding.startswith("ndarray"):
-            tensor = _decode_array(content, encoding)
-        else:
-            values = np.frombuffer(content, self._config.dtype)
-            tensor = torch.from_numpy(values.copy()).reshape(self._shape(values.size))
-        return Latents({"plain": {"latent": tensor}})
+            return _decode_array(content, encoding)
+        values = np.frombuffer(content, self._config.dtype)
+        return torch.from_numpy(values.copy()).reshape(self._shape(values.size))
 
     def _shape(self, count: int) -> tuple[int, ...]:
         """Return the shape of a latent that is stored as so many bare values."""

@@ -25,7 +25,7 @@ class KohyaCacheConfig(CacheConfig):
     )
 
 
-class MdsConfig(CacheConfig):
+class MdsCacheConfig(CacheConfig):
     """Options of `mds`."""
 
     latent: str | None = Field(
