@@ -1,4 +1,4 @@
-"""`python -m latentkit`, which is what launchers run."""
+"""Run the command line as `python -m latentkit`, which is what launchers start."""
 
 import sys
 

@@ -31,13 +31,13 @@ def encode(
     device: str = "auto",
     devices: Sequence[str] = (),
 ) -> LatentDataset:
-    """The latent dataset of `source`, encoded into the folder `output` as far as it isn't yet.
+    """Encode what is not encoded yet of `source` into the folder `output`; return the dataset.
 
     Args:
         source: name of a source plugin, a path, or `owner/name` on the hub.
         output: folder of the latent dataset.
-        encoder: name of an encoder plugin, a path, or a hub id; None is `tiny-kl`, which is for
-            trying out.
+        encoder: name of an encoder plugin, a path, or a hub id; None is `tiny-kl`, a small model to
+            try things out with.
         size: side of the images in pixels, or (height, width); None is the modality's default.
         overrides: any key of the recipe, such as {"batch_size": 64, "output.dtype": "float32"}.
         device, devices: see `latentkit.contracts.TaskContext`.
@@ -75,7 +75,7 @@ def run(
     device: str = "auto",
     devices: Sequence[str] = (),
 ) -> Any:
-    """Run any recipe; again goes on where it stopped, or does what has changed in the source since.
+    """Run any recipe. Run it again to continue a stopped run, or to encode a changed source.
 
     Args:
         recipe: path of a YAML file, or its values; relative paths in values start from the working
@@ -85,8 +85,8 @@ def run(
 
     Returns:
         An encode task's `LatentDataset` (with `encoders:`, one by name), a train task's
-        `TrainResult`, an evaluate task's `EvaluateResult`, what a plugin's task gives; with
-        `dry_run`, the text of what would be done.
+        `TrainResult`, an evaluate task's `EvaluateResult`, what a plugin's task returns; with
+        `dry_run`, a text that says what would be done.
 
     Raises:
         LatentkitError: whatever the user can fix; the message says how.
@@ -117,31 +117,31 @@ def open_encoder(
     options: Mapping[str, Any] | None = None,
     **more_options: Any,
 ) -> LatentEncoder:
-    """The encoder of that name, with its decoder, to use by hand.
+    """Open an encoder and its decoder, to encode and decode from Python.
 
     Args:
         name: what `encode` takes as `encoder`: name of an encoder plugin, a path, or a hub id.
         device: "auto", a kind such as "cuda", or one device such as "cuda:1".
-        dtype: in which it encodes, such as "bfloat16" or torch.bfloat16; None is its default. It
-            decodes in float32.
-        modality: for an encoder that takes several, such as images and videos; None is its usual
-            one.
-        options: of the encoder, as under `encoder.with` in a recipe; they can also be given as
-            keywords.
+        dtype: type to encode in, such as "bfloat16" or torch.bfloat16; None is the encoder's
+            default. Decoding is in float32.
+        modality: name of the modality to encode, for an encoder that takes several, such as image
+            and video; None is the encoder's first.
+        options: options of the encoder, as under `encoder.with` in a recipe; they can also be
+            given as keywords.
 
     Raises:
-        LatentkitError: whatever the user can fix, such as an option that it doesn't have.
+        LatentkitError: whatever the user can fix, such as an unknown option.
         ValueError: an option given twice.
     """
-    from latentkit.tasks.open_encoder import open_encoder as open_by_word
+    from latentkit.tasks.open_encoder import open_encoder as open_by_name
 
     given = [*(options or {}), *more_options, *(() if dtype is None else ("dtype",))]
-    if twice := {one for one in given if given.count(one) > 1}:
-        raise ValueError(f"the options {', '.join(sorted(twice))} are given twice")
-    every = {**(options or {}), **more_options}
+    if twice := {option for option in given if given.count(option) > 1}:
+        raise ValueError(f"given twice: {', '.join(sorted(twice))}; give each option once")
+    merged = {**(options or {}), **more_options}
     if dtype is not None:
-        every["dtype"] = str(dtype).removeprefix("torch.")
-    return open_by_word(os.fspath(name), every, modality, device)
+        merged["dtype"] = str(dtype).removeprefix("torch.")
+    return open_by_name(os.fspath(name), merged, modality, device)
 
 
 def open_dataset(
@@ -153,7 +153,7 @@ def open_dataset(
     cache: Cache = None,
     keys: Keys | None = None,
 ) -> LatentDataset:
-    """The latent dataset at `path`.
+    """Open the latent dataset at `path`.
 
     Args:
         path: folder that `encode` wrote, or its URL.
@@ -165,15 +165,15 @@ def open_dataset(
         columns: attributes to give with key and view, such as ["text"], or a single one. A row that
             lacks it has None, which `latentkit.collate` takes and torch's own collate function
             doesn't; `latentkit inspect` says how many rows have each.
-        seed: of all draws and shuffles.
+        seed: seed of all random draws and shuffles.
         cache: local cache for datasets at URLs: a limit in bytes, a folder, or both; None is 64
             GiB in the user's cache folder.
         keys: only the rows with these keys, in the dataset's order: a list, or the path of a text
-            file with a key on each line. Keys of skipped samples are passed over.
+            file with a key on each line. Keys of skipped samples are ignored.
 
     Raises:
-        StoreError: missing, unfinished or damaged.
-        ValueError: a posterior that isn't stored, a view, column or key that isn't there.
+        StoreError: the dataset is missing, unfinished or damaged.
+        ValueError: the dataset lacks that posterior, view, column or key.
     """
     from latentkit.reading.dataset import open_dataset as open_files
 
@@ -181,7 +181,7 @@ def open_dataset(
 
 
 def _open_decoder(folder: Folder, made_with: Mapping[str, str], device: str) -> Decodes:
-    """Opens a dataset's encoder. Only this needs plugins: reading latents does without."""
+    """Open the decoder of a dataset's encoder. Only this needs plugins; reading latents doesn't."""
     from latentkit.tasks.open_decoder import open_decoder
 
     return open_decoder(folder, made_with, device)

@@ -25,8 +25,8 @@ class SourceError(LatentkitError):
 
 
 class EncoderError(LatentkitError):
-    """An encoder or model that can't be loaded, or that doesn't keep its own word about shapes and
-    values.
+    """An encoder or model that can't be loaded, or whose output differs from the shapes and values
+    that it declares.
     """
 
 
@@ -35,20 +35,20 @@ class StoreError(LatentkitError):
 
 
 class DamagedError(StoreError):
-    """A file of a latent dataset that is not what was once written there."""
+    """A file of a latent dataset whose content is no longer what was written."""
 
 
 class FingerprintError(StoreError):
-    """The output holds latents made with other weights or settings; names every field that differs.
+    """An output folder has latents of other weights or settings; names every field that differs.
     """
 
 
 class DeviceError(LatentkitError):
-    """A device that is not there, or can't do what is asked of it."""
+    """A device that is missing, or that doesn't support what the run needs."""
 
 
 class TrainingError(LatentkitError):
-    """A training run that can't start or go on."""
+    """A training run that can't start or continue."""
 
 
 class SampleError(LatentkitError):
@@ -64,7 +64,8 @@ class SampleError(LatentkitError):
 class InterruptedRunError(BaseException):
     """The run was asked to stop by a signal; `exit_code` is 130 (SIGINT) or 143 (SIGTERM).
 
-    Like `KeyboardInterrupt` no `Exception`: nobody who handles errors may swallow it.
+    Like `KeyboardInterrupt` it isn't an `Exception`, so that error handling
+    lets it through.
     """
 
     def __init__(self, message: str, exit_code: int) -> None:

@@ -9,9 +9,9 @@ module:
 Hooks take no argument and return declarations: one spec, or an iterable of them (a generator will
 do). They are called once, when the first name is looked up, so heavy imports belong inside `build`.
 Core's own parts come through the same hooks. Hooks are only ever added, never changed;
-docs/contract.md says how the contract grows. A package that needs what a newer version of it added
-says so, in its `__init__.py` or in the module itself, and is then refused by an older latentkit
-with one clear message:
+docs/contract.md says how the contract grows. A package that needs a newer version of the contract
+sets the version in its `__init__.py` or in the module itself. An older latentkit then refuses the
+package with one clear message:
 
     requires_contract = 2
 """

@@ -15,6 +15,8 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 KINDS = {"models": "", "datasets": "datasets/"}
+LARGE = (".safetensors", ".parquet", ".png")
+"""Endings of files that the hub stores outside git, by their sha256."""
 
 
 @dataclass
@@ -89,6 +91,9 @@ class FakeHub:
             def do_POST(self) -> None:
                 hub.answer(self)
 
+            def do_PUT(self) -> None:
+                hub.answer(self)
+
             def log_message(self, format: str, *args: object) -> None:
                 pass
 
@@ -117,12 +122,23 @@ class FakeHub:
     def answer(self, request: BaseHTTPRequestHandler) -> None:
         """Send what one request asks for."""
         self.requests.append(f"{request.command} {request.path}")
-        body = request.rfile.read(int(request.headers.get("Content-Length") or 0)).decode()
+        body = request.rfile.read(int(request.headers.get("Content-Length") or 0))
         if self.failure is not None:
             send(request, self.failure.status, self.failure.body, self.failure.headers)
             return
         address = urlsplit(request.path)
-        parts = [unquote(part) for part in address.path.strip("/").split("/")]
+        self.answer_path(request, [unquote(part) for part in address.path[1:].split("/")], body)
+
+    def answer_path(
+        self, request: BaseHTTPRequestHandler, parts: list[str], content: bytes
+    ) -> None:
+        """Send what one request asks for.
+
+        Args:
+            parts: of its path.
+            content: its body.
+        """
+        body = content.decode()
         if parts[0] == "api" and len(parts) > 3 and parts[1] in KINDS:
             self._answer_api(request, KINDS[parts[1]] + "/".join(parts[2:4]), parts[4:], body)
         else:
@@ -139,10 +155,7 @@ class FakeHub:
             return
         commit, files = found
         if what == "tree":
-            rows = [
-                entry_of(path, files[path]) for path in files if path.startswith("/".join(below))
-            ]
-            send_json(request, rows + folders_of(files))
+            send_tree(request, files, "".join(f"{name}/" for name in below if name))
         elif what == "paths-info":
             wanted = parse_qs(body).get("paths", []) or json.loads(body or "{}").get("paths", [])
             rows = [entry_of(path, files[path]) for path in wanted if path in files]
@@ -172,7 +185,7 @@ class FakeHub:
             return
         content, status = files[path], 200
         headers = {
-            "ETag": f'"{hashlib.sha1(content).hexdigest()}"',
+            "ETag": f'"{etag_of(path, content)}"',
             "X-Repo-Commit": commit,
             "Accept-Ranges": "bytes",
         }
@@ -228,12 +241,36 @@ class FakeHub:
 
 def entry_of(path: str, content: bytes) -> dict[str, Any]:
     """A file as the hub's listings have it."""
-    return {
+    entry: dict[str, Any] = {
         "type": "file",
         "path": path,
         "size": len(content),
-        "oid": hashlib.sha1(content).hexdigest(),
+        "oid": hash_blob(content),
     }
+    if path.endswith(LARGE):
+        entry["lfs"] = {"oid": etag_of(path, content), "size": len(content), "pointerSize": 130}
+    return entry
+
+
+def hash_blob(content: bytes) -> str:
+    """The name that git gives a file's content."""
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def etag_of(path: str, content: bytes) -> str:
+    """The hash by which the hub tells a file's contents apart."""
+    return hashlib.sha256(content).hexdigest() if path.endswith(LARGE) else hash_blob(content)
+
+
+def send_tree(request: BaseHTTPRequestHandler, files: Mapping[str, bytes], folder: str) -> None:
+    """Answer with what is in a folder ("" or "name/"), and below it if that was asked for."""
+    is_deep = "recursive=true" in request.path.lower()
+    rows = [*(entry_of(path, content) for path, content in files.items()), *folders_of(files)]
+    inside = [row for row in rows if row["path"].startswith(folder)]
+    if folder and not inside:
+        send(request, 404, headers={"X-Error-Code": "EntryNotFound"})
+        return
+    send_json(request, [row for row in inside if is_deep or "/" not in row["path"][len(folder) :]])
 
 
 def folders_of(files: Mapping[str, bytes]) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Core's own plugins: declarations, through the same hooks as everybody's. Loads no torch.
+"""Core's own plugins, declared through the same hooks as other plugins. Loads no torch.
 
 A `build` function imports the module that does the work, and nothing here does any.
 """

@@ -124,7 +124,7 @@ def latentkit_losses() -> Iterator[LossSpec]:
     yield LossSpec("kl", "KL to N(0, I), nats per input value", KlConfig, _build_kl, role="latent")
     yield LossSpec(
         "equivariance",
-        "decoding shrunk and turned latents gives shrunk and turned pictures",
+        "decoding shrunk and turned latents gives shrunk and turned images",
         EquivarianceConfig,
         _build_equivariance,
         role="latent",

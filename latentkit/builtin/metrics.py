@@ -106,7 +106,7 @@ def _build_loss(config: LossMetricConfig, context: BuildContext) -> Metric:
     return open_loss(config, context)
 
 
-_ON_PICTURES: tuple[Need, ...] = ("decoder", "modality")
+_ON_IMAGES: tuple[Need, ...] = ("decoder", "modality")
 _BOUND: tuple[Need, ...] = ("decoder", "posterior")
 
 METRICS = {
@@ -118,7 +118,7 @@ METRICS = {
             NoOptions,
             _build_psnr,
             1,
-            _ON_PICTURES,
+            _ON_IMAGES,
             "higher",
         ),
         MetricSpec(
@@ -127,7 +127,7 @@ METRICS = {
             NoOptions,
             _build_ssim,
             1,
-            _ON_PICTURES,
+            _ON_IMAGES,
             "higher",
         ),
         MetricSpec(
@@ -136,7 +136,7 @@ METRICS = {
             NoOptions,
             _build_ms_ssim,
             1,
-            _ON_PICTURES,
+            _ON_IMAGES,
             "higher",
         ),
         MetricSpec(
@@ -163,7 +163,7 @@ METRICS = {
             RfidConfig,
             _build_rfid,
             1,
-            _ON_PICTURES,
+            _ON_IMAGES,
             "lower",
         ),
         MetricSpec(
@@ -228,10 +228,10 @@ METRICS = {
         ),
     )
 }
-"""By name, in the order that the README has them in."""
+"""The metrics by name, in the order of the README."""
 
 
 @hookimpl
 def latentkit_metrics() -> list[MetricSpec]:
-    """All of them."""
+    """Return all metrics of core."""
     return list(METRICS.values())

@@ -104,7 +104,7 @@ def latentkit_modalities() -> Iterator[ModalitySpec]:
     # came out wrong.
     yield ModalitySpec(
         "image",
-        "pictures, in sRGB",
+        "images, in sRGB",
         ImageConfig,
         _build_image,
         version=2,
@@ -124,7 +124,7 @@ def latentkit_encoders() -> Iterator[EncoderSpec]:
     )
     yield EncoderSpec(
         "tiny-kl-16",
-        "the same with 16 channels: sharper, harder to model",
+        "tiny-kl with 16 channels: sharper, but harder to model",
         TinyKLConfig,
         _build_tiny_kl_16,
     )

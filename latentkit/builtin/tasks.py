@@ -1,4 +1,5 @@
-"""Core's own tasks. Loads no torch, and none of what runs them: discovery is quick without it."""
+"""Core's own tasks. Loads no torch and none of the modules that run tasks, to keep discovery quick.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from latentkit.hooks import hookimpl
 
 @hookimpl
 def latentkit_tasks() -> Iterator[TaskSpec]:
-    """All of them; nothing lies between `run_recipe` and the function that does the work."""
+    """Return core's tasks. `run_recipe` calls the functions named here directly."""
     yield TaskSpec(
         "encode",
         "a latent dataset from a source",

@@ -1,4 +1,4 @@
-"""What commands print at their end."""
+"""Texts that commands print when they end: a summary, and what to do next."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ MOST_KEYS = 3
 MOST_REMARKS = 6
 MOST_COLUMNS = 4
 SLOW_SECONDS, SLOW_WAITED, SLOW_FULL = 60.0, 0.3, 0.7
-"""From how many seconds on a run is told what slowed it: an encoder that waited this share of the
-time, and batches less full than this.
+"""A run of at least so many seconds is told why it was slow: the encoder waited for this share of
+the time or more, or batches were less full than this.
 """
 KNOWN_BY_CONFIG = ("diffusers", "tiny-kl", "tiny-kl-16")
-"""Encoders whose model folders `latentkit encode` tells apart by their config.json."""
+"""Encoders whose model folders `latentkit encode` recognizes by their config.json."""
 
 
 def report_encoding(result: EncodeRun) -> str:
-    """What an encode task made, and where to look."""
+    """Return the summary of an encode task: its datasets, and the commands to look at them."""
     return "\n".join(_report_encode(name, result) for name in result.folders)
 
 
 def report_training(result: TrainResult) -> str:
-    """What a train task made, and how to encode with it."""
+    """Return the summary of a train task: its model, and how to encode with it."""
     done = "was finished already" if result.finished_before else f"{result.steps} steps done"
     if result.best is not None:
         best = f"step {result.best.step}, the best by {result.best.metric or 'evaluate.best'}"
-        done += f"; it is of {best}, the last is in model-last/"
+        done += f"; this model is of {best}, the last step's is in model-last/"
     skipped = (
         f"; {result.num_skipped_steps} steps were not finite and skipped"
         if result.num_skipped_steps
@@ -52,38 +52,40 @@ def report_training(result: TrainResult) -> str:
     if result.num_bad_samples:
         left_out = (
             f"; {result.num_bad_samples} samples left out,"
-            f" {_near(result.model.parent / 'result.json')} says why"
+            f" {_short_path(result.model.parent / 'result.json')} says why"
         )
     return (
-        f"{_near(result.model)}: {done}{skipped}{left_out}\n"
+        f"{_short_path(result.model)}: {done}{skipped}{left_out}\n"
         f"  encode with it: {_encoding_with(result.model)}"
     )
 
 
 def _encoding_with(model: Path) -> str:
-    """Say how latents are made with a trained model: by `encode`, or else in a recipe."""
+    """Return the command or the recipe key that encodes with a trained model."""
     recipe = load_recipe(model.parent / "recipe.yaml")
     assert isinstance(recipe, TrainRecipe)
     if recipe.model.use in KNOWN_BY_CONFIG:
-        return f"latentkit encode SOURCE OUT --encoder {in_shell(_near(model))}"
-    return f"encoder: {{use: {recipe.model.use}, with: {{model: {_near(model)}}}}} in a recipe"
+        return f"latentkit encode SOURCE OUT --encoder {in_shell(_short_path(model))}"
+    use = recipe.model.use
+    return f"encoder: {{use: {use}, with: {{model: {_short_path(model)}}}}} in a recipe"
 
 
 def _report_encode(name: str, result: EncodeRun) -> str:
+    """Return the summary of one dataset that an encode task made."""
     from latentkit.upkeep.inspect_dataset import describe_columns, describe_remarks, inspect_dataset
 
-    found, folder = inspect_dataset(result.folders[name]), _near(result.folders[name])
+    found, folder = inspect_dataset(result.folders[name]), _short_path(result.folders[name])
     command = f"latentkit inspect {in_shell(folder)}"
     lines = [f"{folder}: {count_latents(found['rows'], result.summaries[name])}"]
     lines += [f"  slow          {text}" for text in explain_slowness(result.summaries[name])]
-    lines += _skipped(found, command)
+    lines += _list_skip_reasons(found, command)
     lines += [
         f"  note          {text}"
         for text in describe_remarks(found, MOST_REMARKS, command, result.remarks[name])
     ]
     lines += [f"  column        {text}" for text in describe_columns(found, MOST_COLUMNS, command)]
     if name in result.previews:
-        lines.append(f"  look at       {_near(result.previews[name])}")
+        lines.append(f"  look at       {_short_path(result.previews[name])}")
     lines.append(f"  what is in it {command}")
     lines.append(
         f"  read it       latentkit.open({json.dumps(folder, ensure_ascii=False)}).batches(256,"
@@ -92,8 +94,8 @@ def _report_encode(name: str, result: EncodeRun) -> str:
     return "\n".join(lines)
 
 
-def _skipped(found: Mapping[str, Any], command: str) -> list[str]:
-    """The most frequent reasons in a finished dataset, and the first samples of each."""
+def _list_skip_reasons(found: Mapping[str, Any], command: str) -> list[str]:
+    """Return lines with the most frequent reasons for skipping, and the first samples of each."""
     from latentkit.upkeep.inspect_dataset import name_keys
 
     reasons: dict[str, int] = found["skipped"]
@@ -114,8 +116,8 @@ def _skipped(found: Mapping[str, Any], command: str) -> list[str]:
 
 
 def report_evaluation(result: EvaluateResult) -> str:
-    """What an evaluate task found, and where to look."""
-    found, folder = result.evaluation, _near(result.folder)
+    """Return the summary of an evaluate task: its values, and where the report lies."""
+    found, folder = result.evaluation, _short_path(result.folder)
     if found is None:
         return f"{folder}: evaluated by the first process"
     skipped = len(found.rows) - found.num_samples
@@ -134,15 +136,15 @@ def report_evaluation(result: EvaluateResult) -> str:
         [
             *lines,
             (
-                f"  look at {folder}/report.html; how each number is measured stands in"
-                f" {folder}/metrics.json"
+                f"  look at {folder}/report.html; {folder}/metrics.json says how each value is"
+                " measured"
             ),
         ]
     )
 
 
 def _skipped_rows(rows: Sequence[Row], folder: str) -> list[str]:
-    """The most frequent reasons why samples were not evaluated, with the first samples of each."""
+    """Return lines with the most frequent reasons for not evaluating, and first samples of each."""
     keys: dict[str, list[str]] = {}
     for row in rows:
         if row.reason:
@@ -152,26 +154,26 @@ def _skipped_rows(rows: Sequence[Row], folder: str) -> list[str]:
     for reason, named in by_count[:MOST_REASONS]:
         lines.append(f"  skipped {len(named)}: {reason}, such as {', '.join(named[:MOST_KEYS])}")
     return lines + (
-        [f"  each skipped sample and its reason stand in {folder}/samples.parquet"] if lines else []
+        [f"  {folder}/samples.parquet lists each skipped sample with its reason"] if lines else []
     )
 
 
 def count_latents(rows: Mapping[str, int], summary: EncodeSummary) -> str:
-    """Count the latents in the dataset, and those that this process encoded."""
-    held = _latents(rows.get("ok", 0), rows.get("skipped", 0))
+    """Say how many latents the dataset has, and how many this process encoded."""
+    total = _latents(rows.get("ok", 0), rows.get("skipped", 0))
     if not summary.num_ok and not summary.num_skipped:
-        return f"{held}; finished already, nothing was left to do here"
+        return f"{total}; all were encoded already"
     here = _latents(summary.num_ok, summary.num_skipped)
     rate = summary.num_ok / max(summary.seconds, 1e-9)
     speed = (
         f"in {summary.seconds:.1f} s ({rate:.1f}/s); the encoder waited"
         f" {_share_waited(summary):.0%} of the time"
     )
-    return f"{held} {speed}" if here == held else f"{held}; {here} of them here {speed}"
+    return f"{total} {speed}" if here == total else f"{total}; {here} of them here {speed}"
 
 
 def explain_slowness(summary: EncodeSummary) -> list[str]:
-    """What kept the encoder from being busy, and what to do, where that cost some time."""
+    """Return lines that say why a long run was slow, and what would make it faster."""
     if summary.seconds < SLOW_SECONDS:
         return []
     lines, share = [], _share_waited(summary)
@@ -193,10 +195,10 @@ def _latents(num_ok: int, num_skipped: int) -> str:
     return f"{num_ok} latent{'' if num_ok == 1 else 's'}{skipped}"
 
 
-def go_on_with(recipe: Recipe) -> str:
-    """The command that goes on with a stopped run."""
+def how_to_continue(recipe: Recipe) -> str:
+    """Return what a stopped run keeps, and the command that continues it."""
     if isinstance(recipe, EvaluateRecipe):
-        return "an evaluation is kept as a whole only; run the same command again"
+        return "an evaluation that was stopped keeps nothing; run the same command again"
     if not isinstance(recipe, (EncodeRecipe, TrainRecipe)):
         return "run the same command again"
     output = recipe.output.path
@@ -209,12 +211,13 @@ def go_on_with(recipe: Recipe) -> str:
                 "no checkpoint was written yet (output.checkpoint_every:"
                 f" {recipe.output.checkpoint_every}); begin again with"
             )
-        return f"{kept}: latentkit run {in_shell(_near(f'{output}/recipe.yaml'))}"
+        return f"{kept}: latentkit run {in_shell(_short_path(f'{output}/recipe.yaml'))}"
     kept = "what is committed is kept" if os.path.isdir(output) else "nothing was committed yet"
     return f"{kept}; run the same command again"
 
 
 def _holds_recipe(output: str) -> bool:
+    """Return whether an output folder has a recipe.yaml to continue with."""
     from latentkit.store.open_folder import open_folder
 
     try:
@@ -225,8 +228,8 @@ def _holds_recipe(output: str) -> bool:
         return False
 
 
-def _near(path: str | Path) -> str:
-    """Return a path as the user would type it, relative where it lies here; a URL as it is."""
+def _short_path(path: str | Path) -> str:
+    """Return a path relative to the working directory if it lies there, else as it is, as URLs."""
     if is_url(str(path)):
         return str(path)
     absolute, here = Path(os.path.abspath(path)), Path.cwd()

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from latentkit.cli import dataset_commands, plugin_commands, recipe_commands
-from latentkit.cli.import_command import IMPORT
+from latentkit.cli import (
+    dataset_commands,
+    hub_commands,
+    import_commands,
+    plugin_commands,
+    recipe_commands,
+)
 from latentkit.contracts import CommandSpec
 from latentkit.hooks import hookimpl
 
 
 @hookimpl
 def latentkit_commands() -> list[CommandSpec]:
-    """All of them, in the order in which `--help` lists them."""
-    first, *others = recipe_commands.COMMANDS
-    return [
-        first,
-        IMPORT,
-        *others,
-        *dataset_commands.COMMANDS,
-        *plugin_commands.COMMANDS,
-    ]
+    """Core's commands, in the order in which `--help` lists them."""
+    groups = (
+        recipe_commands,
+        import_commands,
+        dataset_commands,
+        hub_commands,
+        plugin_commands,
+    )
+    return [command for group in groups for command in group.COMMANDS]

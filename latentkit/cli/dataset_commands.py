@@ -1,4 +1,4 @@
-"""The commands on a latent dataset or a training run that is there."""
+"""The commands on an existing latent dataset or training run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _add_path(command: argparse.ArgumentParser) -> None:
 
 def _add_inspect(command: argparse.ArgumentParser) -> None:
     _add_path(command)
-    command.add_argument("--json", action="store_true", help="all of it, row by row, for programs")
+    command.add_argument("--json", action="store_true", help="print all of it, row by row, as JSON")
     command.add_argument(
         "--skipped",
         action="store_true",
@@ -47,7 +47,7 @@ def _add_preview(command: argparse.ArgumentParser) -> None:
         "output",
         metavar="OUT",
         type=Path,
-        help="file to write: .png, or what the modality draws or plays",
+        help="file to write: .png, or the modality's own kind of preview, such as .wav",
     )
     command.add_argument(
         "--rows", type=int, default=8, metavar="N", help="samples to show (default: 8)"
@@ -77,7 +77,7 @@ def _add_checkpoint(command: argparse.ArgumentParser) -> None:
     command.add_argument("run", metavar="RUN", help="folder of the training run")
     command.add_argument("output", metavar="OUT", help="folder to write, missing or empty")
     command.add_argument(
-        "--step", type=int, metavar="N", help="steps done (default: the newest checkpoint)"
+        "--step", type=int, metavar="N", help="step of the checkpoint (default: the newest)"
     )
     weights = "averaged or raw weights (default: averaged, where the recipe has ema)"
     command.add_argument("--weights", choices=("average", "raw"), help=weights)
@@ -89,8 +89,8 @@ def _inspect(options: argparse.Namespace) -> int:
     if options.skipped:
         if options.json:
             raise LatentkitError(
-                "--skipped is a list to read; with --json alone, every row is in `ledger`, with its"
-                " status and reason"
+                "--skipped can't be combined with --json; use --json alone, where `ledger` has"
+                " every row with its status and reason"
             )
         print(printable(list_skipped(options.path)))
         return 0
@@ -146,7 +146,7 @@ def _preview(options: argparse.Namespace) -> int:
     print(
         f"wrote {options.output}"
         if has_decoded
-        else f"wrote {options.output}: samples alone, as the encoder can't decode"
+        else f"wrote {options.output}: only the samples, as the encoder can't decode latents"
     )
     return 0
 
@@ -177,7 +177,7 @@ COMMANDS = (
     CommandSpec("inspect", "say what is in a latent dataset", _add_inspect, _inspect),
     CommandSpec(
         "verify",
-        "find what is missing, damaged or foreign in a latent dataset; exit code 1 when broken",
+        "find missing, damaged and foreign files in a latent dataset; exit code 1 if any is found",
         _add_verify,
         _verify,
     ),
@@ -188,14 +188,14 @@ COMMANDS = (
         _compact,
     ),
     CommandSpec(
-        "preview", "draw samples beside what their latents decode to", _add_preview, _preview
+        "preview", "show samples beside their decoded latents", _add_preview, _preview
     ),
     CommandSpec(
         "export", "write a latent dataset in the format of a trainer", _add_export, _export
     ),
     CommandSpec(
         "checkpoint",
-        "write the model of a training run's checkpoint as a folder to load",
+        "write the model of a training run's checkpoint to a folder that encoders load",
         _add_checkpoint,
         _checkpoint,
     ),

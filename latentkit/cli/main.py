@@ -1,10 +1,11 @@
-"""Arguments to one call; exit codes.
+"""Command-line entry point.
 
-0 done, 1 our fault, 2 yours to fix, 130 or 143 stopped by a signal.
+Exit codes: 0 success, 1 an internal error (or damage that `verify` found), 2 an error that the user
+can fix, 130 or 143 stopped by a signal.
 
-Every command is a `CommandSpec` that a hook `latentkit_commands` gives. Core's hook is asked first,
-and plugins are looked for where the first word is none of core's: `latentkit --help` and core's
-commands load no plugin, and so stay quick; `latentkit plugins` lists the commands of plugins too.
+Every command is a `CommandSpec` that a hook `latentkit_commands` returns. Plugins are loaded only
+where the first word is not a command of core, so that `latentkit --help` and core's commands start
+quickly. `latentkit plugins` lists the commands of plugins too.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from types import FrameType
 
 from latentkit._version import __version__
 from latentkit.cli.core_commands import latentkit_commands
-from latentkit.cli.plugin_commands import spell_out
+from latentkit.cli.plugin_commands import insert_show
 from latentkit.cli.shared_arguments import printable
 from latentkit.contracts import CommandSpec
 from latentkit.errors import InterruptedRunError, LatentkitError
 
 COMMANDS = {command.name: command for command in latentkit_commands()}
-"""Core's own, in the order in which `--help` lists them."""
+"""Core's commands by name, in the order in which `--help` lists them."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser().print_help()
         return 0
     try:
-        return _run(words)
+        return _run_command(words)
     except InterruptedRunError as error:
         print(f"latentkit: {error}", file=sys.stderr)
         return error.exit_code
@@ -55,9 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
 
 
-def _run(words: Sequence[str]) -> int:
+def _run_command(words: Sequence[str]) -> int:
+    """Parse the words of a command line, run the command, and return its exit code."""
     if words[0].startswith("-") or words[0] in COMMANDS:
-        options = parser().parse_args(spell_out(words))
+        options = parser().parse_args(insert_show(words))
     else:
         options = _parser_of(_find_command(words[0])).parse_args(words[1:])
     signal.signal(signal.SIGTERM, _stop)
@@ -67,19 +69,19 @@ def _run(words: Sequence[str]) -> int:
 
 
 def _find_command(name: str) -> CommandSpec:
-    """The command of a plugin.
+    """Return a plugin's command.
 
     Raises:
-        PluginError: no plugin has it, or several have.
-        LatentkitError: it is a task, which has no command.
+        PluginError: no plugin has the command, or several have.
+        LatentkitError: the name is a task's, which has no command.
     """
     from latentkit.plugins import discover
 
     registry = discover()
     if name in registry.names("task") and name not in registry.names("command"):
         raise LatentkitError(
-            f"there is no command {name}; a recipe with task: {name} is run by `latentkit run"
-            " RECIPE`; `latentkit recipes` lists some to begin with"
+            f"there is no command {name}, but a task: run a recipe with task: {name} by `latentkit"
+            " run RECIPE`; `latentkit recipes` lists recipes to begin with"
         )
     spec = registry.find("command", name).spec
     assert isinstance(spec, CommandSpec)
@@ -87,14 +89,14 @@ def _find_command(name: str) -> CommandSpec:
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    """Stop in good order. Launchers send several signals; one is enough."""
+    """Raise InterruptedRunError, and ignore later signals, as launchers send several."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     raise InterruptedRunError("stopped" if number == signal.SIGINT else "terminated", 128 + number)
 
 
 def parser() -> argparse.ArgumentParser:
-    """Core's commands and options; a test freezes them."""
+    """Return the parser of core's commands; a test lists every option, so that none is lost."""
     top = argparse.ArgumentParser(
         "latentkit",
         description="Latent datasets for latent diffusion, and the autoencoders that make them.",
@@ -102,23 +104,23 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"latentkit {__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in COMMANDS.values():
-        below = commands.add_parser(
+        subparser = commands.add_parser(
             command.name, help=command.summary, description=_sentence(command.summary)
         )
-        _fill(below, command)
+        _add_arguments(subparser, command)
     return top
 
 
 def _parser_of(command: CommandSpec) -> argparse.ArgumentParser:
-    """The parser of a plugin's command alone."""
-    alone = argparse.ArgumentParser(
+    """Return the parser of one command of a plugin."""
+    parser = argparse.ArgumentParser(
         f"latentkit {command.name}", description=_sentence(command.summary)
     )
-    _fill(alone, command)
-    return alone
+    _add_arguments(parser, command)
+    return parser
 
 
-def _fill(parser: argparse.ArgumentParser, command: CommandSpec) -> None:
+def _add_arguments(parser: argparse.ArgumentParser, command: CommandSpec) -> None:
     parser.set_defaults(command=command.run)
     command.add_arguments(parser)
 

@@ -1,4 +1,4 @@
-"""The command `plugins`: list them, say all about one, make a new one."""
+"""The command `plugins`: list plugins, describe one, make a new one."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from latentkit.cli.shared_arguments import printable
 from latentkit.contracts import CommandSpec
 
 SHOW = "show"
-"""What `plugins NAME` is to argparse, which takes a command below another or a name, not both."""
+"""The hidden sub-command that `plugins NAME` becomes: argparse can't take both NAME and `new`."""
 
 
-def spell_out(words: Sequence[str]) -> list[str]:
-    """Return a command line's words, `plugins NAME` as the command below `plugins`."""
+def insert_show(words: Sequence[str]) -> list[str]:
+    """Return a command line's words, with `plugins NAME` changed to `plugins show NAME`."""
     names = [number for number, word in enumerate(words) if not word.startswith("-")][1:]
     if words[0] != "plugins" or not names or words[names[0]] == "new":
         return list(words)
@@ -22,7 +22,7 @@ def spell_out(words: Sequence[str]) -> list[str]:
 
 
 def _add_plugins(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--json", action="store_true", help="for programs")
+    command.add_argument("--json", action="store_true", help="print JSON")
     below = command.add_subparsers(metavar="[[KIND] NAME | new]")
     show = below.add_parser(SHOW, prog=f"{command.prog} [KIND] NAME", add_help=False)
     show.add_argument("names", nargs="+")
@@ -75,7 +75,7 @@ def _new_plugin(options: argparse.Namespace) -> int:
 COMMANDS = (
     CommandSpec(
         "plugins",
-        "list plugins, and what is wrong with any; say all about one; or make a new one",
+        "list plugins and their problems; describe one; or make a new one",
         _add_plugins,
         _plugins,
     ),

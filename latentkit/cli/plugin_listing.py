@@ -1,4 +1,4 @@
-"""What `latentkit plugins` prints: all of them, or all about one. Loads no torch."""
+"""The texts of `latentkit plugins`: a list of all, or a description of one. Loads no torch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from latentkit.runtime.key_errors import suggest
 
 
 def plugins_as_text(registry: Registry) -> str:
-    """A table of what is provided, then every problem."""
+    """Return a table of all plugins, then every problem."""
     rows = [
         (row.kind, row.name, f"{row.provider} {row.version}", row.summary)
         for row in registry.rows()
@@ -36,7 +36,7 @@ def plugins_as_text(registry: Registry) -> str:
 
 
 def plugins_as_json(registry: Registry) -> str:
-    """{"plugins": [...], "problems": [...], "disabled": [...]}."""
+    """Return the JSON text {"plugins": [...], "problems": [...], "disabled": [...]}."""
     listing: dict[str, Any] = {
         "plugins": [dataclasses.asdict(row) for row in registry.rows()],
         "problems": [dataclasses.asdict(problem) for problem in registry.problems],
@@ -51,20 +51,20 @@ def plugins_as_json(registry: Registry) -> str:
 
 
 def plugin_as_text(registry: Registry, words: Sequence[str]) -> str:
-    """All about the plugins of a name, of every kind that has it; or of one kind.
+    """Describe the plugins of a name, of every kind or of one.
 
     Args:
         words: the name, or kind and name.
 
     Raises:
         PluginError: no plugin has that name, or several of one kind have.
-        LatentkitError: other words than these.
+        LatentkitError: the words are not [KIND] NAME.
     """
     return "\n\n".join("\n".join(_describe(one)) for one in _find(registry, words))
 
 
 def plugin_as_json(registry: Registry, words: Sequence[str]) -> str:
-    """A list with the same for programs; the options as a JSON schema."""
+    """Return the same as a JSON list, with the options as a JSON schema."""
     return json.dumps(
         [
             {
@@ -82,6 +82,7 @@ def plugin_as_json(registry: Registry, words: Sequence[str]) -> str:
 
 
 def _find(registry: Registry, words: Sequence[str]) -> list[Provided]:
+    """Return the plugins that the words [KIND] NAME mean; of several kinds without KIND."""
     if len(words) > 2 or (len(words) == 2 and words[0] not in KINDS):
         known = suggest(words[0], KINDS) or f"; kinds are {', '.join(KINDS)}"
         raise LatentkitError(f"plugins {' '.join(words)}: expected [KIND] NAME{known}")
@@ -97,13 +98,14 @@ def _find(registry: Registry, words: Sequence[str]) -> list[Provided]:
 
 
 def _model(one: Provided) -> type[BaseModel] | None:
-    """What checks the options of a plugin, or the keys of a task's recipe; None for a command."""
+    """Return the pydantic model of a plugin's options or a task's recipe; None for a command."""
     if isinstance(one.spec, TaskSpec):
         return one.spec.recipe
     return one.spec.config if isinstance(one.spec, PluginSpec) else None
 
 
 def _describe(one: Provided) -> list[str]:
+    """Return lines about one plugin: kind, name, summary, distribution and options."""
     spec = one.spec
     head = [
         f"{spec.kind} {spec.name}: {spec.summary}",
@@ -119,6 +121,8 @@ def _describe(one: Provided) -> list[str]:
 
 
 def _options(model: type[BaseModel], prefix: str) -> Iterator[str]:
+    """Yield two lines per option, nested ones with dotted keys: its type and default, what it does.
+    """
     for name, info in model.model_fields.items():
         key = prefix + (info.alias or name)
         yield f"  {key}: {_name_type(info.annotation)}{_default(info)}"
@@ -128,6 +132,7 @@ def _options(model: type[BaseModel], prefix: str) -> Iterator[str]:
 
 
 def _default(info: FieldInfo) -> str:
+    """Return an option's default as the end of its line; empty for a mapping."""
     if info.is_required():
         return " (needed)"
     value = info.get_default(call_default_factory=True)
@@ -137,7 +142,7 @@ def _default(info: FieldInfo) -> str:
 
 
 def _name_type(annotation: Any) -> str:
-    """A type as recipes write its values, such as "whole number | auto"."""
+    """Return a type in the words of recipes, such as "whole number | auto"."""
     words = {int: "whole number", float: "number", str: "text", bool: "true | false"}
     words |= {type(None): "null", Any: "anything"}
     origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
@@ -158,7 +163,7 @@ def _name_type(annotation: Any) -> str:
 
 
 def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The models that a type holds, alone or in a union or a list."""
+    """Yield the pydantic models in a type: the type itself, or parts of a union or a list."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for part in typing.get_args(annotation):

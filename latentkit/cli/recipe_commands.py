@@ -45,17 +45,17 @@ def _add_run(command: argparse.ArgumentParser) -> None:
     add_device(command)
     add_devices(command)
     command.add_argument(
-        "--dry-run", action="store_true", help="say what would be encoded, and write nothing"
+        "--dry-run", action="store_true", help="print what would be encoded, and write nothing"
     )
     command.add_argument(
         "--prune",
         action="store_true",
-        help="leave out samples that are gone from the source, also when they are most of it",
+        help="drop samples that are gone from the source, even if most of them are",
     )
     command.add_argument(
         "--retry-skipped",
         action="store_true",
-        help="encode once more the samples that were skipped",
+        help="try to encode skipped samples again",
     )
 
 
@@ -65,7 +65,7 @@ def _add_check(command: argparse.ArgumentParser) -> None:
 
 
 def _add_recipes(command: argparse.ArgumentParser) -> None:
-    summary = "write a recipe to a folder, to run or to change it"
+    summary = "copy a recipe to a folder, to run or change it"
     copy = command.add_subparsers(metavar="[copy]").add_parser(
         "copy", help=summary, description=f"{summary[0].upper()}{summary[1:]}."
     )
@@ -112,15 +112,15 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def run_parsed(recipe: Recipe, context: TaskContext) -> int:
-    """Run a parsed recipe and print what came of it; returns the exit code."""
-    from latentkit.cli.closing_words import go_on_with
+    """Run a recipe and print its result. If the run is stopped, say how to continue."""
+    from latentkit.cli.closing_words import how_to_continue
     from latentkit.tasks.encode_task import is_first_process
     from latentkit.tasks.run_recipe import find_task, run_recipe
 
     try:
         result = run_recipe(recipe, context)
     except InterruptedRunError as error:
-        raise InterruptedRunError(f"{error}; {go_on_with(recipe)}", error.exit_code) from None
+        raise InterruptedRunError(f"{error}; {how_to_continue(recipe)}", error.exit_code) from None
     if is_first_process():
         print(printable(result if context.dry_run else find_task(recipe).report(result)))
     return 0
@@ -175,10 +175,10 @@ COMMANDS = (
         _add_encode,
         _encode,
     ),
-    CommandSpec("run", "run a recipe; again goes on where it stopped", _add_run, _run),
+    CommandSpec("run", "run a recipe; run it again to continue where it stopped", _add_run, _run),
     CommandSpec(
         "check",
-        "validate a recipe, and open all that it names; write nothing",
+        "validate a recipe and open all that it names, without writing anything",
         _add_check,
         _check,
     ),

@@ -6,7 +6,7 @@ import argparse
 
 
 def printable(text: str) -> str:
-    """Return text whose control characters, as of file names and captions, are escaped."""
+    """Return a text with its control characters escaped; file names and captions may have some."""
     return "".join(
         char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in text
     )
@@ -27,7 +27,8 @@ def add_device(command: argparse.ArgumentParser) -> None:
 
 def add_devices(command: argparse.ArgumentParser) -> None:
     summary = (
-        "encode on these, a process each, such as 0,1 (default: all accelerators of this machine)"
+        "devices to encode on, one process each, such as 0,1 (default: all accelerators of this"
+        " machine)"
     )
     command.add_argument("--devices", default="", metavar="D,D", help=summary)
 

@@ -1,4 +1,4 @@
-"""The recipes that come with the package: where they lie, a list of them, a copy of one."""
+"""The recipes that come with the package: find, list and copy them."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ CLONE = Path(__file__).parents[2] / "recipes"
 
 
 def find_recipes() -> dict[str, Path]:
-    """Return the path of each recipe, and of the example of a trainer, by the name to copy it by.
+    """Return the path of each recipe, and of the example trainer, by the name to copy it with.
 
     Raises:
-        LatentkitError: none lies where an installation or a clone has them.
+        LatentkitError: there are no recipes, neither in the installation nor in a clone.
     """
     folder = INSTALLED if INSTALLED.is_dir() else CLONE
     found = {file.stem: file for file in sorted(folder.glob("*.yaml"))}
     found |= {file.name: file for file in sorted(folder.glob("*.py"))}
     if not found:
         advice = "pip install --force-reinstall --no-deps latentkit-diffusion"
-        raise LatentkitError(f"no recipes lie in {folder}; install the package again: {advice}")
+        raise LatentkitError(f"no recipes are in {folder}; install the package again: {advice}")
     return found
 
 
 def list_recipes() -> str:
-    """Return name and first line of each recipe, and how to get one."""
+    """Return name and first line of each recipe, and the command that copies one."""
     found = find_recipes()
     width = max(map(len, found))
     lines = [f"{name:<{width}}  {_headline(file)}" for name, file in found.items()]
@@ -39,11 +39,11 @@ def _headline(file: Path) -> str:
 
 
 def copy_recipe(name: str, folder: Path) -> list[Path]:
-    """Write a recipe to `folder`, and beside it the configurations of models that it names.
+    """Copy a recipe to `folder`, and beside it the model configurations that it names.
 
     Args:
-        name: as `list_recipes` has it; the ending of a recipe's file may follow.
-        folder: made where it is missing.
+        name: a name from `list_recipes`, with or without .yaml.
+        folder: folder to write to; created if it is missing.
 
     Returns:
         the recipe's path, then those of the files beside it.

@@ -1,4 +1,5 @@
-"""What plugins see: samples, prepared tensors, specs, protocols. Importing this loads no torch.
+"""The contract with plugins: samples, prepared tensors, specs, protocols. Importing this loads no
+torch.
 
 Every name loads on first use: `latentkit --help` does without pydantic, which specs are made of.
 

@@ -1,4 +1,4 @@
-"""What an encoder says of itself: what it takes, what it gives, and how that is normalized.
+"""An encoder's description of itself: its input, its latents, and their normalization.
 
 Importing this loads no torch.
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LOGVAR_RANGE = (-30.0, 20.0)
-"""What log-variances are clamped to, as diffusers' own posteriors do it."""
+"""Range to which log-variances are clamped, as diffusers' own posteriors do."""
 
 
 @dataclass(frozen=True)
 class SizeRule:
-    """Sizes allowed on one axis: `multiple * k + offset`, between `minimum` and `maximum` (None: no
-    limit).
+    """The sizes allowed on one axis: `multiple * k + offset` for a whole number k, between
+    `minimum` and `maximum` (None: no limit).
     """
 
     multiple: int = 1
@@ -31,18 +31,19 @@ class SizeRule:
     maximum: int | None = None
 
     def allows(self, size: int) -> bool:
-        """Whether `size` fits the rule."""
+        """Return whether `size` fits the rule."""
         fits = size >= self.minimum and (self.maximum is None or size <= self.maximum)
         return fits and (size - self.offset) % self.multiple == 0
 
     def nearest(self, size: int) -> int:
-        """The allowed size nearest to `size`, the smaller of two; `size` where none is allowed."""
+        """Return the allowed size nearest to `size`, the smaller of two; `size` if none is allowed.
+        """
         last = max(size, self.minimum) + self.multiple
         fitting = [other for other in range(1, last + 1) if self.allows(other)]
         return min(fitting, key=lambda other: abs(other - size), default=size)
 
     def neighbors(self, size: int) -> list[int]:
-        """The next smaller and the next larger size that is allowed, as far as there are any."""
+        """Return the next smaller and the next larger allowed size, as far as they exist."""
         smaller = (other for other in range(size - 1, 0, -1) if self.allows(other))
         last = max(size, self.minimum) + self.multiple
         larger = (other for other in range(size + 1, last + 1) if self.allows(other))
@@ -65,10 +66,10 @@ class MelSpec:
         bins: mel bins, the last axis of the input.
         n_fft: samples in one window, a Hann window of that length.
         hop: samples from one window to the next.
-        power: of the spectrum's magnitude, 1.0 or 2.0.
-        low_hz, high_hz: of the lowest and highest bin; high_hz None is half the sample rate.
-        scale: of frequencies, "slaney" or "htk".
-        norm: of the bins' areas: "slaney", or None for none.
+        power: exponent of the spectrum's magnitude, 1.0 or 2.0.
+        low_hz, high_hz: limits of the lowest and highest bin; high_hz None is half the sample rate.
+        scale: mel scale of frequencies, "slaney" or "htk".
+        norm: normalization of the bins' areas: "slaney", or None for none.
         floor: smallest value whose logarithm is taken.
     """
 
@@ -85,18 +86,19 @@ class MelSpec:
 
 @dataclass(frozen=True)
 class InputSpec:
-    """What an encoder takes.
+    """The input that an encoder takes.
 
     Args:
-        channels: of the input (3 for RGB).
+        channels: channels of the input (3 for RGB).
         range: lowest and highest value, such as (-1.0, 1.0).
         sizes: rule per axis letter ("H", "W", "T", "L"); an axis left out is free.
-        sample_rate_hz: of audio; None elsewhere.
+        sample_rate_hz: sample rate of audio; None for other modalities.
         axes: one letter per axis of one input, without the batch: "CHW", "CTHW" (video), "CDHW"
             (volume), "CL" (audio), "CTM" (mel).
-        mel: of a spectrogram that is taken instead of audio; None elsewhere.
-        takes_mask: whether `encode` wants prepared rows with a mask as a mapping of batches, "mask"
-            among them; else it gets the one other tensor alone.
+        mel: how the spectrogram is computed that the encoder takes instead of audio; None for
+            other encoders.
+        takes_mask: whether `encode` gets rows with a mask as a mapping of batches, with the key
+            "mask"; if False, it gets the other tensor alone.
     """
 
     channels: int
@@ -113,10 +115,10 @@ class LatentLayout:
     """Shape and kind of an encoder's latents.
 
     Args:
-        name: of the tensor when datasets are joined, such as "latent" or "text-embedding".
+        name: name of the tensor when datasets are joined, such as "latent" or "text-embedding".
         kind: "gaussian" (mean and logvar), "deterministic" ("latent") or "quantised" ("indices").
         axes: one letter per axis of one latent, without the batch: "CHW", "CTHW", "CL", "LC".
-        channels: C of the latent.
+        channels: channels C of the latent.
         downscale: input size over latent size, one number for all axes but C, or one per axis but
             C, in their order; a latent axis has the quotient rounded up, so that 4 fits videos of 4
             k + 1 frames.
@@ -138,9 +140,9 @@ class Normalization:
     stored.
 
     Args:
-        shift: a number, one per folded channel, or a nested list shaped like one folded latent; of
-            sizes beyond a latent's, the first are taken.
-        scale: the same.
+        shift: a number, one number per folded channel, or a nested list shaped like one folded
+            latent. Where it is larger than a latent, the first values are used.
+        scale: as `shift`.
         fold: factor per latent axis letter that is moved into channels first, such as {"H": 2, "W":
             2}; empty for none.
     """
@@ -150,15 +152,13 @@ class Normalization:
     fold: Mapping[str, int] = field(default_factory=dict)
 
     def apply(self, latents: Tensor, axes: str = "CHW") -> Tensor:
-        """Raw latents, (..., C, h, w) in any float dtype, to what a trainer sees, in the same
-        dtype.
-        """
+        """Normalize raw latents, (..., C, h, w) in any float dtype, for a trainer; same dtype."""
         from latentkit.contracts.normalization import apply
 
         return apply(self.shift, self.scale, self.fold, latents, axes)
 
     def invert(self, latents: Tensor, axes: str = "CHW") -> Tensor:
-        """What a trainer sees back to raw latents, in the same dtype."""
+        """Convert normalized latents back to raw latents, in the same dtype."""
         from latentkit.contracts.normalization import invert
 
         return invert(self.shift, self.scale, self.fold, latents, axes)
@@ -172,9 +172,9 @@ def readable_input(
 ) -> InputSpec:
     """Return the spec with its sizes narrowed to those whose latents the normalization applies to.
 
-    A fold by 2 takes even latent sizes only; shifts and scales of 16 latent frames take no more
-    frames than those. An axis whose latent sizes don't grow in whole steps stays as it is: what it
-    can't take shows with the first latents (`batching.check_readable`).
+    A fold by 2 applies to even latent sizes only; shifts and scales of 16 latent frames apply to at
+    most 16 frames. An axis whose latent sizes don't grow in whole steps isn't narrowed: the first
+    latents show whether they fit.
     """
     if layout.kind == "quantised":
         return spec
@@ -194,14 +194,14 @@ def readable_input(
 
 
 def shape_of(constant: float | Sequence[Any]) -> tuple[int, ...]:
-    """Shape of a shift or scale: () of a number, (C,) of one per channel, or of nested lists."""
+    """Return the shape of a shift or scale: () for a number, (C,) for one number per channel."""
     if isinstance(constant, int | float) or not len(constant):
         return ()
     return (len(constant), *shape_of(constant[0]))
 
 
 def _most_along(axis: str, layout: LatentLayout, normalization: Normalization) -> int | None:
-    """The largest size along the axis that shift and scale have values for; None: any."""
+    """Return the largest size along the axis for which shift and scale have values; None: any."""
     shapes = (shape_of(normalization.shift), shape_of(normalization.scale))
     place = layout.axes.index(axis)
     return min(
@@ -211,7 +211,7 @@ def _most_along(axis: str, layout: LatentLayout, normalization: Normalization) -
 
 
 def _folding_rule(rule: SizeRule, downscale: int, fold: int) -> SizeRule:
-    """Sizes of the rule whose latent sizes the fold divides, where it grows in whole latents."""
+    """Return the rule for those sizes whose latent sizes the fold divides."""
     if rule.multiple % downscale:
         return rule
     step, first = rule.multiple // downscale, -(-rule.offset // downscale)

@@ -1,4 +1,4 @@
-"""What an exporter is given of a latent dataset, and what it says of itself. Loads no torch."""
+"""The input of an exporter, and what it declares about its format. Loads no torch."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ class DrawConfig(ExportConfig):
     seed: int = Field(
         0,
         ge=0,
-        description="of the draws; a row's hangs on seed, key and view alone",
+        description="seed of the draws; a row's draw depends on seed, key and view alone",
     )
 
 
 class OtherScaleConfig(Config):
-    """The option of an exporter whose trainer normalizes by constants of its own."""
+    """The option of an exporter whose trainer normalizes by fixed constants."""
 
     allow_other_scale: bool = Field(
         False,
@@ -66,28 +66,27 @@ class OtherScaleConfig(Config):
 
 @dataclass(frozen=True)
 class ExportNeeds:
-    """What a format needs of a latent dataset; `latentkit export` refuses another before the first
-    file.
+    """What a format needs of a latent dataset. `latentkit export` refuses a dataset without it
+    before it writes a file.
 
     Args:
         per: what an item is: a "sample" with all its views, or each "row".
-        axes: of a latent, such as "CHW"; rows then have one length. Empty: any.
-        views: those that every item must have; samples without one of them are left out.
+        axes: axes of a latent, such as "CHW"; all rows then have the same length. Empty: any.
+        views: views that every item must have; samples without one of them are left out.
         moments: whether mean and logvar must be stored.
-        channels: of a latent; None: any.
+        channels: channels of a latent; None: any.
         downscale: input size over latent size; None: any.
-        normalization: what the trainer does by itself to raw latents, which the dataset's must
-            equal; None: any.
+        normalization: the trainer's own normalization of raw latents, which must equal the
+            dataset's; None: any.
         one_size: whether all rows must be of one bucket.
-        square: whether what was encoded must be as high as wide.
-        size_multiple: what its height and width must be multiples of.
+        square: whether the encoded images must be as high as wide.
+        size_multiple: number of which the images' height and width must be multiples.
         sizes: (height, width) of all images that the trainer takes; empty: any.
-        label: name of the attribute by which samples are numbered, which every sample must have;
-            empty: none.
+        label: name of the attribute that every sample must have as its class; empty: none.
         text: whether the option `text` must name a latent dataset of text embeddings that has
             every key.
         text_one_length: whether text embeddings must all have the same number of tokens.
-        media: whether the source must still be there.
+        media: whether the samples' media are needed, for which the source must still exist.
     """
 
     per: Literal["sample", "row"] = "sample"
@@ -115,16 +114,16 @@ class ExportRow:
     """One view of one sample, its tensors on the CPU and without batch axis.
 
     Args:
-        view: its name, such as "plain" or "hflip".
-        bucket: the shape it was prepared to, such as "256x320".
-        geometry: how it was cut from the media, as its modality said; of images `height`, `width`,
+        view: name of the view, such as "plain" or "hflip".
+        bucket: shape that the view was prepared to, such as "256x320".
+        geometry: how the modality cut the view from the media; for images `height`, `width`,
             `crop` (top, left, height, width) and `flip`.
         stored: raw, in the stored dtype, float32 where int8 is stored: "mean" and "logvar",
             "latent" or "indices", each (C, h, w).
         mask: bool, which positions count, where rows have a mask.
-        layout, normalization: of the dataset.
-        noise: gives standard normal float32 noise (C, h, w) of this row alone; None where the mean
-            is exported.
+        layout, normalization: layout and normalization of the dataset.
+        noise: returns this row's standard normal float32 noise, (C, h, w); None where the mean is
+            exported.
     """
 
     view: str
@@ -138,7 +137,7 @@ class ExportRow:
 
     @property
     def size(self) -> tuple[int, ...]:
-        """Of what was encoded, by its bucket: (height, width) of an image."""
+        """Size that was encoded, from the bucket's name: (height, width) of an image."""
         return tuple(int(part) for part in self.bucket.split("x"))
 
     @property
@@ -178,15 +177,15 @@ class ExportItem:
 
     Args:
         number: from 0 on, in the order of the dataset.
-        key: of the sample; any text.
+        key: key of the sample; any text.
         name: a path without suffix, relative and safe, that no other item has; letters differ by
             more than their case.
-        rows: by view.
-        attributes: of the sample, such as "text" and "label".
-        label: number of its label; None where no label is needed.
-        text: embedding of its text, as its dataset gives it: "latent" (C, L) float32, and
+        rows: rows by the name of their view.
+        attributes: attributes of the sample, such as "text" and "label".
+        label: class number of the sample; None where no label is needed.
+        text: text embedding of the sample, as its dataset returns it: "latent" (C, L) float32, and
             "latent_mask" (L,) bool where there is one; None without the option `text`.
-        find_media: what gives `media`.
+        find_media: returns `media`.
     """
 
     number: int
@@ -208,7 +207,7 @@ class ExportItem:
         """The sample's media as its source gives it, such as a path or bytes.
 
         Raises:
-            ValueError: `ExportNeeds.media` wasn't asked for.
+            ValueError: `ExportNeeds.media` is False.
         """
         if self.find_media is None:
             raise ValueError("media are given to an exporter whose needs have media=True")
@@ -217,16 +216,16 @@ class ExportItem:
 
 @dataclass(frozen=True)
 class Export:
-    """What holds for all items of an export.
+    """The properties that all items of an export share.
 
     Args:
         folder: where the files will lie in the end, absolute; while they are written they lie
             elsewhere.
-        num_items: how many there are.
-        layout, normalization, statistics, fingerprint: of the dataset.
-        views: that items have.
-        buckets: of the dataset's rows, such as "256x320", sorted.
-        label_names: name of each label's number.
+        num_items: number of items.
+        layout, normalization, statistics, fingerprint: those of the dataset.
+        views: views of each item.
+        buckets: buckets of the dataset's rows, such as "256x320", sorted.
+        label_names: class names by class number.
         attribute_types: the Arrow type of each attribute.
     """
 
@@ -244,13 +243,13 @@ class Export:
 
 @runtime_checkable
 class ItemExporter(Protocol):
-    """Writes a latent dataset in the format of somebody's trainer, a run of items at a time.
+    """Writes a latent dataset in the format of a trainer, a run of items at a time.
 
     Runs of items are written from several threads at once, in any order, and once more where an
     export was stopped in their middle: the same items must give the same files. Optional
     attributes: `items_per_part`, items of one run (1,024); `closing_suffix`, of the file beside the
     export that holds what `finish` returns (".txt"). An optional method `name_of(key) -> str` gives
-    an item's name where the trainer has rules of its own; equal ones are told apart.
+    an item's name if the trainer has its own rules; equal names get a number.
     """
 
     needs: ExportNeeds
@@ -259,15 +258,15 @@ class ItemExporter(Protocol):
         """Write the files of some items that follow each other, below `folder`.
 
         Returns:
-            What `finish` must know of them, in order; anything that JSON has.
+            Records of the items for `finish`, in order; JSON-like.
         """
         ...
 
     def finish(self, records: Iterable[Any], folder: Path, export: Export) -> str:
-        """Write what is about all items, such as a listing.
+        """Write the files about all items together, such as a listing.
 
         Args:
-            records: what `write` returned of all items, in their order.
+            records: the records that `write` returned, of all items in their order.
 
         Returns:
             The lines to put into the trainer's configuration; empty for none.

@@ -1,5 +1,5 @@
-"""What a metric is: it sees batches, and at the end gives figures, a number per sample where it has
-one, and tables. Importing this loads no torch.
+"""The protocol of a metric: it gets batches, and returns at the end figures (numbers with their
+unit), numbers per sample, and tables. Importing this loads no torch.
 
 Plugins import these from `latentkit.contracts`.
 """
@@ -23,14 +23,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Figure:
-    """One number, and how it was measured.
+    """One result of a metric: a number, its unit, and how it was measured.
 
     Args:
-        value: of all samples; may be infinite.
-        unit: such as "dB"; empty where there is none.
-        protocol: everything that another program would have to do the same for its number to be
-            comparable.
-        better: which way; empty where neither is.
+        value: the number, over all samples; may be infinite.
+        unit: its unit, such as "dB"; empty where there is none.
+        protocol: everything that another program must do in the same way for a comparable number.
+        better: whether "higher" or "lower" is better; empty where neither is.
     """
 
     value: float
@@ -41,12 +40,12 @@ class Figure:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a metric found.
+    """The results of a metric.
 
     Args:
-        figures: by what is appended to the metric's name; "" is the metric's own.
-        per_sample: by the same, (N,) float64 in the order in which samples came.
-        tables: whatever else it knows, JSON-like.
+        figures: results by the suffix of the metric's name; "" is the metric's own.
+        per_sample: numbers per sample by the same names, (N,) float64 in the order of samples.
+        tables: other results, JSON-like.
         warnings: why the figures may mislead.
     """
 
@@ -58,13 +57,13 @@ class Measured:
 
 @dataclass(frozen=True)
 class MetricSetting:
-    """What holds for all batches of an evaluation.
+    """The settings that all batches of an evaluation share.
 
     Args:
         input_range: lowest and highest value of the inputs.
-        layout: of the latents.
-        decoded_from: what latents were decoded, such as "the posterior's mean".
-        num_samples: how many will come at most; None where nobody knows.
+        layout: layout of the latents.
+        decoded_from: which latents were decoded, such as "the posterior's mean".
+        num_samples: most samples that will come; None if it isn't known.
     """
 
     input_range: tuple[float, float]
@@ -75,19 +74,19 @@ class MetricSetting:
 
 @dataclass(frozen=True)
 class MetricBatch:
-    """What a metric may look at.
+    """One batch of samples, for a metric.
 
     Tensors are float32 on one device; there are no inputs where latents alone are looked at.
 
     Args:
         positions: number of each sample, which seeds its draws.
-        latents: raw, (N, C, ...): the mean or a draw, as the evaluation was asked for.
-        moments: raw; None where there is no posterior.
+        latents: raw latents, (N, C, ...): the mean or a draw, by the evaluation's setting.
+        moments: raw moments; None where there is no posterior.
         inputs: (N, C, ...) in the model's range.
-        output: the latents decoded, of the inputs' shape, not clamped.
+        output: the decoded latents, in the inputs' shape, not clamped.
         is_draw: whether `latents` is a draw from the posterior.
-        seed: of all draws.
-        decode: raw latents to a batch.
+        seed: seed of all draws.
+        decode: decodes raw latents to a batch.
     """
 
     positions: Sequence[int]
@@ -100,13 +99,13 @@ class MetricBatch:
     decode: Callable[[Tensor], Tensor] | None = None
 
     def pair(self) -> tuple[Tensor, Tensor]:
-        """Inputs and output, for a metric whose spec needs "decoder"."""
+        """Return inputs and output, for a metric whose spec needs "decoder"."""
         assert self.inputs is not None
         assert self.output is not None
         return self.inputs, self.output
 
     def posterior(self) -> Moments:
-        """The moments, for a metric whose spec needs "posterior"."""
+        """Return the moments, for a metric whose spec needs "posterior"."""
         assert self.moments is not None
         return self.moments
 
@@ -115,25 +114,25 @@ class MetricBatch:
 class Metric(Protocol):
     """A measure of reconstructions or latents.
 
-    `start` may be called again, and forgets what came before.
+    `start` may be called again; it then forgets the earlier batches.
     """
 
     def start(self, setting: MetricSetting) -> None:
         """Begin an evaluation.
 
         Raises:
-            RecipeError: it can't be measured so.
+            RecipeError: the metric can't be measured with this setting.
         """
         ...
 
     def add(self, batch: MetricBatch) -> None:
-        """Look at one batch.
+        """Add one batch to the results.
 
         Raises:
-            SourceError: it can't be measured on samples like these.
+            SourceError: the metric can't be measured on samples like these.
         """
         ...
 
     def finish(self) -> Measured:
-        """What was found in all batches since `start`."""
+        """Return the results of all batches since `start`."""
         ...

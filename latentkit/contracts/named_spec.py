@@ -1,6 +1,6 @@
-"""A declaration with a name, and that of a command.
+"""The base of all declarations, and the declaration of a command.
 
-Importing this loads no pydantic, which `latentkit --help` would have to wait for.
+Importing this loads no pydantic, so that `latentkit --help` stays quick.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ NAME_PATTERN = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 
 @dataclass(frozen=True)
 class NamedSpec:
-    """What every declaration has. Checks itself when made.
+    """Base of every declaration, with a name and a summary; checked when it is created.
 
     Args:
         name: kebab-case name used by recipes or on the command line.
@@ -55,14 +55,14 @@ class NamedSpec:
 class CommandSpec(NamedSpec):
     """A command: `latentkit NAME ...`. Returned by the hook `latentkit_commands`.
 
-    Core's own commands are declared the same way. One of a plugin's that has the name of one of
-    core's never runs, and `latentkit plugins` lists it as a problem.
+    Core's own commands are declared the same way. A plugin's command with the name of a core
+    command never runs, and `latentkit plugins` lists it as a problem.
 
     Args:
         add_arguments: adds its arguments to a parser.
-        run: does it with the parsed arguments, and gives the exit code: 0 done, 1 for what it
-            found wrong. A `LatentkitError` that it raises is printed as one message, and the exit
-            code is 2.
+        run: runs the command with the parsed arguments and returns the exit code: 0 for success, 1
+            if it found something wrong. A `LatentkitError` is printed as one message, with the exit
+            code 2.
     """
 
     add_arguments: Callable[[argparse.ArgumentParser], None]

@@ -15,7 +15,8 @@ Constant = float | Sequence[Any]
 def apply(
     shift: Constant, scale: Constant, factors: Mapping[str, int], latents: Tensor, axes: str
 ) -> Tensor:
-    """(fold(z) - shift) * scale of raw latents (..., C, h, w); axes before `axes` are batch axes.
+    """Return (fold(z) - shift) * scale of raw latents z, (..., C, h, w); axes before `axes` are
+    batch axes.
     """
     folded = fold(latents, axes, factors)
     return (folded - _constant(shift, folded, axes)) * _constant(scale, folded, axes)
@@ -24,7 +25,7 @@ def apply(
 def invert(
     shift: Constant, scale: Constant, factors: Mapping[str, int], latents: Tensor, axes: str
 ) -> Tensor:
-    """Raw latents whose `apply` is `latents`."""
+    """Return the raw latents for which `apply` returns `latents`."""
     raw = latents / _constant(scale, latents, axes) + _constant(shift, latents, axes)
     return unfold(raw, axes, factors)
 
@@ -57,7 +58,7 @@ def fold(latents: Tensor, axes: str, factors: Mapping[str, int]) -> Tensor:
 
 
 def unfold(latents: Tensor, axes: str, factors: Mapping[str, int]) -> Tensor:
-    """The inverse of `fold`."""
+    """Undo `fold`."""
     if not factors:
         return latents
     lead, sizes = latents.shape[: -len(axes)], latents.shape[-len(axes) :]
@@ -71,9 +72,10 @@ def unfold(latents: Tensor, axes: str, factors: Mapping[str, int]) -> Tensor:
 
 
 def cut_to(constant: Any, sizes: Sequence[int], axes: str) -> Any:
-    """The first values of a shift or scale, for a latent of these sizes.
+    """Return the first values of a shift or scale, for a latent of these sizes.
 
-    One that has values per frame, say, has them for the longest clip: shorter ones take the first.
+    A shift with values per frame, for example, has them for the longest clip; shorter clips use the
+    first values.
 
     Raises:
         ValueError: the latent is longer.
@@ -83,12 +85,14 @@ def cut_to(constant: Any, sizes: Sequence[int], axes: str) -> Any:
     for axis, size, most in zip(axes[1:], sizes[1:], constant.shape[1:], strict=True):
         if 1 < most < size:
             raise ValueError(
-                f"axis {axis} of size {size} is longer than its shifts and scales, which are {most}"
+                f"axis {axis} of size {size} is longer than the shifts and scales, which have"
+                f" {most} values"
             )
     return constant[tuple(slice(size) for size in sizes)]
 
 
 def _constant(value: object, like: Tensor, axes: str) -> Tensor | float:
+    """Return a shift or scale that broadcasts over the latents `like`."""
     if isinstance(value, int | float):
         return float(value)
     constant = torch.as_tensor(value, dtype=like.dtype, device=like.device)

@@ -1,4 +1,4 @@
-"""What a plugin declares: specs, which check themselves, and the base of their config classes.
+"""The declarations of plugins: specs, which check themselves, and the base of their config classes.
 
 Importing this loads no torch.
 
@@ -43,11 +43,11 @@ def neutral(default: Any, *, description: str, **constraints: Any) -> Any:
 
 @dataclass(frozen=True)
 class BuildContext:
-    """What `build` is told besides its config.
+    """The context that `build` gets in addition to its config.
 
     Args:
         device: torch device to build on, such as "cpu" or "cuda:0".
-        seed: the recipe's.
+        seed: the recipe's seed.
         recipe_dir: folder that relative paths in the config start from.
         input: the encoder's `InputSpec`, for a modality or a loss; None elsewhere.
         modality: name of the recipe's modality, for an encoder that takes several and a source with
@@ -63,7 +63,7 @@ class BuildContext:
 
 @dataclass(frozen=True)
 class PluginSpec(NamedSpec):
-    """A declaration of something that is built from options. Checks itself when made.
+    """The declaration of a plugin that is built from options; checked when it is created.
 
     Args:
         name: kebab-case name used by recipes.
@@ -71,7 +71,7 @@ class PluginSpec(NamedSpec):
         config: subclass of `Config` that validates `with:`.
         build: called with the validated config and a `BuildContext`; heavy imports belong inside
             it.
-        version: raised when the values it makes change for the same config.
+        version: number to raise when the same config starts to give other values.
 
     Raises:
         ValueError: a name that is not kebab-case, a summary of several lines, a version below 1, a
@@ -94,6 +94,7 @@ class PluginSpec(NamedSpec):
         self._check_config(where)
 
     def _check_config(self, where: str) -> None:
+        """Check that the config class is strict and describes every field."""
         if not (isinstance(self.config, type) and issubclass(self.config, BaseModel)):
             raise TypeError(
                 f"{where}: config must be a subclass of latentkit.contracts.Config, got"
@@ -111,15 +112,14 @@ class PluginSpec(NamedSpec):
 
 @dataclass(frozen=True)
 class SourceSpec(PluginSpec):
-    """A source; `build` gives a `Source` or a `StreamSource`. Returned by the hook
+    """A source; `build` returns a `Source` or a `StreamSource`. Returned by the hook
     `latentkit_sources`.
 
     Args:
-        suffixes: endings of files of which this source, given their folder as `path`, makes better
-            samples than `folder`, in lower case with the dot; for `latentkit encode`.
-        signature: place and bytes in a file by which such a file is known where endings tell
-            nothing.
-        modality: name of the one that reads its samples, for `latentkit encode`.
+        suffixes: file endings, in lower case with the dot. For a folder of such files `latentkit
+            encode` uses this source instead of `folder`, with the folder as `path`.
+        signature: offset and bytes by which such a file is recognized if its ending says nothing.
+        modality: name of the modality for its samples, for `latentkit encode`.
     """
 
     suffixes: Sequence[str] = ()
@@ -135,14 +135,14 @@ class SourceSpec(PluginSpec):
 
 @dataclass(frozen=True)
 class ModalitySpec(PluginSpec):
-    """A modality; `build` gives a `Modality`. Returned by the hook `latentkit_modalities`.
+    """A modality; `build` returns a `Modality`. Returned by the hook `latentkit_modalities`.
 
-    Its config may have a method `fitted(InputSpec) -> dict`: options left at a default that the
-    encoder doesn't take, with the nearest values that it does. `latentkit encode` takes those.
+    Its config may have a method `fitted(InputSpec) -> dict`. It returns options whose default the
+    encoder doesn't take, with the nearest values that it takes; `latentkit encode` uses those.
 
     Args:
-        suffixes: endings of the files that it reads, in lower case with the dot; by them `latentkit
-            encode` knows what a folder holds.
+        suffixes: endings of the files that it reads, in lower case with the dot. `latentkit encode`
+            detects the modality of a folder by them.
     """
 
     suffixes: Sequence[str] = ()
@@ -163,7 +163,7 @@ def _check_suffixes(spec: SourceSpec | ModalitySpec) -> None:
 
 
 class EncoderSpec(PluginSpec):
-    """An encoder; `build` gives an `Encoder`, often also `Decodes`, `Trainable`.
+    """An encoder; `build` returns an `Encoder`, often also `Decodes`, `Trainable`.
 
     Hook `latentkit_encoders`.
     """
@@ -176,10 +176,10 @@ LossRole = Literal["reconstruction", "latent", "adversarial"]
 
 @dataclass(frozen=True)
 class LossSpec(PluginSpec):
-    """A loss; `build` gives a `Loss`. Returned by the hook `latentkit_losses`.
+    """A loss; `build` returns a `Loss`. Returned by the hook `latentkit_losses`.
 
     Args:
-        role: "reconstruction" (compares output and input), "latent" (looks at moments) or
+        role: "reconstruction" (compares output and input), "latent" (depends on the moments) or
             "adversarial".
     """
 
@@ -189,13 +189,13 @@ class LossSpec(PluginSpec):
 
 
 class ExecutorSpec(PluginSpec):
-    """An executor; `build` gives an `Executor`. Returned by the hook `latentkit_executors`."""
+    """An executor; `build` returns an `Executor`. Returned by the hook `latentkit_executors`."""
 
     kind = "executor"
 
 
 class ExporterSpec(PluginSpec):
-    """An exporter; `build` gives an `Exporter`. Returned by the hook `latentkit_exporters`."""
+    """An exporter; `build` returns an `Exporter`. Returned by the hook `latentkit_exporters`."""
 
     kind = "exporter"
 
@@ -206,16 +206,16 @@ Better = Literal["higher", "lower", ""]
 
 @dataclass(frozen=True)
 class MetricSpec(PluginSpec):
-    """A metric; `build` gives a `Metric`. Returned by the hook `latentkit_metrics`.
+    """A metric; `build` returns a `Metric`. Returned by the hook `latentkit_metrics`.
 
     Args:
         needs: "decoder" (reconstructions of a source), "posterior" (mean and logvar), "continuous"
             (latents that are numbers, not indices), "modality" (`Modality.metrics` names it, or
             `modalities` the modality).
-        better: which way the figure that has the metric's own name is better; empty where there is
-            none, or neither way is.
-        modalities: names of those for which it makes sense although their own list of metrics
-            doesn't have it, for a metric that needs "modality".
+        better: whether "higher" or "lower" is better for the figure with the metric's own name;
+            empty if there is none, or neither is better.
+        modalities: for a metric that needs "modality": names of modalities that it applies to
+            although their own `metrics` don't list it.
     """
 
     needs: tuple[Need, ...] = ()

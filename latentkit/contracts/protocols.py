@@ -1,4 +1,4 @@
-"""What a plugin implements: the protocols, and the dataclasses that pass between them.
+"""The protocols that plugins implement, and the dataclasses that they exchange.
 
 Loads no torch.
 
@@ -29,16 +29,16 @@ class Prepared:
 
     Args:
         view: name of the view, such as "plain" or "hflip".
-        bucket: the shape it was prepared to, such as "256x256"; a batch holds one bucket.
+        bucket: shape that the view was prepared to, such as "256x256"; a batch holds one bucket.
         tensor: one row without the batch axis, in the encoder's `InputSpec` (images: (C, H, W)
             float32 in its range); or a dict of such tensors with "mask", 1 where a value counts,
             which covers the first axes after the channels: (L,) of audio (C, L), (T,) of a video
             (C, T, H, W).
         geometry: how the view was cut from the media (original size, resize, crop box); JSON-like
             scalars or lists.
-        remarks: what a user should know of how it was prepared, such as "enlarged"; one line each,
-            the same for all rows of its kind, so that they can be counted. They are kept with the
-            row, as `remarks` of its geometry.
+        remarks: notes for the user on how the view was prepared, such as "enlarged"; one line each.
+            Rows with the same note have the same text, so that they can be counted. Remarks are
+            stored with the row, as `remarks` of its geometry.
     """
 
     view: str
@@ -65,8 +65,8 @@ class Moments:
 class Source(Protocol):
     """Samples in a fixed order, by position. Picklable, and safe to read from several threads.
 
-    An optional method `remarks() -> Iterable[Remark]` says what it found and does not use; a stream
-    may have one too.
+    An optional method `remarks() -> Iterable[Remark]` says what the source found but doesn't use; a
+    `StreamSource` may have it too.
     """
 
     def __len__(self) -> int: ...
@@ -74,7 +74,7 @@ class Source(Protocol):
     def __getitem__(self, index: int, /) -> Sample: ...
 
     def entries(self) -> Iterator[Entry]:
-        """One entry per sample in the order of `__getitem__`, with no media opened."""
+        """Return one entry per sample in the order of `__getitem__`, with no media opened."""
         ...
 
 
@@ -83,25 +83,25 @@ class StreamSource(Protocol):
     """Samples that can only be read shard by shard."""
 
     def shards(self) -> list[Shard]:
-        """All shards, in a fixed order."""
+        """Return all shards, in a fixed order."""
         ...
 
     def read(self, shard: Shard) -> Iterator[Sample]:
-        """The samples of one shard, always in the same order."""
+        """Yield the samples of one shard, always in the same order."""
         ...
 
 
 class RowMemory(Protocol):
-    """Where prepared tensors go: the rows that a sample has in its batch, or a `BufferPool`."""
+    """Memory for prepared tensors: the sample's rows of a batch, or a `BufferPool`."""
 
     def get(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-        """Return a C-contiguous array whose content is undefined, of its own at each call."""
+        """Return a new C-contiguous array, with undefined content, at each call."""
         ...
 
 
 @runtime_checkable
 class Modality(Protocol):
-    """How media becomes a tensor, and a tensor something a person can look at or hear.
+    """Converts media to tensors, and tensors to files that a person can look at or listen to.
 
     An optional attribute `prepare_in = "processes"` asks for processes instead of threads, for work
     that holds Python's lock; the modality and the source are then pickled, and tensors come back by
@@ -124,7 +124,7 @@ class Modality(Protocol):
     """
 
     def prepare(self, sample: Sample) -> Iterator[Prepared]:
-        """Every view of the sample from one decode, on the CPU.
+        """Yield every view of the sample, all from one decoding, on the CPU.
 
         Called from several threads at once.
 
@@ -143,33 +143,33 @@ class Modality(Protocol):
 
 @runtime_checkable
 class Encoder(Protocol):
-    """A batch of prepared tensors to raw latents.
+    """Encodes a batch of prepared tensors to raw latents.
 
     An optional method `remarks() -> Iterable[Remark]` says what a user should know before a run.
     """
 
     modality: str
-    """Name of the modality whose tensors it takes."""
+    """Name of the modality whose tensors the encoder takes."""
     input: InputSpec
     layout: LatentLayout
 
     @property
     def normalization(self) -> Normalization:
-        """Raw latents to what a trainer sees."""
+        """How raw latents are normalized when they are read."""
         ...
 
     def encode(self, batch: Tensor) -> dict[str, Tensor]:
-        """Unscaled latents, batch axis first: "mean" and "logvar" (gaussian), "latent"
+        """Return unscaled latents, batch axis first: "mean" and "logvar" (gaussian), "latent"
         (deterministic) or "indices" (quantized).
 
-        An encoder that knows better than `layout.downscale` which positions count may add "mask",
-        bool or 1 and 0.
+        The result may have "mask", bool or 1 and 0, if `layout.downscale` isn't enough to tell
+        which positions count.
         """
         ...
 
     def fingerprint(self) -> dict[str, str]:
-        """Everything of its own that decides a latent's value, by name: hash of the tensors
-        `encode` uses, compute dtype, tiling.
+        """Return everything in the encoder that decides a latent's value, by name: the hash of the
+        tensors that `encode` uses, compute dtype, tiling.
 
         A key that starts with "decoder" or "hub_commit" is recorded, but not part of the
         fingerprint.
@@ -179,22 +179,22 @@ class Encoder(Protocol):
 
 @runtime_checkable
 class Decodes(Protocol):
-    """An encoder that also goes back."""
+    """An encoder that can also decode."""
 
     def decode(self, latents: Tensor) -> Tensor:
-        """*Raw* latents, (N, C, h, w), to a batch in the input's range, (N, 3, H, W)."""
+        """Decode *raw* latents, (N, C, h, w), to a batch in the input's range, (N, 3, H, W)."""
         ...
 
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """What a trainable model's forward gives.
+    """The result of a trainable model's forward pass.
 
     Args:
         output: same shape and range as the input.
         latents: the draw (or the latents) that was decoded.
         moments: the posterior; None for a model that has none.
-        extra_losses: of the model's own, name to (N,), unweighted.
+        extra_losses: the model's own losses, name to (N,), unweighted.
     """
 
     output: Tensor
@@ -208,19 +208,20 @@ class Trainable(Protocol):
     """An encoder whose weights can be trained.
 
     An optional method `set_statistics(mean, std)` is called after training, before `save`, with
-    mean and standard deviation of raw latents per channel, each (C,) float64: for what `save`
-    writes, so that `normalization` of the loaded model suits the new latents. Without it the model
-    keeps the normalization that it had.
+    mean and standard deviation of raw latents per channel, each (C,) float64. `save` can write
+    them, so that `normalization` of the loaded model fits the new latents. Without this method the
+    model keeps its normalization.
     """
 
     module: nn.Module
-    """Its forward takes a batch in the input's range and gives a `Reconstruction`. To be evaluated
-    while it trains, and for losses that call `LossBatch.decode`, it also has a method `decode`: raw
-    latents (N, C, h, w) to a batch in the input's range, with a gradient.
+    """The network. Its forward takes a batch in the input's range and returns a `Reconstruction`.
+    Evaluations during training, and losses that call `LossBatch.decode`, also need its method
+    `decode`: raw latents (N, C, h, w) to a batch in the input's range, with a gradient.
     """
 
     def last_layer(self) -> nn.Parameter:
-        """The weight of the decoder's last layer, where adaptive loss weights are measured."""
+        """Return the weight of the decoder's last layer, where adaptive loss weights are measured.
+        """
         ...
 
     def save(self, folder: Path) -> None:
@@ -232,15 +233,16 @@ class Trainable(Protocol):
 
 @dataclass(frozen=True)
 class LossBatch:
-    """What a loss may look at.
+    """The input of a loss.
 
     Args:
         inputs: (N, C, ...) float32 in the encoder's range.
         reconstruction: the model's forward on them, in float32.
-        mask: (N, 1, ...) 1 where a value counts; None when all do.
+        mask: (N, 1, ...), 1 where a value counts, else 0; None when all do.
         step: optimizer steps done, from 0.
-        encode: batch to `Reconstruction.moments` or latents, through the wrapped model.
-        decode: raw latents to a batch, through the wrapped model.
+        encode: encodes a batch to `Reconstruction.moments`, or to latents if there are none,
+            through the wrapped model.
+        decode: decodes raw latents to a batch, through the wrapped model.
     """
 
     inputs: Tensor
@@ -253,9 +255,9 @@ class LossBatch:
 
 @runtime_checkable
 class Loss(Protocol):
-    """One value per sample, unweighted, per input value.
+    """Returns one value per sample, (N,): unweighted, per input value.
 
-    Weighting, reducing and logging are the loop's.
+    The training loop weights, reduces and logs the values.
     """
 
     def __call__(self, batch: LossBatch) -> Tensor: ...
@@ -277,13 +279,13 @@ class Adversarial(Protocol):
     def __call__(self, batch: LossBatch) -> Tensor: ...
 
     def discriminator_loss(self, batch: LossBatch) -> Tensor:
-        """What the discriminator is trained on, (N,)."""
+        """Return the loss that the discriminator is trained on, (N,)."""
         ...
 
 
 @dataclass(frozen=True)
 class Unit:
-    """A run of samples encoded, committed and lost or kept as one.
+    """A run of samples that is encoded and committed as one: it is stored whole or not at all.
 
     `start` and `stop` are rows of the plan.
     """
@@ -295,14 +297,14 @@ class Unit:
 
     @property
     def name(self) -> str:
-        """Stem of its file, such as "000-000012"."""
+        """Name of the unit's file without suffix, such as "000-000012"."""
         return f"{self.plan:03d}-{self.number:06d}"
 
 
 @dataclass(frozen=True)
 class UnitResult:
-    """What became of one unit: rows stored and skipped, seconds it took, seconds of those in which
-    the encoder waited, and the rows that its batches had room for (0: not counted).
+    """Result of one unit: rows stored and skipped, seconds it took, seconds of these in which the
+    encoder waited, and rows that its batches had room for (0: not counted).
     """
 
     unit: Unit
@@ -318,7 +320,7 @@ Worker = Callable[[Iterator[Unit]], Iterator[UnitResult]]
 
 @runtime_checkable
 class Executor(Protocol):
-    """What runs units."""
+    """Runs units, in this process or in others."""
 
     def run(
         self, units: Sequence[Unit], make_worker: Callable[[str], Worker]
@@ -326,14 +328,14 @@ class Executor(Protocol):
         """Give every unit to a worker made by `make_worker(device)` (picklable), and yield results
         as they come.
 
-        A worker leaves out units that another process committed or is working on, so handing one
-        unit to two workers is waste, not damage.
+        A worker leaves out units that another process has committed or is working on, so a unit
+        that two workers get costs time but does no damage.
         """
         ...
 
 
 @runtime_checkable
 class Exporter(Protocol):
-    """Writes a latent dataset in the format of somebody's trainer."""
+    """Writes a latent dataset in the format of a trainer."""
 
     def export(self, dataset: Any, folder: Path) -> None: ...

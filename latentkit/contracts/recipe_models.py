@@ -1,4 +1,4 @@
-"""What the recipe model of every task is made of. Importing this loads no torch.
+"""The base classes of every task's recipe model. Importing this loads no torch.
 
 Plugins import these from `latentkit.contracts`.
 """
@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 
 class RecipePart(BaseModel):
-    """A mapping of a recipe: unknown keys are errors, values can't be changed."""
+    """Base of each mapping in a recipe: unknown keys are errors, values can't be changed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
@@ -30,19 +30,19 @@ class Use(RecipePart):
 class Recipe(RecipePart):
     """Base of the recipe model of every task. A task adds its keys, each with a description.
 
-    A relative `output.path` or `latents` starts from the recipe's folder and comes as an absolute
-    path, or as the URL that it is. Other relative paths start from `base_dir`.
+    A relative `output.path` or `latents` starts from the recipe's folder and becomes absolute; a
+    URL stays. Other relative paths start from `base_dir`.
     """
 
     task: str = Field(description="what the recipe does")
-    seed: int = Field(0, ge=0, lt=2**63, description="of every random draw")
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of every random draw")
 
     _origin: str = PrivateAttr("recipe")
     _base_dir: Path = PrivateAttr(default_factory=Path)
 
     @property
     def origin(self) -> str:
-        """The file it was read from, or what else messages call it."""
+        """Path of the recipe's file, or another name for it in messages."""
         return self._origin
 
     @property
@@ -51,7 +51,7 @@ class Recipe(RecipePart):
         return self._base_dir
 
     def place(self, origin: str, base_dir: Path) -> None:
-        """Set `origin` and `base_dir`; the loader of recipes does."""
+        """Set `origin` and `base_dir`; called by the loader of recipes."""
         self._origin, self._base_dir = origin, base_dir
 
     def uses(self) -> Iterator[tuple[str, str, Use]]:

@@ -1,4 +1,4 @@
-"""What a source gives: samples, their entries, and the shards of a stream.
+"""The data of a source: samples, their entries, and the shards of a stream.
 
 Importing this loads no torch.
 
@@ -18,11 +18,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Entry:
-    """What a source knows about a sample without opening its media.
+    """A source's knowledge of a sample, without opening its media.
 
     Args:
         key: unique and stable name of the sample within its source, such as its full relative path.
-        stamp: changes when the media changes (size and modification time, an etag, a row hash).
+        stamp: text that changes when the media changes (size and modification time, an etag, a row
+            hash).
         attributes: caption, label and so on: JSON-like scalars or lists of them.
     """
 
@@ -39,7 +40,7 @@ class Sample:
         key: unique and stable name within the source.
         media: undecoded: `bytes`, a path (`os.PathLike`), or a `str` that *is* the media (a text).
         attributes: caption, label and so on: JSON-like scalars or lists of them.
-        stamp: changes when the media changes.
+        stamp: text that changes when the media changes.
         span: start and end in seconds of the part of a video or audio that the sample is; None: all
             of it.
     """
@@ -51,7 +52,7 @@ class Sample:
     span: tuple[float, float] | None = None
 
     def read(self) -> bytes:
-        """The media's bytes; a path is read from disk on every call.
+        """Return the media's bytes; a path is read from disk on every call.
 
         Raises:
             OSError: the file can't be reached.
@@ -70,8 +71,10 @@ class Sample:
         )
 
     def content(self) -> str:
-        """sha256 of the media, and of the span where there is one, 64 hexadecimal digits; a file is
-        hashed without holding it in memory.
+        """Return the sha256 of the media, and of the span if there is one, as 64 hexadecimal
+        digits.
+
+        A file is hashed without holding it in memory.
 
         Raises:
             OSError: the file can't be reached.
@@ -93,14 +96,13 @@ class Sample:
 
 @dataclass(frozen=True)
 class Remark:
-    """Something that a source found and does not use, or uses otherwise than it lies there: files
-    left out, captions missing.
+    """A note on something that a source found but doesn't use, or uses in another way: files left
+    out, captions missing.
 
     Args:
-        text: one line, the same for all of its kind and without their number, such as "left out by
-            their ending .heic".
-        count: how many there are.
-        example: one of them, such as a relative path; empty where there is none to name.
+        text: one line without the count, such as "left out by their ending .heic".
+        count: number of files or samples that the note is about.
+        example: one of them, such as a relative path; may be empty.
     """
 
     text: str
@@ -108,13 +110,13 @@ class Remark:
     example: str = ""
 
     def __str__(self) -> str:
-        """One line: how many, what, and an example."""
+        """Return one line with count, text and example."""
         example = one_line(self.example)
         return f"{self.count}: {self.text}" + (f", such as {example}" if example else "")
 
 
 def one_line(text: str) -> str:
-    """A text, such as a file's name, with its line breaks and the like as escapes."""
+    """Return a text, such as a file name, with line breaks and control characters escaped."""
     return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
 
 
@@ -132,7 +134,7 @@ def _hash_file(path: Path) -> str:
 
 
 def file_state(path: os.PathLike[str]) -> tuple[int, int]:
-    """What a change of the file changes: size in bytes, time in nanoseconds.
+    """Return size in bytes and modification time in nanoseconds, which change when the file does.
 
     Raises:
         OSError: the file can't be reached.
@@ -142,7 +144,7 @@ def file_state(path: os.PathLike[str]) -> tuple[int, int]:
 
 
 def num_bytes(path: os.PathLike[str]) -> int:
-    """Size of a file; one at a URL says it without being fetched.
+    """Return the size of a file; a file at a URL isn't downloaded for this.
 
     Raises:
         OSError: the file can't be reached.
@@ -153,7 +155,6 @@ def num_bytes(path: os.PathLike[str]) -> int:
 
 @functools.lru_cache(maxsize=64)
 def _hash_unchanged(path: Path, state: tuple[int, int]) -> str:
-    """The hash of a file that many samples are spans of, read once as long as its size and time
-    stay.
+    """Return the hash of a file; for many samples in one file it is read once, unless it changes.
     """
     return _hash_file(path)

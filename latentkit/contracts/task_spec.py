@@ -1,4 +1,4 @@
-"""A task: the model of its recipes, and what runs them.
+"""The declaration of a task: the model of its recipes, and the functions that run them.
 
 Importing this loads no torch and no pydantic. Plugins import these from `latentkit.contracts`.
 """
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TaskContext:
-    """How a run is asked for, besides its recipe. For a live line see `latentkit.kit.Progress`.
+    """The options of a run that aren't in its recipe. For a progress line see
+    `latentkit.kit.Progress`.
 
     Args:
-        dry_run: say what would be done, and do nothing; `TaskSpec.describe` is called then.
-        prune: leave samples that are gone from the source out of the dataset, also when they are
-            most of it.
-        retry_skipped: encode once more the samples that were skipped.
-        device: "auto", a kind such as "cuda", or one device such as "cuda:1"; goes before what the
-            recipe says. `latentkit.kit.choose_device` gives the device that it means.
-        devices: several, such as ("cuda:0", "cuda:1"), a process each. Empty: that one, or all
-            where it is "auto".
-        fits: where an encode recipe of one encoder leaves a size open whose default the encoder
-            doesn't take, take its nearest.
+        dry_run: print what would be done, and do nothing; `TaskSpec.describe` is called instead.
+        prune: drop samples that are gone from the source, even if most of them are.
+        retry_skipped: try to encode skipped samples again.
+        device: "auto", a kind such as "cuda", or one device such as "cuda:1"; overrides the recipe.
+            `latentkit.kit.choose_device` returns the device of such a name.
+        devices: several devices, such as ("cuda:0", "cuda:1"), with one process each. Empty: only
+            `device`, or all devices if it is "auto".
+        fits: if a recipe sets no size and the encoder doesn't take the default, use the nearest
+            size; only for encode recipes of one encoder.
         is_first_process: whether this is the only process, or the first of a launch, which alone
             prints and writes what all share.
     """
@@ -45,7 +45,7 @@ class TaskContext:
     is_first_process: bool = True
 
     def say(self, text: str) -> None:
-        """Print a remark for the user to stderr, from the first process only."""
+        """Print a remark for the user to stderr, in the first process only."""
         if self.is_first_process:
             print(text, file=sys.stderr, flush=True)
 
@@ -56,10 +56,10 @@ class _Lazy:
 
 
 def lazy(place: str) -> Any:
-    """A part of a `TaskSpec` that is loaded on first use, for one whose module takes long to load.
+    """Return a part of a `TaskSpec` that is loaded on first use, as its module loads slowly.
 
     Args:
-        place: "package.module:name", as entry points have it.
+        place: "package.module:name", as in entry points.
     """
     return _Lazy(place)
 
@@ -75,24 +75,24 @@ class TaskSpec(NamedSpec):
 
     Args:
         recipe: subclass of `Recipe` that validates the recipe.
-        run: called with the recipe and a `TaskContext`; what it gives, `latentkit.run` gives.
-            Called again with the same recipe, it goes on where it stopped, or makes the result
-            again.
-        describe: as `run`, for `--dry-run`: the text of what would be done, with nothing written.
-            None: the task has no dry run.
-        check: called by `latentkit check` with the recipe and the keys of those plugins that may
-            have to download something; opens the others on the CPU as a run would, and writes
+        run: called with the recipe and a `TaskContext`; `latentkit.run` returns its result. Called
+            again with the same recipe, it continues where it stopped, or makes the result again.
+        describe: called like `run` for `--dry-run`; returns a text that says what would be done,
+            and
+            writes nothing. None: the task has no dry run.
+        check: called by `latentkit check` with the recipe and the keys of the plugins that may have
+            to download something. Opens the other plugins on the CPU as a run would, and writes
             nothing.
-        report: what `run` gave to the lines that `latentkit run` prints at its end.
-        takes: the fields of the context, besides `dry_run` and `device`, that have an effect on the
-            task; others are refused. "precision": also the launcher's mixed precision, which is
-            otherwise said to have none.
+        report: called with the result of `run`; returns the lines that `latentkit run` prints.
+        takes: fields of the context that have an effect on the task, in addition to `dry_run` and
+            `device`; others are refused. "precision": the launcher's mixed precision has an effect
+            too; otherwise a warning says that it has none.
 
     Raises:
         ValueError: a name that is not kebab-case, a summary of several lines, a recipe model that
             refuses the task's own name or has a field without a description.
         TypeError: a part of the wrong type.
-        PluginError: on first use of a part that is lazy and isn't there.
+        PluginError: on first use of a lazy part that doesn't exist.
     """
 
     recipe: type[Recipe]
@@ -117,7 +117,7 @@ class TaskSpec(NamedSpec):
         value = object.__getattribute__(self, name)
         if not isinstance(value, _Lazy):
             return value
-        import pkgutil  # here: discovery does without
+        import pkgutil  # imported here to keep discovery quick
 
         try:
             found = pkgutil.resolve_name(value.place)
@@ -129,13 +129,15 @@ class TaskSpec(NamedSpec):
         return found
 
     def _check_part(self, name: str) -> None:
-        """Refuse a recipe model or a function that can't be one."""
+        """Raise an error if a part isn't a recipe model or a function, as its field requires."""
         if name == "recipe":
             self._check_recipe()
         elif getattr(self, name) is not None or name in ("run", "report"):
             self._check_callable(name)
 
     def _check_recipe(self) -> None:
+        """Check that the recipe model is strict, describes every key, and accepts the task's name.
+        """
         from latentkit.contracts.recipe_models import Recipe
 
         where = self._where()

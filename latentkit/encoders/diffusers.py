@@ -135,8 +135,8 @@ class DiffusersEncoder:
         yield from self._found.remarks
         if self._dtype == torch.float16 and self._config.get("force_upcast"):
             fix = "set on_overflow: retry-fp32, or the encoder's dtype to bfloat16 or float32"
-            said = f"{self._config_place}: force_upcast is true"
-            yield Remark(f"{said}, so computing in float16 may overflow; {fix}")
+            problem = f"{self._config_place}: force_upcast is true"
+            yield Remark(f"{problem}, so computing in float16 may overflow; {fix}")
 
     @property
     def normalization(self) -> Normalization:
@@ -319,6 +319,7 @@ class DiffusersEncoder:
                 )
 
     def _check(self, batch: Tensor) -> None:
+        """Check the axes, channels and sizes of a batch."""
         axes, channels = self.input.axes, self.input.channels
         if batch.ndim != len(axes) + 1 or batch.shape[1] != channels:
             raise ValueError(
@@ -347,14 +348,15 @@ class DiffusersEncoder:
 
     @property
     def statistics(self) -> Mapping[str, Tensor]:
-        """Statistics among the model's tensors, (C,) each, float32, as in its file.
+        """Return the statistics among the model's tensors, (C,) each, float32, as in its file.
 
-        Not those of the halves, which are rounded to the dtype that these compute in.
+        They aren't read from the halves, where they are rounded to the dtype of computation.
         """
         return self._trained_statistics if self._path is None else self._stored_statistics
 
     @property
     def _trained_statistics(self) -> Mapping[str, Tensor]:
+        """Return the statistics among the tensors of the model that is trained."""
         model: Any = self.module.model
         return {
             name: tensor
@@ -369,8 +371,8 @@ class DiffusersEncoder:
 
     @functools.cached_property
     def encoding_half(self) -> Any:
-        """The model in eval mode without its decoder, in the encoder's dtype and on its device;
-        loaded when first asked for.
+        """Return the model in eval mode without its decoder, in the encoder's dtype and on its
+        device. It is loaded at the first call.
         """
         model = self._load("encode")
         tensors = model.state_dict()
@@ -393,7 +395,7 @@ class DiffusersEncoder:
 
     @functools.cached_property
     def decoding_half(self) -> Any:
-        """The model without what only encodes, likewise."""
+        """Return the model in the same state without the parts that only encode."""
         model = self._load("decode")
         drop_modules(model, ENCODING_ONLY)
         return model.to(self._device)

@@ -55,6 +55,7 @@ class ModelAdapter:
     # ------------------------------------------------------------ inside
 
     def _encode(self, model: Any, batch: Tensor) -> dict[str, Tensor]:
+        """Call the model's `encode` on a batch in the model's own axes and value range."""
         inputs = self._match_model_axes(batch, 2)
         if self.traits.pixel_mean:
             inputs = (
@@ -100,6 +101,7 @@ class ModelAdapter:
         return {"latent": latents["mean" if "mean" in latents else "latent"]}
 
     def _decode(self, model: Any, latents: Tensor) -> Tensor:
+        """Call the model's `decode` on latents or indices."""
         options = dict(self.traits.decode_options)
         if "num_frames" in options and "T" in self.axes:
             options["num_frames"] = latents.shape[2]
@@ -166,8 +168,7 @@ def read_latents(output: Any) -> dict[str, Tensor]:
         return {"latent": posterior.mode()}
     raise EncoderError(
         f"encode returned {type(output).__name__}, which has neither a latent_dist (with mean and"
-        " std,"
-        " or mode) nor latents nor latent"
+        " std, or mode) nor latents nor latent"
     )
 
 

@@ -81,8 +81,7 @@ def _choose_folder(model: str, subfolder: str | None, modality: str, path: Path)
         name = folders[0].name
         raise EncoderError(
             f"model {model}: {name} doesn't accept the modality {modality!r}; {beside[0].name}"
-            " beside"
-            " it does"
+            " beside it does"
         )
     chosen = (fitting or folders)[0]
     read_config(chosen)  # before any weights are downloaded
@@ -156,6 +155,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def _looks_like_autoencoder(name: str) -> bool:
+    """Return whether diffusers has a model class of this name with `encode` and `decode`."""
     found = getattr(diffusers, name, None)
     return (
         isinstance(found, type)
@@ -186,7 +186,7 @@ def find_config_file(name: str, recipe_dir: Path) -> Path:
 
 @dataclass(frozen=True)
 class FoundModel:
-    """What is known of a model before its weights are loaded.
+    """Facts about a model that are known before its weights are loaded.
 
     Args:
         config_file: its config.json.

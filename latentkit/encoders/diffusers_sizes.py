@@ -42,7 +42,7 @@ RATE_KEYS = ("sample_rate", "sampling_rate")
 
 @dataclass(frozen=True)
 class MeasuredModel:
-    """What is known of a model without its weights.
+    """Facts about a model that need no weights.
 
     Args:
         adapter: how to call it.

@@ -1,5 +1,5 @@
-"""What must be known about each diffusers autoencoder class and can't be measured or read from its
-config: one row per class.
+"""The table of diffusers' autoencoder classes: one row per class, with everything that can't be
+measured or read from its config.
 
 `docs/autoencoders.md` is this table in words. A class without a row is tried as each of `UNLISTED`,
 and accepted if its `encode` takes one tensor and returns a `latent_dist`, `latent`, `latents` or a

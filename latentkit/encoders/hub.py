@@ -72,8 +72,8 @@ def find_local_or_hub(model: str, revision: str | None, recipe_dir: Path) -> Pat
 
 
 def _snapshot_in(path: Path, revision: str) -> Path:
-    """The snapshot of a revision where `path` is a repository in the hub's cache, such as
-    models--owner--name; else `path`.
+    """Return the snapshot of a revision if `path` is a repository in the hub's cache, such as
+    models--owner--name; else `path` itself.
     """
     if not (path / "snapshots").is_dir():
         return path

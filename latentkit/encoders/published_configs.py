@@ -102,8 +102,8 @@ def recognize_config(
             preferred.
 
     Raises:
-        EncoderError: none fits, or several fit that scale latents differently and nothing in the
-            file decides.
+        EncoderError: no config fits, or several fit that scale latents differently and nothing in
+            the file decides.
     """
     fits = {name: found for name in list_published() if (found := _fits(name, tensors))}
     whole = {name: fit for name, fit in fits.items() if not fit.lacks_decoder} or fits
@@ -115,9 +115,9 @@ def recognize_config(
             " the model's config.json beside the file, or set the option config to a path or one"
             f" of {', '.join(list_published())}"
         )
-    told = _named_in_file(tensors, metadata)
-    if told in names:
-        names = [told]
+    named = _named_in_file(tensors, metadata)
+    if named in names:
+        names = [named]
     if len({_scaling(name) for name in names}) == 1:  # they give the same latents
         return [FOLDER / f"{name}.json" for name in reversed(names)]
     raise EncoderError(

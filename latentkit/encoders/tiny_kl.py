@@ -121,7 +121,7 @@ class TinyKLEncoder:
             in [-30, 20].
 
         Raises:
-            ValueError: another shape; names it.
+            ValueError: the shape is another one; the message names it.
         """
         if (
             batch.ndim != 4
@@ -148,7 +148,7 @@ class TinyKLEncoder:
             (N, 3, 8 h, 8 w) in the encoder's dtype, approximately in [-1, 1], not clamped.
 
         Raises:
-            ValueError: another shape; names it.
+            ValueError: the shape is another one; the message names it.
         """
         if latents.ndim != 4 or latents.shape[1] != self.layout.channels:
             raise ValueError(

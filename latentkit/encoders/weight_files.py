@@ -125,9 +125,9 @@ def check_is_weights(path: Path, where_from: str = "") -> None:
             f"{path} is a pointer of git-lfs, not weights. Run `git lfs pull` in its repository to"
             " get the file itself"
         )
-    for first, said in KNOWN_OTHER_FILES.items():
+    for first, kind in KNOWN_OTHER_FILES.items():
         if start.startswith(first):
-            raise EncoderError(f"{path}: {WANTED}; it is {said}")
+            raise EncoderError(f"{path}: {WANTED}; it is {kind}")
     if start[257:262] == b"ustar":
         raise EncoderError(f"{path}: {WANTED}; it is a tar archive: unpack it first")
     if start.isascii() and start.decode().isprintable() and 8 <= path.stat().st_size < 10_000:
@@ -226,10 +226,8 @@ def _why_unreadable(path: Path, start: bytes, error: Exception) -> str:
     if start.startswith(b"\x80") and PICKLED_MAGIC not in start and len(start) > 20:
         return (
             f"{path} contains other Python objects than tensors, as pickle.dump writes them. It is"
-            " not"
-            " loaded, because a pickle can run any program. If you trust the file, save its"
-            " tensors as"
-            " .safetensors"
+            " not loaded, because a pickle can run any program. If you trust the file, save its"
+            " tensors as .safetensors"
         )
     return (
         f"{path}: {WANTED}; it is damaged, cut off or something else ({path.stat().st_size} bytes)"

@@ -18,7 +18,7 @@ def check_bad_samples_so_far(job: EncodeJob, num_skipped: int, max_bad: float) -
     """Check the samples that this process has skipped so far. A stream is checked at its end.
 
     Raises:
-        SourceError: they are more than `max_bad` allows.
+        SourceError: more samples are bad than `max_bad` allows.
     """
     policy = BadSamplePolicy(max_bad=max_bad)
     num_gone = 0 if job.places is None else int((job.places < 0).sum())

@@ -238,7 +238,7 @@ def check_readable(encoder: Encoder, latents: Mapping[str, Tensor]) -> None:
         latents: result of `encode_batch`.
 
     Raises:
-        EncoderError: they could be stored but never read.
+        EncoderError: the latents could be stored but never read.
     """
     layout = encoder.layout
     if layout.kind == "quantised":

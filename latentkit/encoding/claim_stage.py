@@ -1,4 +1,4 @@
-"""First stage: claims units that are left and that no other process encodes."""
+"""First stage: claims units that are not encoded yet and that no other process encodes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a worker gets and returns."""
+"""The input and the result of a worker."""
 
 from __future__ import annotations
 

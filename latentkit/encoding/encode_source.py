@@ -57,7 +57,7 @@ from latentkit.store.plan import Plan, read_chain
 
 @dataclass(frozen=True)
 class EncodeSummary:
-    """What a run did in this process. It has no rows if there was nothing to do.
+    """Summary of a run in this process. It has no rows if there was nothing to do.
 
     Args:
         num_ok, num_skipped: rows stored, and rows skipped.
@@ -78,7 +78,7 @@ class EncodeSummary:
 
 
 class State(enum.Enum):
-    """Where a folder stands, and what `encode_source` does about it.
+    """The state of a folder, which decides what `encode_source` does.
 
     | state      | the folder holds                     | so                      | then           |
     |------------|--------------------------------------|-------------------------|----------------|
@@ -378,7 +378,7 @@ def read_matching_plans(
     none for an empty folder.
 
     Raises:
-        FingerprintError, SourceError, StoreError: they differ, or the folder isn't a latent
+        FingerprintError, SourceError, StoreError: settings differ, or the folder isn't a latent
             dataset.
     """
     chain = read_chain(folder)

@@ -26,7 +26,7 @@ from latentkit.store.writer import RowLabel
 
 @dataclass(frozen=True)
 class EncodedBatch:
-    """What is written of a batch.
+    """The tensors of an encoded batch that are written.
 
     Args:
         tensors: by name, on the CPU in their stored dtype; may be read after `wait`.

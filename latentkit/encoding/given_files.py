@@ -73,15 +73,15 @@ def as_sample(file: GivenFile, place: int, takes_texts: bool) -> Sample:
     )
 
 
-def _image_bytes(picture: Image) -> bytes:
+def _image_bytes(image: Image) -> bytes:
     """Return an image as a lossless file, with its color profile and orientation."""
-    known = {"icc_profile": picture.info.get("icc_profile"), "exif": picture.getexif()}
+    known = {"icc_profile": image.info.get("icc_profile"), "exif": image.getexif()}
     options: dict[str, Any] = {name: value for name, value in known.items() if value}
     for kind, own in (("PNG", {"compress_level": 1}), ("TIFF", {})):
         file = io.BytesIO()
         try:
-            picture.save(file, kind, **options, **own)
+            image.save(file, kind, **options, **own)
         except OSError:  # for example a mode that PNG lacks
             continue
         return file.getvalue()
-    raise SampleError(f"a PIL image of mode {picture.mode} can't be encoded; convert it to RGB")
+    raise SampleError(f"a PIL image of mode {image.mode} can't be encoded; convert it to RGB")

@@ -38,7 +38,7 @@ little, but 0 to 255 is a mistake.
 
 
 class LatentEncoder:
-    """An encoder with its decoder on a device: tensors or files to latents, and back.
+    """An encoder with its decoder on a device. It converts tensors or files to latents, and back.
 
     Results have no gradients; to train an encoder use `task: train`.
 
@@ -203,6 +203,7 @@ class LatentEncoder:
     # ------------------------------------------------------------ inside
 
     def _encode_tensors(self, inputs: Tensor | Mapping[str, Tensor]) -> EncodedLatents:
+        """Encode a batch, a single input, or a mapping of batches."""
         if isinstance(inputs, Mapping):
             return self._run(inputs)
         is_single = inputs.ndim == len(self.input.axes)

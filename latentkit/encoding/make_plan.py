@@ -78,7 +78,7 @@ class EncodeSettings:
 
 @dataclass(frozen=True)
 class EncodeInputs:
-    """What is encoded, and with what.
+    """The source, modality and encoder of a run.
 
     Args:
         views: names of the views that the modality makes of each sample.
@@ -183,7 +183,7 @@ def find_changes(
     if isinstance(inputs.source, StreamSource):
         skipped = index.filter(pc.equal(index["status"], "skipped"))["unit"].combine_chunks()
         return compare_shards(newest, inputs.entries, skipped if retry_skipped else skipped[:0])
-    # crops that are drawn hang on the sample's key: under another one they are other latents
+    # random crops depend on the sample's key, so a renamed sample would have other latents
     find_renamed = "modality.seed" not in newest.settings.parts
     return compare_samples(
         index,

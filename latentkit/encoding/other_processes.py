@@ -14,7 +14,7 @@ OTHERS_SECONDS = 10.0
 
 
 class OthersProgress:
-    """What other processes have committed since this one started. Nothing is counted if no progress
+    """Counts what other processes have committed since this one started, unless no progress
     line is printed.
     """
 

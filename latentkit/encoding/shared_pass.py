@@ -49,7 +49,7 @@ class EncodeTarget:
 
 @dataclass(frozen=True)
 class SharedPassResult:
-    """What the pass did for a target, and whether its newest plan is known to match the source."""
+    """Result of the pass for a target, and whether its newest plan is known to match the source."""
 
     summary: EncodeSummary
     is_compared: bool

@@ -100,11 +100,11 @@ def _samples(source: Source | StreamSource) -> Iterator[int | Sample]:
 
 
 def _row(position: int, key: str, view: Prepared) -> Row:
+    """Return a prepared view as a row."""
     if not isinstance(view.tensor, Tensor):
         raise RecipeError(
             f"sample {key!r}: evaluation needs modalities that return one tensor per sample; this"
-            " one"
-            " returns several"
+            " one returns several"
         )
     return Row(position, key, view.view, view.bucket, view.tensor)
 

@@ -79,7 +79,7 @@ class EvaluateSettings:
         seed: seed of all draws.
         device: torch device of inputs and metrics.
         bad: what is done with bad samples.
-        num_pictures: number of samples spread over the source whose images are kept, and as many of
+        num_images: number of samples spread over the source whose images are kept, and as many of
             the worst.
         show_always: decode the samples spread over the source even if no metric needs it.
         keep_tensors: keep the samples spread over the source also as tensors, for a modality to
@@ -91,7 +91,7 @@ class EvaluateSettings:
     seed: int = 0
     device: str = "cpu"
     bad: BadSamplePolicy = field(default_factory=BadSamplePolicy)
-    num_pictures: int = 0
+    num_images: int = 0
     show_always: bool = False
     keep_tensors: bool = False
     show_progress: bool = False
@@ -133,7 +133,7 @@ class Evaluation:
 
 
 class Codec(Protocol):
-    """What is evaluated: an `Encoder` that `Decodes`, or a `Trainable`'s module through
+    """The evaluated model: an `Encoder` that `Decodes`, or a `Trainable`'s module through
     `ModuleCodec`.
     """
 
@@ -210,7 +210,7 @@ def evaluate_model(
     setting = MetricSetting(model.input.range, model.layout, decoded_from, num_samples)
     for named in metrics:
         named.metric.start(setting)
-    gallery = Gallery(settings.num_pictures, model.input.range, num_samples, settings.keep_tensors)
+    gallery = Gallery(settings.num_images, model.input.range, num_samples, settings.keep_tensors)
     decodes = any("decoder" in named.needs for named in metrics)
     rows: list[Row] = []
     good: list[Row] = []
@@ -297,7 +297,7 @@ def check_metrics(
         has_moments: whether mean and logvar are known, if the layout has them.
 
     Raises:
-        RecipeError: one line per metric that can't.
+        RecipeError: a metric can't be computed; the message has one line for each.
     """
     has_posterior = layout.kind == "gaussian" and has_moments
     problems = []
@@ -346,6 +346,7 @@ def check_metrics(
 def _pass(
     model: Codec, rows: Sequence[Row], settings: EvaluateSettings, decodes: bool
 ) -> MetricBatch:
+    """Encode a batch of rows, and decode the latents if a metric needs it."""
     inputs = torch.stack(tensors_of(rows)).to(settings.device, torch.float32)
     positions = [row.position for row in rows]
     found = model.encode(inputs)

@@ -46,6 +46,7 @@ def write_report(document: Mapping[str, Any], found: Evaluation) -> str:
 
 
 def _describe(document: Mapping[str, Any]) -> Iterator[str]:
+    """Yield short texts for the head of the page: numbers of samples, and what was evaluated."""
     yield f"{document['num_samples']:,} samples"
     if document["num_skipped"]:
         yield f"{document['num_skipped']:,} skipped"
@@ -69,6 +70,7 @@ def _decibels(error: float) -> str:
 
 
 def _plot_spectrum(table: Mapping[str, Any]) -> LineChart | None:
+    """Return the chart of a latent spectrum: one line per channel, and their mean."""
     frequencies, power = table["frequencies"], np.array(table["power"])
     *lines, middle = [
         list(zip(frequencies, values, strict=True))

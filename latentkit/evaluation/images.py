@@ -148,12 +148,13 @@ def _middle(values: Tensor) -> Tensor:
 
 
 def _png(values: Tensor) -> bytes:
+    """Return PNG bytes of an image (C, H, W) in [0, 255]."""
     pixels: npt.NDArray[np.uint8] = values.round().to(torch.uint8).permute(1, 2, 0).numpy()
-    picture = Image.fromarray(
+    image = Image.fromarray(
         np.ascontiguousarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
     )
     buffer = io.BytesIO()
-    picture.save(buffer, format="PNG")
+    image.save(buffer, format="PNG")
     return buffer.getvalue()
 
 

@@ -9,13 +9,13 @@ from latentkit.contracts import Unit, UnitResult, Worker
 
 
 class AccelerateExecutor:
-    """This process's share first, then everybody else's, last unit first.
+    """Runs this process's share of the units first, then the other shares, last unit first.
 
     Rank and world size come from the launcher's environment and no process group is made: no
     process waits for another at a rendezvous, and one that dies costs only its units in flight.
 
     Args:
-        device: of this process, such as "cuda:1".
+        device: device of this process, such as "cuda:1".
     """
 
     def __init__(self, device: str) -> None:
@@ -26,7 +26,7 @@ class AccelerateExecutor:
     def run(
         self, units: Sequence[Unit], make_worker: Callable[[str], Worker]
     ) -> Iterable[UnitResult]:
-        """Results of the units that this process did."""
+        """Yield the results of the units that this process encoded."""
         own = [unit for unit in units if unit.number % self.world_size == self.rank]
         others = [unit for unit in reversed(units) if unit.number % self.world_size != self.rank]
         yield from make_worker(self.device)(iter([*own, *others]))

@@ -10,11 +10,11 @@ from latentkit.runtime.cores import shared_cores
 
 
 class LocalExecutor:
-    """Runs units on devices of this machine: on the first here, else in a process for each.
+    """Runs units on devices of this machine: on the first in this process, on others in one each.
 
     Args:
-        device: such as "cuda:0" or "cpu".
-        others: more of them.
+        device: first device, such as "cuda:0" or "cpu".
+        others: further devices.
     """
 
     def __init__(self, device: str, *others: str) -> None:
@@ -25,8 +25,8 @@ class LocalExecutor:
     def run(
         self, units: Sequence[Unit], make_worker: Callable[[str], Worker]
     ) -> Iterable[UnitResult]:
-        """Give results as they come; processes take unit after unit until none is left, so a slow
-        device does fewer.
+        """Yield results as they come. Processes take unit after unit until none is left, so a slow
+        device encodes fewer.
 
         Raises:
             PluginError: `make_worker` can't be sent to other processes.

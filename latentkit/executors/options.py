@@ -25,7 +25,7 @@ class LocalConfig(Config):
         ),
     )
     devices: list[str] | None = neutral(
-        None, description="several, a process each, such as [cuda:0, cuda:1]; none: as device says"
+        None, description="several, a process each, such as [cuda:0, cuda:1]; null: see device"
     )
 
     @model_validator(mode="after")

@@ -5,9 +5,9 @@ all through its own pipes.
     worker: "result", result   ->
     worker: "error", exception ->
 
-A worker that is killed costs only its units in flight: nobody waits for it, and the next look at
-the folder finds them free. One whose parent is killed finds its pipe closed, commits what it is
-encoding, and ends.
+If a worker is killed, only its unfinished units are lost: no process waits for it, and the others
+find these units free when they list the folder again. If the parent is killed, a worker finds its
+pipe closed, commits the unit that it is encoding, and ends.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class WorkerProcesses:
     """A worker process for each device; leaving the context stops those still running.
 
     Args:
-        devices: one for each process.
+        devices: devices, one for each process.
         make_worker: makes the worker of a device; picklable.
         all_units: handed out one by one, to these processes and to whoever iterates over `units`.
 
@@ -114,7 +114,7 @@ class WorkerProcesses:
         return iter(self._next_unit, None)
 
     def results(self) -> Iterator[UnitResult]:
-        """Give the results that the processes have sent so far.
+        """Yield the results that the processes have sent so far.
 
         Raises:
             BaseException: what a worker raised.
@@ -124,7 +124,7 @@ class WorkerProcesses:
                 yield from self._result_of(self._events.get_nowait())
 
     def last_results(self) -> Iterator[UnitResult]:
-        """Give all results that are still to come; returns when every process has ended.
+        """Yield all results that are still to come; end when every process has ended.
 
         Raises:
             BaseException: what a worker raised.
@@ -136,6 +136,7 @@ class WorkerProcesses:
                 yield from self._result_of(self._events.get(timeout=1.0))
 
     def _result_of(self, event: UnitResult | BaseException | None) -> Iterator[UnitResult]:
+        """Yield a result, raise a worker's error, or count a worker that has ended."""
         if isinstance(event, BaseException):
             raise event
         if event is ENDED:
@@ -191,6 +192,7 @@ def main() -> None:
 
 
 def _work(answers: IO[bytes], events: IO[bytes]) -> None:
+    """Receive the job, then encode units until there are none, and send each result."""
     lock = threading.Lock()
 
     def send(kind: str, value: Any = None) -> None:

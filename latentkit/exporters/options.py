@@ -8,11 +8,11 @@ from pydantic import Field
 
 from latentkit.contracts import DrawConfig
 
-DTYPE = "of values in the files; null: float32 for latents, as stored for moments"
+DTYPE = "type of values in the files; null: float32 for latents, the stored type for moments"
 
 
 class RowsConfig(DrawConfig):
-    """Options of both."""
+    """Options of both exporters."""
 
     values: Literal["latent", "moments"] = Field(
         "latent",
@@ -23,8 +23,8 @@ class RowsConfig(DrawConfig):
     posterior: Literal["draw", "mean"] = Field(
         "mean",
         description=(
-            "of values=latent. mean: the posterior's mean; draw: mean + exp(logvar / 2) * noise,"
-            " drawn once and frozen in the files"
+            "for values=latent. mean: the posterior's mean; draw: mean + exp(logvar / 2) * noise,"
+            " drawn once and fixed in the files"
         ),
     )
 

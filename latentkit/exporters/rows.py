@@ -1,4 +1,4 @@
-"""Parts that the row formats share: a row's tensors and labels, and a description of the values."""
+"""Shared by the formats of single rows: tensors and labels, and a description of the values."""
 
 from __future__ import annotations
 
@@ -17,20 +17,22 @@ from latentkit.exporters.options import RowsConfig
 
 DESCRIPTION = "latents.json"
 
+TO_JSON = json.JSONEncoder(ensure_ascii=False).encode
+
 
 def needs_of(config: RowsConfig) -> ExportNeeds:
-    """Ask for rows one by one, with stored moments if the export writes moments."""
+    """Return the needs: single rows, and stored moments if the export writes moments."""
     return ExportNeeds(per="row", moments=config.values == "moments")
 
 
 def tensors_of(item: ExportItem, values: str, dtype: str | None) -> dict[str, Tensor]:
-    """The tensors of a row by name.
+    """Return the tensors of a row by name.
 
     Args:
-        values: "latent" gives what a trainer sees, (C, h, w) float32; of a quantized encoder the
-            "indices". "moments" gives raw "mean" and "logvar", in the stored dtype. Either with
-            "latent_mask" beside it, where rows have one.
-        dtype: of torch, by name, to convert numbers to; None leaves them.
+        values: "latent" gives the normalized latent, (C, h, w) float32, or the "indices" of a
+            quantized encoder. "moments" gives raw "mean" and "logvar", in the stored dtype. Where
+            rows have a mask, "latent_mask" is added.
+        dtype: name of the torch dtype to convert latents to; None: no conversion.
     """
     row, name = item.row, "indices" if "indices" in item.row.stored else "latent"
     is_stored = values == "moments" or name == "indices"

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import numpy as np
+import torch
+from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import save_file
+from torch import Tensor
 
 from latentkit.contracts import Export, ExportItem
 from latentkit.errors import StoreError
 from latentkit.exporters.options import SafetensorsConfig
-from latentkit.exporters.rows import labels_of, needs_of, tensors_of, write_description
+from latentkit.exporters.rows import TO_JSON, labels_of, needs_of, tensors_of, write_description
 
 ROWS_PER_FOLDER = 10_000
-"""File systems and people are slow with folders that hold more."""
+"""File systems are slow with folders of more files."""
 
 
 class SafetensorsExporter:
-    """Files are numbered, since a key may hold anything; metadata.jsonl has file_name, key, view
-    and attributes of each, and the entry "row" of a file's own header all but the first of these,
-    as JSON.
+    """Writes numbered files, since a key may contain any character.
+
+    metadata.jsonl has file_name, key, view and attributes of each file. The entry "row" in a file's
+    own header has the same as JSON, without file_name.
     """
 
     def __init__(self, config: SafetensorsConfig) -> None:
@@ -33,21 +37,23 @@ class SafetensorsExporter:
         Raises:
             StoreError: rows have an attribute "file_name".
         """
-        lines = []
+        lines: list[str] = []
         for item in items:
             labels = labels_of(item)
             if "file_name" in labels:
                 raise StoreError(
-                    "rows have an attribute 'file_name', which metadata.jsonl needs for its own"
-                    " files; rename it in the source"
+                    "rows have an attribute 'file_name', a name that metadata.jsonl needs for the"
+                    " exported files; rename the attribute in the source"
                 )
-            name = f"{item.number // ROWS_PER_FOLDER:04d}/{item.number:08d}.safetensors"
-            (folder / name).parent.mkdir(exist_ok=True)
+            above = f"{item.number // ROWS_PER_FOLDER:04d}"
+            if not item.number % ROWS_PER_FOLDER or not lines:
+                (folder / above).mkdir(exist_ok=True)
+            name = f"{above}/{item.number:08d}.safetensors"
             tensors = tensors_of(item, self._config.values, self._config.dtype)
-            whole = {key: tensor.contiguous() for key, tensor in tensors.items()}
+            text = TO_JSON(labels)
             # one entry, since the library writes several in an order that changes
-            save_file(whole, folder / name, {"row": json.dumps(labels, ensure_ascii=False)})
-            lines.append(json.dumps({**labels, "file_name": name}, ensure_ascii=False))
+            _save(tensors, f"{folder}/{name}", {"row": text})
+            lines.append(f'{text[:-1]}, "file_name": "{name}"}}')
         return lines
 
     def finish(self, records: Iterable[str], folder: Path, export: Export) -> str:
@@ -56,3 +62,12 @@ class SafetensorsExporter:
             listing.writelines(f"{line}\n" for line in records)
         write_description(export, self._config, folder)
         return ""
+
+
+def _save(tensors: Mapping[str, Tensor], path: str, header: dict[str, str]) -> None:
+    """Write a file by way of NumPy, which takes half the time, where it has the dtype."""
+    if any(tensor.dtype == torch.bfloat16 for tensor in tensors.values()):
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, header)
+        return
+    arrays = {name: np.ascontiguousarray(tensor.numpy()) for name, tensor in tensors.items()}
+    save_arrays(arrays, path, header)

@@ -4,24 +4,27 @@
 
 from __future__ import annotations
 
-import io
 import itertools
-import json
 import tarfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import BinaryIO
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from latentkit.contracts import Export, ExportItem
 from latentkit.exporters.options import WebdatasetConfig
-from latentkit.exporters.rows import labels_of, needs_of, tensors_of, write_description
+from latentkit.exporters.rows import TO_JSON, labels_of, needs_of, tensors_of, write_description
+from latentkit.runtime.numpy_files import npy_bytes
+
+BLANK = tarfile.TarInfo().tobuf(tarfile.USTAR_FORMAT)
+"""The header of a file without name, owner, time and content."""
 
 
 class WebdatasetExporter:
-    """Samples are numbered, as a key may hold anything; .json has key, view, attributes."""
+    """Writes numbered samples, as a key may contain any character; .json has key, view, attributes.
+    """
 
     def __init__(self, config: WebdatasetConfig) -> None:
         self._config = config
@@ -33,13 +36,15 @@ class WebdatasetExporter:
         items = iter(items)
         first = next(items)
         shard = f"{first.number // self.items_per_part:06d}.tar"
-        with tarfile.open(folder / shard, "w", format=tarfile.USTAR_FORMAT) as tar:
+        with (folder / shard).open("wb", buffering=1 << 20) as tar:
             for item in itertools.chain([first], items):
                 tensors = tensors_of(item, self._config.values, self._config.dtype)
                 for name, tensor in tensors.items():
                     _add(tar, f"{item.number:08d}.{name}.npy", _npy(tensor))
-                labels = json.dumps(labels_of(item), ensure_ascii=False).encode()
+                labels = TO_JSON(labels_of(item)).encode()
                 _add(tar, f"{item.number:08d}.json", labels)
+            end = tar.tell() + 2 * tarfile.BLOCKSIZE
+            tar.write(bytes(2 * tarfile.BLOCKSIZE + -end % tarfile.RECORDSIZE))
         return []
 
     def finish(self, records: Iterable[None], folder: Path, export: Export) -> str:
@@ -49,18 +54,17 @@ class WebdatasetExporter:
 
 
 def _npy(tensor: Tensor) -> bytes:
-    """A .npy file; bfloat16, which NumPy hasn't, as float32."""
-    file = io.BytesIO()
-    np.save(
-        file,
-        (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy(),
-        allow_pickle=False,
-    )
-    return file.getvalue()
+    """Return the bytes of a .npy file; bfloat16, which NumPy lacks, becomes float32."""
+    return npy_bytes((tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy())
 
 
-def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    """Add a file without owner and time, so that the same rows give the same bytes."""
-    entry = tarfile.TarInfo(name)
-    entry.size = len(content)
-    tar.addfile(entry, io.BytesIO(content))
+def _add(tar: BinaryIO, name: str, content: bytes) -> None:
+    """Add a file as `tarfile` does, which takes longer for headers than for all else."""
+    header = bytearray(BLANK)
+    header[: len(name)] = name.encode()
+    header[124:135] = b"%011o" % len(content)
+    header[148:156] = b" " * 8  # so the checksum counts itself
+    header[148:155] = b"%06o\0" % sum(header)
+    tar.write(header)
+    tar.write(content)
+    tar.write(bytes(-len(content) % tarfile.BLOCKSIZE))

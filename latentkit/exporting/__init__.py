@@ -1,3 +1,3 @@
-"""Export of a latent dataset item by item: what is refused, what exporters are given, and writing
-in parts that can be stopped and run again.
+"""Export a latent dataset item by item: check it, read its items, and write them in parts, so that
+a stopped export can be resumed.
 """

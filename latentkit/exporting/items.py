@@ -1,32 +1,31 @@
-"""Items of a latent dataset as exporters get them: the views of a sample together, from blocks of
-rows.
-"""
+"""Items of a latent dataset for exporters, read in blocks: a row each, or all views of a sample."""
 
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from latentkit.contracts import ExportItem, ExportNeeds, ExportRow
 from latentkit.errors import StoreError
-from latentkit.exporting.names import safe_name, tell_apart
+from latentkit.exporting.names import make_unique, safe_name, shorten
+from latentkit.exporting.row_block import RowBlock
 from latentkit.reading.dataset import LatentDataset
-from latentkit.reading.posterior import Noise
 from latentkit.store.columns import Rows
 from latentkit.store.dataset_json import read_dataset, read_index
 
 BLOCK_BYTES = 1 << 25
-"""Of stored rows that are read at once."""
+"""Bytes of stored rows to read at once."""
 
-MOST_AT_ONCE = 512
-"""Items that are read at once."""
+MOST_AT_ONCE = 256
+"""Most items to read at once."""
+
+MOST_LABELS = 1 << 20
+"""Classes; a trainer makes an embedding for each number below the largest."""
 
 FoundRow = tuple[ExportRow, dict[str, Any]]
 """A row, and its key and attributes."""
@@ -34,15 +33,15 @@ FoundRow = tuple[ExportRow, dict[str, Any]]
 
 @dataclass(frozen=True)
 class ItemSettings:
-    """How items are read; of the exporter's options and the command.
+    """How items are read, from the exporter's options and the command.
 
     Args:
-        draws: whether `ExportRow.raw` is a draw rather than the mean.
-        seed: of the draws.
-        limit: items, at most.
-        text: a latent dataset of text embeddings, by key.
-        find_media: gives the media of a key.
-        name_of: an item's name for a key.
+        draws: whether `ExportRow.raw` is a random draw rather than the mean.
+        seed: seed of the draws.
+        limit: most items to read; None: all.
+        text: a latent dataset of text embeddings, with the same keys.
+        find_media: returns the media of a key.
+        name_of: returns an item's name for a key.
     """
 
     draws: bool = False
@@ -57,12 +56,12 @@ class Items:
     """The items of a dataset by number; `read` may be called by several threads at once.
 
     Args:
-        dataset: whose views are "all", or a list.
+        dataset: latent dataset that is opened with views "all", or a list of views.
 
     Attributes:
-        keys, names: of every item, in order.
-        num_left_out: samples without one of the views that are needed.
-        label_names: name of each label's number.
+        keys, names: key and file name of every item, in order.
+        num_left_out: number of samples that lack a needed view.
+        label_names: name of each class number.
 
     Raises:
         StoreError: a sample has no label, or no text embedding.
@@ -70,14 +69,14 @@ class Items:
 
     def __init__(self, dataset: LatentDataset, needs: ExportNeeds, settings: ItemSettings) -> None:
         self.dataset, self.settings, self._needs = dataset, settings, needs
-        spans = _spans(dataset.keys if needs.per == "sample" else range(len(dataset)))
-        whole = _have_views(dataset, spans, needs.views) if needs.per == "sample" else spans
+        spans = _spans_of_keys(dataset.keys if needs.per == "sample" else range(len(dataset)))
+        whole = _spans_with_views(dataset, spans, needs.views) if needs.per == "sample" else spans
         self.num_left_out = len(spans) - len(whole)
         if not len(whole):
             raise StoreError(f"{dataset.folder}: no sample has all of {', '.join(needs.views)}")
         self._spans = whole[: settings.limit]
         self.keys = [dataset.keys[start] for start in self._spans[:, 0].tolist()]
-        self.names = tell_apart(map(settings.name_of, self.keys))
+        self.names = make_unique(shorten(settings.name_of(key)) for key in self.keys)
         self.label_names, self._labels = _number_labels(dataset, needs.label)
         self._geometry = read_index(dataset.folder, read_dataset(dataset.folder), ["geometry"])
         self._places = dataset.places_in_index()
@@ -89,11 +88,11 @@ class Items:
 
     @property
     def num_rows(self) -> int:
-        """Rows of all items."""
+        """Number of rows of all items."""
         return int((self._spans[:, 1] - self._spans[:, 0]).sum())
 
     def read(self, start: int, stop: int) -> Iterator[ExportItem]:
-        """The items from number `start` up to `stop`.
+        """Yield the items from number `start` up to `stop`, without `stop` itself.
 
         Raises:
             StoreError: a unit is missing or damaged.
@@ -108,6 +107,7 @@ class Items:
             start = block.stop
 
     def _item(self, number: int, rows: Mapping[int, FoundRow]) -> ExportItem:
+        """Return one item from the rows that were read."""
         found = [rows[place] for place in range(*self._spans[number].tolist())]
         attributes = {**found[0][1]}
         key = attributes.pop("key")
@@ -120,27 +120,28 @@ class Items:
             {row.view: row for row, _ in found},
             attributes,
             label,
-            None if text is None else _tensors(text[key]),
+            None if text is None else _only_tensors(text[key]),
             None if media is None else functools.partial(media, key),
         )
 
     def _read_rows(self, block: range) -> tuple[dict[int, FoundRow], int]:
-        """The rows of some items by position, each with key and attributes; and their bytes."""
+        """Return the rows of some items by position, with key and attributes; and their bytes."""
         items = np.arange(self._spans[block.start, 0], self._spans[block.stop - 1, 1])
         if self._needs.per == "sample":
             wanted = [np.arange(*span) for span in self._spans[block.start : block.stop].tolist()]
             items = np.concatenate(wanted)
         found, num_bytes = {}, 0
-        for group in self._groups(items):
+        for group in self._split_by_shape(items):
             values, mask, labels = self.dataset.load_stored(group)
             num_bytes += values.nbytes
-            rows = self._rows_of(group, values, mask, labels.pop("view"))
+            rows = self._make_rows(group, values, mask, labels.pop("view"))
             for place, (position, row) in enumerate(zip(group.tolist(), rows, strict=True)):
                 found[position] = row, {name: value[place] for name, value in labels.items()}
         return found, num_bytes
 
-    def _groups(self, items: Rows) -> Iterator[Rows]:
-        """Positions whose rows have one shape; ragged rows alone, and so not padded."""
+    def _split_by_shape(self, items: Rows) -> Iterator[Rows]:
+        """Yield positions whose rows have one shape; each ragged row alone, so that none is padded.
+        """
         if self.dataset.layout.ragged_axis is not None:
             yield from items[:, None]
             return
@@ -148,58 +149,30 @@ class Items:
         for code in np.unique(codes):
             yield items[codes == code]
 
-    def _rows_of(
+    def _make_rows(
         self, items: Rows, values: Tensor, mask: Tensor | None, views: Sequence[str]
-    ) -> Iterator[ExportRow]:
+    ) -> Sequence[ExportRow]:
+        """Return the `ExportRow` of each loaded position: `values` and `mask` are (N, ...)."""
         data = self.dataset
-        geometries = self._geometry["geometry"].take(self._places[items]).to_pylist()
-        buckets = data.bucket_names(items)
-        for place, (view, bucket) in enumerate(zip(views, buckets, strict=True)):
-            kept = values[place]
-            stored = (
-                dict(zip(("mean", "logvar"), kept.chunk(2), strict=True))
-                if data.has_moments
-                else {data.tensor_name: kept}
-            )
-            known = {n: v for n, v in (geometries[place] or {}).items() if v is not None}
-            yield ExportRow(
-                view,
-                bucket,
-                known,
-                stored,
-                None if mask is None else mask[place],
-                data.layout,
-                data.normalization,
-                self._noise(data.keys[int(items[place])], view, stored),
-            )
-
-    def _noise(
-        self, key: str, view: str, stored: Mapping[str, Tensor]
-    ) -> Callable[[], Tensor] | None:
-        if not self.settings.draws or "mean" not in stored:
-            return None
-        return functools.partial(
-            draw_noise, self.settings.seed, key, view, tuple(stored["mean"].shape)
-        )
+        found = self._geometry["geometry"].take(self._places[items]).to_pylist()
+        geometries = [
+            {name: value for name, value in (one or {}).items() if value is not None}
+            for one in found
+        ]
+        keys = [data.keys[place] for place in items.tolist()]
+        seed = self.settings.seed if self.settings.draws else None
+        block = RowBlock(data, values, keys, views, seed)
+        return block.rows(data.bucket_names(items), geometries, mask)
 
 
-def draw_noise(seed: int, key: str, view: str, shape: Sequence[int]) -> Tensor:
-    """Standard normal float32 noise that nothing but seed, key and view decides."""
-    text = f"{seed}\0{key}\0{view}".encode("utf-8", "surrogatepass")
-    digest = hashlib.sha256(text).digest()
-    out = np.empty((1, *shape), np.float32)
-    Noise(*np.frombuffer(digest, "<u4").tolist()).fill(out)
-    return torch.from_numpy(out[0])
-
-
-def _spans(keys: Sequence[Any]) -> Rows:
-    """First position of each run of equal keys, and the one after its last, (N, 2)."""
+def _spans_of_keys(keys: Sequence[Any]) -> Rows:
+    """Return the first position of each run of equal keys and the one after its last, (N, 2)."""
     starts = [place for place, key in enumerate(keys) if not place or key != keys[place - 1]]
     return np.stack([starts, [*starts[1:], len(keys)]], axis=1).astype(np.int64)
 
 
-def _have_views(dataset: LatentDataset, spans: Rows, views: Sequence[str]) -> Rows:
-    """The spans that have all of some views."""
+def _spans_with_views(dataset: LatentDataset, spans: Rows, views: Sequence[str]) -> Rows:
+    """Return the spans that have all of `views`."""
     if not views:
         return spans
     names = dataset.row_views or []
@@ -208,17 +181,23 @@ def _have_views(dataset: LatentDataset, spans: Rows, views: Sequence[str]) -> Ro
 
 
 def _number_labels(dataset: LatentDataset, label: str) -> tuple[list[str], Rows | None]:
-    """Return the name of each number, and the number of each row's label."""
+    """Return the class names by number, and the class number of each row."""
     if not label:
         return [], None
     values = [row[label] for row in dataset.row_columns()]
     missing = next((place for place, value in enumerate(values) if value is None), None)
     if missing is not None:
         raise StoreError(
-            f"{dataset.folder}: {dataset.keys[missing]!r} has no {label!r}, which numbers the"
-            " samples; leave it out of the source, or give it one"
+            f"{dataset.folder}: {dataset.keys[missing]!r} has no {label!r}, the attribute that"
+            " names a sample's class; give it one in the source, or leave the sample out"
         )
     if all(isinstance(value, int) and value >= 0 for value in values):
+        if max(values) >= MOST_LABELS:
+            raise StoreError(
+                f"{dataset.folder}: label {max(values)} of the attribute {label!r} is too large;"
+                f" expected numbers from 0 to {MOST_LABELS - 1}, as many as there are classes; name"
+                " another attribute with label=NAME"
+            )
         return [str(number) for number in range(max(values) + 1)], np.array(values)
     names = sorted({str(value) for value in values})
     numbers = {name: number for number, name in enumerate(names)}
@@ -226,9 +205,9 @@ def _number_labels(dataset: LatentDataset, label: str) -> tuple[list[str], Rows 
 
 
 def _check_texts(text: LatentDataset, keys: Sequence[str]) -> None:
-    """Refuse a dataset of text embeddings that lacks a key."""
-    there = set(text.keys)
-    missing = [key for key in keys if key not in there]
+    """Raise StoreError if the dataset of text embeddings lacks one of the keys."""
+    known = set(text.keys)
+    missing = [key for key in keys if key not in known]
     if missing:
         raise StoreError(
             f"{text.folder} has no text embedding of {missing[0]!r} (and {len(missing) - 1} more"
@@ -236,5 +215,5 @@ def _check_texts(text: LatentDataset, keys: Sequence[str]) -> None:
         )
 
 
-def _tensors(row: Mapping[str, Any]) -> dict[str, Tensor]:
+def _only_tensors(row: Mapping[str, Any]) -> dict[str, Tensor]:
     return {name: value for name, value in row.items() if isinstance(value, Tensor)}

@@ -1,4 +1,4 @@
-"""Names of files for keys, which may hold anything."""
+"""Safe file names for keys, which may contain any character."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from collections.abc import Iterable
 from pathlib import PurePosixPath
 
 LONGEST_PART = 120
-"""Bytes of one folder's or file's name; file systems take 255, and trainers add to it."""
+"""Most bytes of one folder's or file's name; file systems take 255, and trainers append to it."""
 
 
 def safe_name(key: str) -> str:
     """Return a relative path of letters, digits and " _-", with the key's folders.
 
-    Nothing in it climbs, is absolute or hidden, or has a dot, at which trainers cut names.
+    The path never leads out of its folder, to a hidden file, or from the root. It has no dots, as
+    trainers cut names at a dot.
     """
     parts = [part for part in re.split(r"[/\\]", key) if part not in ("", ".", "..")]
     if parts:
@@ -22,12 +23,17 @@ def safe_name(key: str) -> str:
 
 
 def _safe_part(part: str) -> str:
-    plain = re.sub(r"[^\w -]", "_", part)
-    return plain.encode()[:LONGEST_PART].decode(errors="ignore").strip() or "_"
+    return shorten(re.sub(r"[^\w -]", "_", part)).strip() or "_"
 
 
-def tell_apart(names: Iterable[str]) -> list[str]:
-    """Return the names, repeated ones (in whatever case) with a number, such as "001-2"."""
+def shorten(name: str) -> str:
+    """Return a path with each part cut to `LONGEST_PART` bytes."""
+    parts = (part.encode()[:LONGEST_PART].decode(errors="ignore") for part in name.split("/"))
+    return "/".join(parts)
+
+
+def make_unique(names: Iterable[str]) -> list[str]:
+    """Return the names, each unique in any case: repeated ones get a number, such as "001-2"."""
     wanted = list(names)
     first = {name.casefold() for name in wanted}
     used, last_number = set[str](), dict[str, int]()

@@ -1,4 +1,4 @@
-"""What a format needs of a latent dataset, held against it before the first file is written."""
+"""Check that a latent dataset has what a format needs, before the first file is written."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from latentkit.errors import StoreError
 from latentkit.reading.dataset import LatentDataset
 
 CLOSE = 1e-5
-"""Relative difference of constants that are the same, written with fewer digits."""
+"""Largest relative difference of equal constants, one of which is written with fewer digits."""
 
 
 def check_needs(
@@ -23,7 +23,7 @@ def check_needs(
     posterior: str = "mean",
     allow_other_scale: bool = False,
 ) -> None:
-    """Hold a dataset against what an exporter needs.
+    """Check that a dataset has what an exporter needs.
 
     Args:
         to: the exporter's name.
@@ -31,7 +31,7 @@ def check_needs(
         allow_other_scale: whether another normalization than the trainer's is exported.
 
     Raises:
-        StoreError: it lacks something; names all of it, and what to encode again.
+        StoreError: the dataset lacks something; names all that is missing, and how to encode it.
     """
     problems = [
         *_find_layout_problems(needs, dataset, posterior),
@@ -48,6 +48,7 @@ def check_needs(
 def _find_layout_problems(
     needs: ExportNeeds, dataset: LatentDataset, posterior: str
 ) -> Iterator[str]:
+    """Yield what is wrong with axes, channels, downscale or kind of the latents."""
     layout = dataset.layout
     ragged = f" of various lengths along {layout.ragged_axis}" if layout.ragged_axis else ""
     if needs.axes and (needs.axes != layout.axes or layout.ragged_axis):
@@ -83,13 +84,14 @@ def _find_layout_problems(
 
 
 def _downscales(downscale: Any) -> Sequence[Any]:
-    """The one number by which all axes are divided, or nothing that fits."""
+    """Return the factor of all axes, alone; empty where axes have different factors."""
     if isinstance(downscale, tuple):
         return downscale[:1] if len(set(downscale)) == 1 else ()
     return (downscale,)
 
 
 def _find_row_problems(needs: ExportNeeds, dataset: LatentDataset) -> Iterator[str]:
+    """Yield what is wrong with views, labels or sizes of the rows."""
     missing = [view for view in needs.views if view not in dataset.views]
     if missing:
         views = ", ".join(dict.fromkeys((*dataset.views, *missing)))
@@ -99,15 +101,16 @@ def _find_row_problems(needs: ExportNeeds, dataset: LatentDataset) -> Iterator[s
         )
     if needs.label and needs.label not in dataset.columns:
         yield (
-            f"it needs the attribute {needs.label!r} of every sample, and there are"
-            f" {list(dataset.columns)}; use a source that gives it, such as a folder with a"
-            " sub-folder for each class, or name another with label=NAME"
+            f"it needs the attribute {needs.label!r} of every sample, and the dataset has"
+            f" {list(dataset.columns)}; use a source with that attribute, such as a folder with a"
+            " sub-folder for each class, or choose another attribute with label=NAME"
         )
     if needs.one_size or needs.square or needs.sizes or needs.size_multiple > 1:
         yield from _find_size_problems(needs, sorted(set(dataset.bucket_names(slice(None)))))
 
 
 def _find_size_problems(needs: ExportNeeds, buckets: Sequence[str]) -> Iterator[str]:
+    """Yield what is wrong with the sizes of the encoded images."""
     if needs.one_size and len(buckets) > 1:
         yield (
             f"it takes latents of one size, and the dataset has {len(buckets)}"
@@ -116,7 +119,10 @@ def _find_size_problems(needs: ExportNeeds, buckets: Sequence[str]) -> Iterator[
     for bucket in buckets:
         sides = [int(side) for side in bucket.split("x")[-2:]]
         if needs.square and len(set(sides)) > 1:
-            yield f"it takes squares, and there are {bucket}; encode again with one number as size"
+            yield (
+                f"it takes square latents, and the dataset has {bucket}; encode again with one"
+                " number as modality.with.size"
+            )
             return
         if needs.sizes and tuple(sides) not in needs.sizes:
             near = sorted(needs.sizes, key=lambda size: math.dist(size, sides))[:4]
@@ -130,26 +136,27 @@ def _find_size_problems(needs: ExportNeeds, buckets: Sequence[str]) -> Iterator[
         if any(side % needs.size_multiple for side in sides):
             step = needs.size_multiple
             yield (
-                f"it takes sizes that are multiples of {step}, and there are {bucket}; encode again"
-                f" with such a modality.with.size, or with buckets.step: {step}"
+                f"it takes sizes that are multiples of {step}, and the dataset has {bucket}; encode"
+                f" again with such a modality.with.size, or with buckets.step: {step}"
             )
             return
 
 
 def _find_scale_problems(wanted: Normalization, found: Normalization) -> Iterator[str]:
+    """Yield a problem if the trainer normalizes latents in another way than the dataset."""
     if wanted.fold == found.fold and all(
         _are_close(getattr(wanted, name), getattr(found, name)) for name in ("shift", "scale")
     ):
         return
     yield (
-        f"its trainer normalizes by {_describe(wanted)}, whatever made the latents, and these need"
-        f" {_describe(found)}; encode with that trainer's autoencoder, or insist with"
+        f"its trainer always normalizes by {_describe(wanted)}, and these latents need"
+        f" {_describe(found)}; encode with that trainer's autoencoder, or export them anyway with"
         " allow_other_scale=true"
     )
 
 
 def _are_close(first: Any, second: Any) -> bool:
-    """Whether two shifts or scales are the same; a number stands for every channel."""
+    """Return whether two shifts or scales are equal; a single number stands for every channel."""
     try:
         left, right = np.broadcast_arrays(np.asarray(first, float), np.asarray(second, float))
     except ValueError:
@@ -158,6 +165,7 @@ def _are_close(first: Any, second: Any) -> bool:
 
 
 def _describe(normalization: Normalization) -> str:
+    """Return the shift, scale and fold of a normalization as text for a message."""
     parts = []
     for name in ("shift", "scale"):
         values = np.asarray(getattr(normalization, name), float).ravel()

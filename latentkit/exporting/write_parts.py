@@ -1,15 +1,17 @@
-"""Writing an export in parts, in a hidden folder beside the final one, so that a stopped export
-goes on where it stood.
+"""Write an export in parts, in a hidden folder beside the final one, so that a stopped export can
+be resumed.
 
 The folder `.OUT.export` holds settings.json (what is exported, and how), records/ (a JSON file per
-finished part), files/ (what becomes OUT) and lock.
+finished part), files/ (the folder that becomes OUT), closing (the file beside it) and lock.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -21,16 +23,21 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from latentkit.contracts import Export, ItemExporter
-from latentkit.errors import InterruptedRunError, PluginError, StoreError
+from latentkit.errors import InterruptedRunError, LatentkitError, PluginError, StoreError
 from latentkit.exporting.items import Items
 from latentkit.runtime.cores import share_of_cores
 from latentkit.runtime.progress import Progress
 
 ITEMS_PER_PART = 1024
 
+SETTINGS, CLOSING = "settings.json", "closing"
+
+FULL_BYTES = 1 << 16
+"""Free bytes below which a disk counts as full: file systems keep the last blocks."""
+
 
 def closing_path(exporter: ItemExporter, folder: Path) -> Path:
-    """The file beside the export for the trainer's configuration."""
+    """Return the path of the trainer's configuration, a file beside the export."""
     return folder.with_name(folder.name + getattr(exporter, "closing_suffix", ".txt"))
 
 
@@ -40,7 +47,7 @@ class PartWriter:
 
     Args:
         exporter: what writes items.
-        items, export: what it is given.
+        items, export: the exporter's input.
         to: the exporter's name.
         show_progress: whether a line says how much is done.
     """
@@ -53,7 +60,7 @@ class PartWriter:
 
     @property
     def work(self) -> Path:
-        """The hidden folder in which all is written."""
+        """The hidden folder in which everything is written first."""
         return self.export.folder.with_name(f".{self.export.folder.name}.export")
 
     @property
@@ -63,28 +70,28 @@ class PartWriter:
 
     @cached_property
     def parts(self) -> Sequence[range]:
-        """Numbers of the items of each part."""
+        """Item numbers of each part."""
         size, count = getattr(self.exporter, "items_per_part", ITEMS_PER_PART), len(self.items)
         return [range(first, min(first + size, count)) for first in range(0, count, size)]
 
     def run(self, settings: Mapping[str, Any]) -> str:
-        """Write all items; then the export's folder appears, and the closing lines beside it.
+        """Write all items, then move them to the export's folder, with the closing lines beside it.
 
         Args:
-            settings: all that decides what is written, as JSON has it; an export that was stopped
-                goes on where they are the same, and starts over where not.
+            settings: every setting that affects the files, JSON-like. A stopped export with the
+                same settings is resumed; with others, it starts over.
 
         Returns:
-            The closing lines, and where they lie; empty where there are none.
+            The closing lines and the path of their file; empty where there are none.
 
         Raises:
             StoreError: a file can't be written, or another process writes this export.
-            PluginError: nothing was written.
+            PluginError: the exporter wrote nothing.
         """
         go_on = f"run the same command again to go on, or delete {self.work} to give up"
         try:
-            with _locked(self.work), self._cleaned():
-                _begin(self.work, settings)
+            with _locked(self.work), self._remove_unfinished(), _disk_errors(self.work):
+                _prepare_folder(self.work, settings)
                 self.write_parts()
                 return self._finish()
         except OSError as error:
@@ -96,7 +103,8 @@ class PartWriter:
 
     def write_parts(self) -> None:
         """Write the parts that have no records yet."""
-        left = [number for number in range(len(self.parts)) if not self._record(number).exists()]
+        numbers = range(len(self.parts))
+        left = [number for number in numbers if not self._record_path(number).exists()]
         before = len(self.items) - sum(len(self.parts[number]) for number in left)
         with Progress(len(self.items), "items", self.show_progress, before) as progress:
             pool = ThreadPoolExecutor(share_of_cores(), "export")
@@ -112,34 +120,37 @@ class PartWriter:
         part = self.parts[number]
         items = self.items.read(part.start, part.stop)
         records = self.exporter.write(items, self.files, self.export)
-        _write_whole(self._record(number), json.dumps(list(records)))
+        _write_whole(self._record_path(number), json.dumps(list(records)))
         return len(part)
 
     def records(self) -> Iterator[Any]:
-        """What was recorded of all items, in their order."""
+        """Yield the records of all items, in order."""
         for number in range(len(self.parts)):
-            yield from json.loads(self._record(number).read_text(encoding="utf-8"))
+            yield from json.loads(self._record_path(number).read_text(encoding="utf-8"))
 
-    def _record(self, number: int) -> Path:
+    def _record_path(self, number: int) -> Path:
         return self.work / "records" / f"{number:08d}.json"
 
     def _finish(self) -> str:
+        """Move the files to the export's folder; return the closing lines and their path."""
         folder = self.export.folder
         closing = self.exporter.finish(self.records(), self.files, self.export).rstrip()
         if not any(self.files.iterdir()):
             raise PluginError(f"exporter {self.to!r} wrote nothing into its folder")
+        if closing:  # before OUT exists, as the disk may have no room for it
+            _write_whole(self.work / CLOSING, closing + "\n")
         if folder.exists():
-            folder.rmdir()  # an empty one, or it was refused
-        self.files.rename(folder)  # which fails where something else is by now
+            folder.rmdir()  # it is empty: others were refused before
+        self.files.rename(folder)  # fails if another process has made the folder meanwhile
         if not closing:
             return ""
         beside = closing_path(self.exporter, folder)
-        _write_whole(beside, closing + "\n")
+        os.replace(self.work / CLOSING, beside)
         return f"{closing}\n(also in {beside})"
 
     @contextlib.contextmanager
-    def _cleaned(self) -> Iterator[None]:
-        """Remove what was written, but where a stop or the disk is why it isn't whole."""
+    def _remove_unfinished(self) -> Iterator[None]:
+        """Remove unfinished files at the end, unless a stop or a disk error left them to resume."""
         is_kept = False
         try:
             yield
@@ -150,23 +161,43 @@ class PartWriter:
             if not is_kept:
                 shutil.rmtree(self.work / "records", ignore_errors=True)
                 shutil.rmtree(self.files, ignore_errors=True)
-                (self.work / "settings.json").unlink(missing_ok=True)
+                for name in (SETTINGS, CLOSING):
+                    (self.work / name).unlink(missing_ok=True)
 
 
-def _begin(work: Path, settings: Mapping[str, Any]) -> None:
-    """Keep what a stopped export of the same settings left, and nothing else."""
-    said = work / "settings.json"
+@contextlib.contextmanager
+def _disk_errors(work: Path) -> Iterator[None]:
+    """Raise an OSError where a library, such as safetensors or torch.save, reports a full or
+    failing disk by an exception of its own.
+    """
+    try:
+        yield
+    except (OSError, LatentkitError):
+        raise
+    except Exception as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number:
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+        if shutil.disk_usage(work).free < FULL_BYTES:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+        raise
+
+
+def _prepare_folder(work: Path, settings: Mapping[str, Any]) -> None:
+    """Make the work folder; keep the files of a stopped export only if its settings are the same.
+    """
+    settings_file = work / SETTINGS
     text = json.dumps(settings, indent=1, sort_keys=True)
-    if not said.exists() or said.read_text(encoding="utf-8") != text:
+    if not settings_file.exists() or settings_file.read_text(encoding="utf-8") != text:
         for name in ("records", "files"):
             shutil.rmtree(work / name, ignore_errors=True)
-        _write_whole(said, text)
+        _write_whole(settings_file, text)
     for name in ("records", "files"):
         (work / name).mkdir(exist_ok=True)
 
 
 def _write_whole(path: Path, text: str) -> None:
-    """Write a file that is there whole or not at all."""
+    """Write a file so that it is complete or not there."""
     part = path.with_name(f".{path.name}.part")
     part.write_text(text, encoding="utf-8")
     os.replace(part, path)
@@ -186,7 +217,7 @@ def _locked(work: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        lock.release()  # before its file goes: Windows removes no file that is open
+        lock.release()  # first, as Windows can't remove an open file
         if [file.name for file in work.iterdir()] in ([], ["lock"]):
             with contextlib.suppress(OSError):
                 (work / "lock").unlink(missing_ok=True)

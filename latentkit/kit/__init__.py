@@ -1,8 +1,8 @@
-"""Parts of core that plugins may use, promised as the contract is: names stay, and mean the same.
+"""Parts of core that plugins may use. As in the contract, names stay and keep their meaning.
 
-What plugins *are* is in `latentkit.contracts`; here is what helps to write one. Every name loads on
+`latentkit.contracts` defines what plugins are; this package helps to write one. Every name loads on
 first use, so that `from latentkit.kit import FramingConfig` in a module of declarations loads no
-torch. docs/plugins.md has a line about each, `help(latentkit.kit.NAME)` the rest.
+torch. docs/plugins/index.md has a line about each name; `help(latentkit.kit.NAME)` has the rest.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from latentkit.runtime.buffers import BufferPool, prepared_memory
     from latentkit.runtime.device import choose_device, free_memory, memory_format
     from latentkit.runtime.memory import refuse_beyond_memory
+    from latentkit.runtime.numpy_files import npy_bytes, write_npy, write_npz
     from latentkit.runtime.packed_latents import pack_latents
     from latentkit.runtime.progress import Progress
     from latentkit.sources.endings import is_clutter
@@ -70,6 +71,7 @@ __all__ = [
     "memory_format",
     "nearest_allowed",
     "nearest_shape",
+    "npy_bytes",
     "open_with_av",
     "pack_latents",
     "prepared_memory",
@@ -79,6 +81,8 @@ __all__ = [
     "target_shapes",
     "unflipped",
     "view_box",
+    "write_npy",
+    "write_npz",
 ]
 
 _NAMES_BY_MODULE = {
@@ -99,6 +103,7 @@ _NAMES_BY_MODULE = {
     "runtime.buffers": "BufferPool prepared_memory",
     "runtime.device": "choose_device free_memory memory_format",
     "runtime.memory": "refuse_beyond_memory",
+    "runtime.numpy_files": "npy_bytes write_npy write_npz",
     "runtime.packed_latents": "pack_latents",
     "runtime.progress": "Progress",
     "sources.endings": "is_clutter",

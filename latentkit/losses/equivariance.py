@@ -43,7 +43,7 @@ class Equivariance:
         self._p, self._rotate, self._seed = config.p, config.rotate, seed
 
     def __call__(self, batch: LossBatch) -> Tensor:
-        """(N,) float32, in units of the input's range.
+        """Return (N,) float32, in units of the input's range.
 
         Raises:
             TrainingError: the latents are not maps, (N, C, h, w).

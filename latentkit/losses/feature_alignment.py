@@ -51,7 +51,7 @@ class FeatureAlignment:
         self._matrix_margin, self._cosine_margin = matrix_margin, cosine_margin
 
     def __call__(self, batch: LossBatch) -> Tensor:
-        """(N,) float32, from 0 to 4 less the margins.
+        """Return (N,) float32, from 0 to 4 less the margins.
 
         Raises:
             TrainingError: the latents aren't maps, or have another number of channels.

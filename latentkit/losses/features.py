@@ -52,7 +52,7 @@ class EncoderFeatures:
         self._encoder, self._range = encoder, input_range
 
     def __call__(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
-        """As `Features`.
+        """Return features; see `Features`.
 
         Raises:
             TrainingError: the encoder doesn't take images of this size.
@@ -79,8 +79,8 @@ class TransformersFeatures:
 
     Args:
         model: float32; frozen here.
-        mean: of each color, in [0, 1]; the model's own preprocessing subtracts it.
-        std: of each color; the preprocessing divides by it.
+        mean: mean of each color, in [0, 1]; the model's own preprocessing subtracts it.
+        std: standard deviation of each color; the preprocessing divides by it.
         input_range: lowest and highest value of the images that it is given.
     """
 
@@ -103,7 +103,7 @@ class TransformersFeatures:
         self.channels = self(torch.zeros(1, 3, side, side), PROBE_GRID).shape[1]
 
     def __call__(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
-        """As `Features`.
+        """Return features; see `Features`.
 
         Raises:
             EncoderError: the model gives fewer tokens than it has patches.

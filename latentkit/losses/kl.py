@@ -44,7 +44,7 @@ class Kl:
     anneal: AnnealConfig | None = None
 
     def __call__(self, batch: LossBatch) -> Tensor:
-        """(N,) float32, in nats per input value.
+        """Return (N,) float32, in nats per input value.
 
         Raises:
             TrainingError: the model has no posterior.
@@ -70,7 +70,8 @@ def kl_nats(moments: Moments) -> Tensor:
 
 
 def kl_nats_with_free_bits(moments: Moments, free_bits: float) -> Tensor:
-    """As `kl_nats`, with every channel's mean over positions raised to at least `free_bits` nats.
+    """Return `kl_nats` with every channel's mean over positions raised to at least `free_bits`
+    nats.
     """
     values = _kl_of_values(moments)
     positions = math.prod(values.shape[2:])
@@ -79,7 +80,8 @@ def kl_nats_with_free_bits(moments: Moments, free_bits: float) -> Tensor:
 
 
 def _kl_of_values(moments: Moments) -> Tensor:
-    """Nats of each latent value, in the moments' shape, float32; logvar is clamped to [-30, 20].
+    """Return the nats of each latent value, in the moments' shape, float32; logvar is clamped to
+    [-30, 20].
 
     Kingma and Welling 2014, "Auto-Encoding Variational Bayes", appendix B.
     """
@@ -88,11 +90,11 @@ def _kl_of_values(moments: Moments) -> Tensor:
 
 
 def anneal_factor(anneal: AnnealConfig, step: int) -> float:
-    """Factor from 0 to 1 after `step` optimizer steps.
+    """Return the factor, from 0 to 1, after `step` optimizer steps.
 
-    A line (Bowman et al. 2016), or lines that start again: Fu et al. 2019, "Cyclical Annealing
-    Schedule", eq. 6 and 7. A cycle that would begin between two steps begins, at 0, with the
-    second; eq. 7 rounds the lengths of all cycles up instead, and so may have fewer.
+    It rises along a line (Bowman et al. 2016), or along a line in each cycle: Fu et al. 2019,
+    "Cyclical Annealing Schedule", eq. 6 and 7. A cycle that would begin between two steps begins,
+    at 0, with the second; eq. 7 rounds the lengths of all cycles up instead, and so may have fewer.
     """
     if step >= anneal.steps:
         return 1.0

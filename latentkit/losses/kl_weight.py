@@ -1,4 +1,4 @@
-"""Explain in words what the weight of `kl` in a weighted sum of losses means."""
+"""Explains what the weight of `kl` means in other conventions."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def describe_kl(
                 bits = loss.target / (math.log(2) * num_values)
                 lines.append(
                     f"kl: held at {loss.target:g} nats a sample ({bits:.3g} bits per dimension);"
-                    " the weight is how firmly"
+                    " a larger weight holds it more strictly"
                 )
             lines += _describe_options(loss, num_latent_values)
     return lines
@@ -39,7 +39,7 @@ def describe_kl(
 def _describe_beta(
     beta: float, losses: Sequence[tuple[str, Loss, float]], num_values: int
 ) -> list[str]:
-    """Give the weight in other conventions, then the decoder for which the loss is the ELBO."""
+    """Return lines with the weight in other conventions, and the decoder whose ELBO the loss is."""
     lines = [
         f"kl: weight {beta:g} per input value, the same number where reconstruction and KL are both"
         f" summed (latent-diffusion); {beta / num_values:.3g} where the reconstruction is a mean"
@@ -76,6 +76,7 @@ def _describe_beta(
 
 
 def _describe_options(loss: Kl, num_latent_values: int) -> list[str]:
+    """Return lines about free bits and annealing."""
     lines = []
     if loss.free_bits is not None:
         most = loss.free_bits * num_latent_values

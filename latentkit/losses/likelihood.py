@@ -36,7 +36,7 @@ class Family:
 
     Args:
         distance: mean of |e|^power over a sample's values, (N,).
-        power: of the error.
+        power: exponent of the error.
         log_constant: ln c.
     """
 
@@ -58,7 +58,8 @@ GAUSSIAN = Family(mse, 2, 0.5 * math.log(2 * math.pi))
 
 
 def open_nll(family: Family, config: LikelihoodConfig) -> Loss:
-    """Build the likelihood loss with the scale that a recipe asks for."""
+    """Build the likelihood loss with a recipe's scale: fixed, learned, or the best for each batch.
+    """
     if config.scale == "optimal":
         return OptimalScale(family)
     if config.scale == "learned":
@@ -74,7 +75,7 @@ class FixedScale:
     scale: float
 
     def __call__(self, batch: LossBatch) -> Tensor:
-        """(N,) float32, nats per input value."""
+        """Return (N,) float32, nats per input value."""
         distances = self.family.distance(batch)
         return self.family.nll(distances, distances.new_tensor(math.log(self.scale)))
 
@@ -90,7 +91,7 @@ class OptimalScale:
     family: Family
 
     def __call__(self, batch: LossBatch) -> Tensor:
-        """(N,) float32, nats per input value."""
+        """Return (N,) float32, nats per input value."""
         distances = self.family.distance(batch)
         log_scale = distances.detach().mean().log() / self.family.power
         return self.family.nll(distances, log_scale.clamp(min=LOWEST_LOG_SCALE))
@@ -104,7 +105,7 @@ class LearnedScale:
         self._family = family
 
     def __call__(self, batch: LossBatch) -> Tensor:
-        """(N,) float32, nats per input value."""
+        """Return (N,) float32, nats per input value."""
         return self._family.nll(self._family.distance(batch), self.module())
 
 
@@ -117,5 +118,5 @@ class LogScale(nn.Module):
         self.raw = nn.Parameter(torch.tensor(start))
 
     def forward(self) -> Tensor:
-        """The natural log of the scale, () float32."""
+        """Return the natural log of the scale, () float32."""
         return LOWEST_LOG_SCALE + softplus(self.raw.float())

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from latentkit.contracts import Config
 
 LOWEST_LOG_SCALE = -6.0
-"""Natural log of the smallest scale that is learned or computed: e^-6 = 0.0025, the deviation that
+"""Natural log of the smallest scale that is learned or computed: e^-6 = 0.0025, the error that
 rounding to 8 bits adds in [-1, 1].
 """
 
@@ -40,7 +40,9 @@ class LikelihoodConfig(Config):
     @model_validator(mode="after")
     def _something_learned(self) -> Self:
         if "initial_scale" in self.model_fields_set and self.scale != "learned":
-            raise ValueError("initial_scale has an effect with scale: learned only")
+            raise ValueError(
+                "initial_scale needs scale: learned; set it, or leave initial_scale out"
+            )
         return self
 
 
@@ -56,7 +58,9 @@ class WaveletConfig(Config):
 class AnnealConfig(Config):
     """How a weight rises from 0 to 1."""
 
-    kind: Literal["linear", "cyclic"] = Field("linear", description="once, or again and again")
+    kind: Literal["linear", "cyclic"] = Field(
+        "linear", description="linear: rises once; cyclic: rises again in each cycle"
+    )
     steps: int = Field(ge=1, description="optimizer steps after which it stays 1")
     cycles: int = Field(4, ge=1, description="cyclic: times that it rises from 0")
     ratio: float = Field(
@@ -66,7 +70,7 @@ class AnnealConfig(Config):
     @model_validator(mode="after")
     def _cyclic_options(self) -> Self:
         if self.kind == "linear" and {"cycles", "ratio"} & self.model_fields_set:
-            raise ValueError("cycles and ratio have an effect with kind: cyclic only")
+            raise ValueError("cycles and ratio need kind: cyclic; set it, or leave them out")
         if self.kind == "cyclic" and self.steps < 2 * self.cycles:
             raise ValueError(
                 f"steps: {self.steps} is too few for {self.cycles} cycles: each needs a step at 0"
@@ -108,7 +112,10 @@ class EquivarianceConfig(Config):
     """Loss `equivariance`."""
 
     p: float = Field(
-        0.5, gt=0, le=1, description="share of the steps that it is computed in; else it is 0"
+        0.5,
+        gt=0,
+        le=1,
+        description="share of the steps in which the loss is computed; in the others it is 0",
     )
     scales: tuple[float, float] = Field(
         (0.25, 1.0),
@@ -159,7 +166,7 @@ class FeatureAlignmentConfig(Config):
                 + (", not both" if self.model else "")
             )
         if self.options and self.encoder is None:
-            raise ValueError("options has an effect with encoder only")
+            raise ValueError("options needs an encoder; name one, or leave options out")
         return self
 
 

@@ -59,8 +59,8 @@ class PatchGan:
         self._is_hinge, self._lecam = objective == "hinge", lecam
 
     def __call__(self, batch: LossBatch) -> Tensor:
-        """The generator's term, (N,) float32: small where the discriminator takes patches of
-        the reconstruction for real.
+        """Return the generator's term, (N,) float32: small if the discriminator judges patches of
+        the reconstruction as real.
 
         Raises:
             TrainingError: the images are too small, or have another number of channels.
@@ -69,8 +69,8 @@ class PatchGan:
         return _mean(-logits if self._is_hinge else softplus(-logits))
 
     def discriminator_loss(self, batch: LossBatch) -> Tensor:
-        """The discriminator's own loss, (N,) float32; in training mode the LeCam averages are
-        updated, so all processes must call it.
+        """Return the discriminator's own loss, (N,) float32. In training mode this updates the
+        LeCam averages, so all processes must call it.
 
         Raises:
             TrainingError: as for the loss.
@@ -150,16 +150,16 @@ class LogitAverages(nn.Module):
             self.register_buffer(name, torch.zeros(()))
 
     def update(self, real: Tensor, generated: Tensor) -> None:
-        """Count in the mean logits of a pass over all processes; the first passes are averaged
-        evenly, so that nothing starts at 0.
+        """Add the mean logits of a pass, over all processes, to the averages. The first passes are
+        averaged evenly, so that the averages don't start at 0.
 
-        A pass in which one of them isn't finite, in any process, changes nothing: the averages
+        A pass with a value that isn't finite, in any process, is ignored, because the averages
         would never be finite again.
         """
         means = _over_processes(torch.stack([real.mean(), generated.mean()]))
         counts = (
             means.isfinite().all()
-        )  # stays a tensor, since asking for its value would make the device wait
+        )  # stays a tensor, because reading its value would make the device wait
         share = 1 - (self.num_updates / (self.num_updates + 1)).clamp(max=LECAM_DECAY)
         for average, mean in zip((self.real, self.generated), means, strict=True):
             average.copy_(torch.where(counts, average.lerp(mean, share), average))
@@ -167,7 +167,7 @@ class LogitAverages(nn.Module):
 
 
 def _over_processes(means: Tensor) -> Tensor:
-    """The mean over all processes, which each of them calls with its own."""
+    """Return the mean over all processes; each process passes its own values."""
     if distributed.is_available() and distributed.is_initialized():
         distributed.all_reduce(means)
         means /= distributed.get_world_size()
@@ -197,5 +197,5 @@ def _draw_weights(module: nn.Module) -> None:
 
 
 def _mean(values: Tensor) -> Tensor:
-    """(N, ...) to (N,)."""
+    """Average (N, ...) to (N,)."""
     return values.flatten(1).mean(dim=1)

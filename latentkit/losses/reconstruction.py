@@ -11,7 +11,7 @@ from latentkit.contracts import LossBatch
 
 
 def l1(batch: LossBatch) -> Tensor:
-    """Mean absolute error of each sample's values, (N,) float32, in units of the input's range."""
+    """Return each sample's mean absolute error, (N,) float32, in units of the input's range."""
     return mean_over_values(
         (batch.reconstruction.output.float() - batch.inputs.float()).abs(), batch.mask
     )

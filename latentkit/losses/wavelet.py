@@ -27,7 +27,7 @@ class Wavelet:
     levels: int = 1
 
     def __call__(self, batch: LossBatch) -> Tensor:
-        """(N,) float32, in units of the input's range.
+        """Return (N,) float32, in units of the input's range.
 
         Raises:
             TrainingError: the inputs are not images, (N, C, H, W).

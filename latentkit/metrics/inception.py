@@ -91,6 +91,7 @@ class Block(nn.Module):
         return torch.cat([*found, self._pooling(values)], dim=1)
 
     def _pooling(self, values: Tensor) -> Tensor:
+        """Return the output of the pooling branch."""
         if not self._pooled:
             return max_pool2d(values, 3, 2)
         if self._pool == "maximum":
@@ -126,7 +127,7 @@ class Inception(nn.Module):
         self.Mixed_7c = Block(2048, _grid_8(), 192, "maximum" if as_fid else "average")
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) in [0, 1] to (N, 2048)."""
+        """Return features (N, 2048) of images (N, 3, H, W) in [0, 1]."""
         values = 2 * interpolate(images, (SIDE, SIDE), mode="bilinear", align_corners=False) - 1
         for name, layer in self.named_children():
             values = layer(values)
@@ -136,10 +137,10 @@ class Inception(nn.Module):
 
 
 def build_inception(tensors: Mapping[str, Tensor]) -> Inception:
-    """The network with these weights, float32, frozen.
+    """Return the network with these weights, float32, frozen.
 
     Raises:
-        ValueError: tensors are missing, unexpected or of another shape; names them.
+        ValueError: tensors are missing, unexpected or of another shape; the message names them.
     """
     classes = tensors["fc.weight"].shape[0] if "fc.weight" in tensors else 0
     network = Inception(as_fid=classes == FID_CLASSES)

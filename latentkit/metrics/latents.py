@@ -1,4 +1,4 @@
-"""Metrics `latent-statistics` and `active-units`: what raw latents are like, in float64."""
+"""Metrics `latent-statistics` and `active-units`: statistics of raw latents, in float64."""
 
 from __future__ import annotations
 

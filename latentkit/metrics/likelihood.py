@@ -62,7 +62,7 @@ class Elbo:
 
     Args:
         likelihood: "gaussian", "laplace" or "bernoulli".
-        scale: of the errors; None is the one scale for all samples that makes the bound highest
+        scale: scale of the errors; None is the scale for all samples that makes the bound highest
             (Rybkin et al. 2021, eq. 5).
     """
 
@@ -125,7 +125,7 @@ class Iwae:
 
     Args:
         likelihood: as for `Elbo`.
-        scale: of the errors; None for "bernoulli".
+        scale: scale of the errors; None for "bernoulli".
         num_draws: importance samples of each posterior.
     """
 
@@ -192,6 +192,7 @@ def _distance(likelihood: str, inputs: Tensor, output: Tensor, setting: MetricSe
 
 
 def _log_density(likelihood: str, distances: Tensor, size: int, scale: float | None) -> Tensor:
+    """Return log p(x | z) of each sample, given its summed distances and its number of values."""
     if likelihood not in FAMILIES:
         return -distances
     assert scale is not None
@@ -219,6 +220,7 @@ def _nats_of_distances(
 
 
 def _describe_likelihood(likelihood: str, scale: float | None, setting: MetricSetting) -> str:
+    """Return the likelihood in words, for the protocol."""
     if scale is None:
         return (
             f"bernoulli likelihood of inputs mapped from {show_range(setting.input_range)} to"
@@ -245,6 +247,7 @@ def _sizes(inputs: Tensor) -> Tensor:
 def _in_nats_and_bits(
     nats: Floats, sizes: Floats | None, protocol: str, better: Better
 ) -> Measured:
+    """Return results in nats per sample, and in bits per input value if sizes are given."""
     figures = {"": Figure(mean(nats), "nats per sample", protocol, better)}
     if sizes is not None:
         bits = nats / (math.log(2) * sizes)

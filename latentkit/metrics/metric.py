@@ -61,7 +61,7 @@ class PerSample:
     Args:
         function: takes a batch and the setting, returns a value for each sample, (N,).
         unit, better: see `Figure`.
-        protocol: how it is measured; a text with places for `{decoded_from}` and `{range}`.
+        protocol: how the value is measured; a text with the fields `{decoded_from}` and `{range}`.
     """
 
     def __init__(

@@ -63,6 +63,7 @@ class IwaeConfig(Config):
 
 
 def _check_scale(scale: float | str, likelihood: str) -> None:
+    """Check that a likelihood has a usable scale."""
     if isinstance(scale, str):
         return
     if likelihood == "bernoulli":

@@ -23,17 +23,17 @@ def levels(values: Tensor, limits: tuple[float, float]) -> Tensor:
 
 
 def mse() -> PerSample:
-    """Mean squared error."""
+    """Return the metric of the mean squared error."""
     return _distance(torch.square, "squared input", "squared")
 
 
 def l1() -> PerSample:
-    """Mean absolute error."""
+    """Return the metric of the mean absolute error."""
     return _distance(torch.abs, "input", "absolute")
 
 
 def psnr() -> PerSample:
-    """Peak signal-to-noise ratio; infinite for a perfect copy."""
+    """Return the metric of the peak signal-to-noise ratio, which is infinite for a perfect copy."""
 
     def measure(batch: MetricBatch, setting: MetricSetting) -> Tensor:
         inputs, output = (levels(values, setting.input_range) for values in batch.pair())
@@ -48,6 +48,7 @@ def psnr() -> PerSample:
 
 
 def _distance(function: Callable[[Tensor], Tensor], unit: str, name: str) -> PerSample:
+    """Return the metric of the mean of a function of the errors, such as their square."""
     def measure(batch: MetricBatch, setting: MetricSetting) -> Tensor:
         inputs, output = batch.pair()
         return (

@@ -36,7 +36,7 @@ HOW = (
 
 
 def ssim() -> PerSample:
-    """Structural similarity, at most 1."""
+    """Return the metric of structural similarity, at most 1."""
 
     def measure(batch: MetricBatch, setting: MetricSetting) -> Tensor:
         inputs, output = _image_pair(batch, setting, "ssim", WINDOW)
@@ -51,7 +51,7 @@ def ssim() -> PerSample:
 
 
 def ms_ssim() -> PerSample:
-    """Structural similarity at five scales, at most 1."""
+    """Return the metric of structural similarity at five scales, at most 1."""
 
     def measure(batch: MetricBatch, setting: MetricSetting) -> Tensor:
         smallest = WINDOW * 2 ** (len(SCALE_WEIGHTS) - 1)
@@ -76,6 +76,7 @@ def ms_ssim() -> PerSample:
 def _image_pair(
     batch: MetricBatch, setting: MetricSetting, name: str, smallest: int
 ) -> tuple[Tensor, Tensor]:
+    """Return inputs and output as 8-bit levels, after checking that they are large enough."""
     inputs, output = batch.pair()
     if inputs.ndim != 4 or min(inputs.shape[2:]) < smallest:
         found = " x ".join(map(str, inputs.shape[2:]))

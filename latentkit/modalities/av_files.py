@@ -1,5 +1,5 @@
-"""Containers opened by FFmpeg (PyAV), which core itself doesn't need: for plugins of audio and
-video.
+"""Opens containers with FFmpeg (PyAV), for plugins of audio and video. Core itself doesn't need
+PyAV.
 """
 
 from __future__ import annotations
@@ -25,25 +25,27 @@ READ_BYTES = 1 << 18
 def open_with_av(
     sample: Sample, kind: str, formats: Sequence[str], install: str = "pip install av"
 ) -> Iterator[InputContainer]:
-    """Open the media of a sample for the context; it is read as it is decoded.
+    """Open the media of a sample inside the context. It is read while it is decoded.
 
     Args:
-        sample: its media is a path, bytes, or what `Sample.read` reads.
-        kind: for messages, such as "a video".
-        formats: FFmpeg's names of the containers that may be opened, of which it finds the right
-            one; one alone is taken to be right. Without them FFmpeg would also open playlists,
-            which name other files and addresses.
-        install: what to do where PyAV is missing.
+        sample: sample whose media is a path, bytes, or anything that `Sample.read` reads.
+        kind: what the media should be, for messages, such as "a video".
+        formats: FFmpeg's names of the containers that may be opened. FFmpeg detects which one it
+            is; a single name is used without detection. Without a list FFmpeg would also open
+            playlists, which name other files and addresses.
+        install: advice for the message if PyAV is missing.
 
     Raises:
-        SampleError: it isn't of that kind, is empty or damaged, also where FFmpeg says so inside
-            the context; or PyAV is missing.
+        SampleError: the media isn't of that kind, is empty or is damaged (also if this is noticed
+            inside the context); or PyAV is missing.
         OSError: the media can't be reached.
     """
     try:
         import av
     except ImportError:
-        raise SampleError(f"{kind} in a container, which takes PyAV to read: {install}") from None
+        raise SampleError(
+            f"{kind} in a container, which needs the package PyAV: {install}"
+        ) from None
     # Through Python's file, so that OSErrors stay those of the medium, and FFmpeg sees no name that
     # it could take for an address.
     options = {"format_whitelist": ",".join(formats), "protocol_whitelist": "none"}
@@ -64,8 +66,8 @@ def open_with_av(
 
 @contextmanager
 def av_errors(problem: str) -> Iterator[None]:
-    """Turn what FFmpeg raises about a file into a `SampleError` whose text is the same in every
-    run: the problem, and FFmpeg's word for it.
+    """Turn FFmpeg's errors about a file into a `SampleError` whose text is the same in every run:
+    the problem, and FFmpeg's name of the error.
     """
     import av
 
@@ -81,6 +83,7 @@ def av_errors(problem: str) -> Iterator[None]:
 
 
 def _open_media(sample: Sample) -> IO[bytes]:
+    """Open a sample's media as a file at its start."""
     media: IO[bytes]
     if isinstance(sample.media, os.PathLike):
         media = Path(sample.media).open("rb")  # noqa: SIM115

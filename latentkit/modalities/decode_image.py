@@ -1,5 +1,5 @@
-"""Decodes the bytes of an image file to an upright 8-bit sRGB image. It contains everything that
-Pillow must be told, and nothing about sizes or views.
+"""Decodes the bytes of an image file to an upright 8-bit sRGB image. It handles all details of
+Pillow and of image formats, but not sizes or views.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from latentkit.modalities.image_headers import complete_header
 from latentkit.modalities.tiff_kinds import gray_levels
 from latentkit.runtime.buffers import BufferPool
 
-# What undoes each value of the EXIF tag; 0, 1 and anything unknown are upright.
+# The operation that undoes each value of the EXIF tag; 0, 1 and unknown values are upright.
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -48,7 +48,7 @@ UPRIGHT_LEVELS: dict[int, Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.uint8
     7: lambda levels: levels.swapaxes(0, 1)[::-1, ::-1],
     8: lambda levels: levels.swapaxes(0, 1)[::-1],
 }
-"""The same of (H, W, C) levels."""
+"""The same for arrays of (H, W, C) levels."""
 
 # Orientations that are stored from the bottom up, and from the right to the left, as the upright
 # image has them.
@@ -56,8 +56,9 @@ BOTTOM_FIRST, RIGHT_FIRST = (3, 4, 7, 8), (2, 3, 6, 7)
 
 
 FRAMED = ("GIF", "PNG", "WEBP", "TIFF", "AVIF", "JXL")
-"""Formats with frames or pages; the further ones of MPO are previews and depths as a rule."""
-MORE_FRAMES = "of a picture with several frames or pages, of which the first is used"
+"""Formats with frames or pages. MPO isn't one: its further frames usually are previews and depths.
+"""
+MORE_FRAMES = "images with several frames or pages, of which only the first is used"
 
 
 _pillow_limit_lock = threading.Lock()
@@ -65,7 +66,7 @@ _pillow_limit_lock = threading.Lock()
 
 @contextmanager
 def _as_sample_error() -> Iterator[None]:
-    """Turn what Pillow raises into a `SampleError` whose text is the same in every run."""
+    """Turn Pillow's errors into a `SampleError` whose text is the same in every run."""
     try:
         yield
     except CONTENT_ERRORS as err:
@@ -157,12 +158,12 @@ def decode_levels(
     background: tuple[int, int, int],
     memory: BufferPool,
 ) -> npt.NDArray[np.uint8]:
-    """(H, W, C) levels of what `decode_upright` gives, sooner where that can be.
+    """Return the (H, W, C) levels of `decode_upright`'s image, with a faster decoder if possible.
 
     Args:
-        media: the file, of which the header was read.
-        picture, mode, background: as for `decode_upright`.
-        memory: of which they are, where it is not Pillow that decodes.
+        media: the file's bytes.
+        image, mode, background: as for `decode_upright`.
+        memory: pool for the levels, if Pillow doesn't decode.
 
     Raises:
         SampleError: as `decode_upright`.
@@ -209,7 +210,7 @@ def shrink_on_load(image: Image.Image, factor: float) -> Shrink:
 
 
 def frame_remarks(image: Image.Image) -> list[str]:
-    """Say of an opened picture that it has more frames or pages than the first, which is used."""
+    """Return a remark if an opened image has more frames or pages than the first, which is used."""
     if image.format not in FRAMED:
         return []
     try:

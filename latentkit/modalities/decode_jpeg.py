@@ -1,6 +1,6 @@
-"""JPEGs to an array without Pillow's picture in between, which would have to be filled and emptied:
-by simplejpeg, where that is installed. It has the same libjpeg-turbo inside, so every level is the
-one that Pillow gives.
+"""Decodes JPEGs to an array without an image of Pillow's in between, which would cost two copies.
+It uses simplejpeg if that is installed. Both have the same libjpeg-turbo inside, so every level is
+equal.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ COLOR_SPACES = {"L": "GRAY", "RGB": "RGB"}
 
 @functools.cache
 def find_decoder() -> Any:
-    """The module simplejpeg; None where it is not installed, as where it has no wheel."""
+    """Return the module simplejpeg; None if it isn't installed, because some systems have no wheel.
+    """
     try:
         return importlib.import_module("simplejpeg")
     except ImportError:
@@ -29,24 +30,25 @@ def find_decoder() -> Any:
 
 
 def decode_jpeg(
-    picture: Image.Image, media: bytes, mode: str, memory: BufferPool
+    image: Image.Image, media: bytes, mode: str, memory: BufferPool
 ) -> Levels | None:
-    """(H, W, C) levels of a JPEG as they lie in the file; None where Pillow has to decode it: other
-    formats, other kinds of color, and whatever is broken, for Pillow's opinion of it.
+    """Return the (H, W, C) levels of a JPEG as stored, not turned upright. Return None if Pillow
+    has
+    to decode the file: other formats, other kinds of color, and broken files, for Pillow's error.
 
     Args:
-        picture: what Pillow made of the header.
-        media: the file.
-        mode: "L" or "RGB": channels wanted.
-        memory: of which the levels are.
+        image: Pillow's image, of which only the header is read.
+        media: the file's bytes.
+        mode: "L" or "RGB", the channels to return.
+        memory: pool for the levels.
     """
     decoder = find_decoder()
-    is_jpeg = picture.format in ("JPEG", "MPO") and picture.mode == mode
+    is_jpeg = image.format in ("JPEG", "MPO") and image.mode == mode
     if decoder is None or not is_jpeg or mode not in COLOR_SPACES:
         return None
     try:
         height, width, *_ = decoder.decode_jpeg_header(media)
-        if (width, height) != picture.size:
+        if (width, height) != image.size:
             return None
         room = memory.get((height, width, len(mode)), np.uint8)
         levels: Levels = decoder.decode_jpeg(media, COLOR_SPACES[mode], buffer=room)

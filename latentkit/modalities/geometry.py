@@ -108,10 +108,10 @@ Numbers = TypeVar("Numbers", float, "np.ndarray[Any, Any]")
 def left_out_share(
     height: Numbers, width: Numbers, crop_height: Numbers, crop_width: Numbers
 ) -> Numbers:
-    """The share of an image's area, from 0 to 1, that lies outside its crop; of columns of them,
+    """Return the share of an image's area, from 0 to 1, that lies outside its crop. Arrays work
     too.
 
-    The numbers are those of a row's geometry: `height`, `width`, and `crop[2]`, `crop[3]`.
+    The arguments are from a row's geometry: `height`, `width`, and `crop[2]`, `crop[3]`.
     """
     share: Numbers = 1 - (crop_height / height) * (crop_width / width)
     return share

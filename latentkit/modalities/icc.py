@@ -105,8 +105,8 @@ def to_srgb(colors: Image.Image, profile: bytes | None) -> Image.Image:
 
 
 def is_srgb(profile: bytes | None) -> bool:
-    """Whether a file's colors are sRGB already, or count for that: `to_srgb` changes none of an "L"
-    or "RGB" picture.
+    """Return whether a file's colors are sRGB, or so close to it that `to_srgb` doesn't change an
+    "L" or "RGB" image.
     """
     return not profile or _srgb_transform(profile) is None
 

@@ -1,8 +1,8 @@
 """Resize images with a Lanczos filter of three lobes (Duchon 1979), twice as fast as Pillow.
 
-The filter is a matrix with few numbers beside its diagonal. It is cut into blocks of a few rows of
-the result, each of which is a small dense product: what processors do fastest. Sums are float32,
-and only the result is rounded to levels, so it is nearer to the ideal than Pillow's, too.
+The filter is a matrix whose numbers lie near its diagonal. It is cut into blocks of a few rows of
+the result. Each block is a small dense product, which processors compute fastest. Sums are float32,
+and only the result is rounded to levels, so it is also nearer to the ideal than Pillow's.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ ROW_BITS, COLUMN_BITS = 15, 12
 """Binary digits of the weights of the first and of the second pass."""
 
 BETWEEN = 8
-"""Steps in a level, of what the first pass gives to the second."""
+"""Steps per level in the result of the first pass."""
 
 PRODUCT_LIMIT = 1 << 18
-"""Multiplications in one product, up to which OpenBLAS starts no threads of its own."""
+"""Most multiplications in one product for which OpenBLAS starts no threads."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,12 @@ class Block:
 def resize_levels(
     levels: Values, box: Box, shape: Shape, memory: BufferPool | None = None
 ) -> Values:
-    """A part of an image in another size: (C, H, W) float32, whole levels from 0 to 255.
+    """Return a part of an image in another size: (C, H, W) float32, whole levels from 0 to 255.
 
     Args:
-        levels: (height, width, C) uint8; C of 4 has alpha last, by which the colors count.
-        box: the part shown; the filter looks beyond it, as far as the image goes.
+        levels: (height, width, C) uint8. With 4 channels the last is alpha, which weights the
+            colors.
+        box: the part to show; the filter also uses pixels around it, if the image has them.
         shape: (H, W) of the result.
     """
     if shape == (box.height, box.width) and box.top == int(box.top) and box.left == int(box.left):
@@ -72,8 +73,8 @@ def resize_levels(
 def _filter_rows(
     blocks: Sequence[Block], levels: Values, size: int, memory: BufferPool
 ) -> Values:
-    """(C, size, width) float32 of (height, width, C) levels, colors multiplied by alpha: whole
-    numbers, `BETWEEN` for a level.
+    """Filter (height, width, C) levels along the height to (C, size, width) float32, colors
+    multiplied by alpha. The results are whole numbers, `BETWEEN` per level.
     """
     width, channels = levels.shape[1:]
     result = memory.get((channels, size, width), np.float32)
@@ -102,7 +103,9 @@ def _filter_rows(
 def _filter_columns(
     blocks: Sequence[Block], lines: Values, size: int, left: int, memory: BufferPool
 ) -> Values:
-    """(lines, size) float32 of (lines, width) float32, whose first column is `left`."""
+    """Filter (lines, width) float32 to (lines, size) float32; `left` is the first column's
+    position.
+    """
     result = memory.get((len(lines), size), np.float32)
     for block in blocks:
         columns = slice(block.original.start - left, block.original.stop - left)
@@ -115,7 +118,7 @@ def _filter_columns(
 
 
 def _divide_by_alpha(planes: Values) -> None:
-    """Take alpha out of the colors of (4, H, W) again; black where nothing shows."""
+    """Divide the colors of (4, H, W) by alpha, in place; fully transparent pixels become black."""
     alpha = planes[3]
     planes[:3] = np.divide(
         planes[:3] * 255, alpha, out=np.zeros_like(planes[:3]), where=alpha > 0.5
@@ -126,13 +129,13 @@ def _divide_by_alpha(planes: Values) -> None:
 def filter_blocks(
     original: int, start: float, length: float, size: int, bits: int, gain: float
 ) -> tuple[Block, ...]:
-    """The filter along one axis.
+    """Return the filter along one axis as blocks.
 
     Args:
-        original: pixels of the image.
-        start: where the part begins, in pixels.
-        length: of the part, in pixels.
-        size: pixels of the result.
+        original: number of pixels of the image.
+        start: start of the part, in pixels.
+        length: length of the part, in pixels.
+        size: number of pixels of the result.
     """
     scale = length / size
     stretch = max(scale, 1.0)  # enlarging, the filter spans the pixels of the original
@@ -154,13 +157,13 @@ def filter_blocks(
 
 
 def _round_weights(weights: Values, bits: int) -> Values:
-    """Rows of weights, which sum up to 1, as whole numbers that sum up to `2**bits`.
+    """Convert rows of weights, each with the sum 1, to whole numbers with the sum `2**bits`.
 
-    Rounded is the running sum. That keeps a flat area flat, puts the error into the finest detail,
-    which a smaller picture loses anyway, and makes the sum of all magnitudes no larger than that of
-    the exact weights and one for each lobe.
+    The running sum is rounded. This keeps a flat area flat, and puts the error into the finest
+    detail, which a smaller image loses anyway. The sum of all magnitudes is at most that of the
+    exact weights plus one for each lobe.
     """
     sums = np.cumsum(weights, axis=1) * 2**bits
-    # To six digits first: the last ones of a sine are not the same everywhere, and could decide
-    # how a half is rounded.
+    # Rounded to six digits first: the last digits of a sine differ between machines, and could
+    # decide how a half is rounded.
     return np.diff(np.rint(np.round(sums, 6)), axis=1, prepend=0.0)

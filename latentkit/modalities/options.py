@@ -131,6 +131,7 @@ class FramingConfig(Config):
     @field_validator("buckets", mode="before")
     @classmethod
     def _named_buckets(cls, buckets: Any) -> Any:
+        """Accept a text as the name of shapes, and lists as tuples."""
         if isinstance(buckets, str):
             return {"shapes": buckets}
         # Behind a validator of this mode pydantic is strict as with Python's own values, of which
@@ -199,10 +200,10 @@ class ImageConfig(FramingConfig):
     resize: Literal["pillow", "lanczos", "draft"] = Field(
         "pillow",
         description=(
-            "lanczos: the Lanczos filter, which a new latent dataset takes where its recipe doesn't"
-            " say; pillow: the same as Pillow has it, slower and less exact; draft: like lanczos,"
-            " but of JPEGs decoded at a half, quarter or eighth of their size, at least twice the"
-            " pixels needed"
+            "lanczos: a Lanczos filter, the choice for new latent datasets if the recipe doesn't"
+            " set resize; pillow: Pillow's Lanczos filter, slower and less exact; draft: like"
+            " lanczos, but JPEGs are decoded at a half, quarter or eighth of their size, with at"
+            " least twice the needed pixels"
         ),
         json_schema_extra={"versions": {"lanczos": 2, "draft": 2}},  # before: sums were rounded
     )
@@ -215,8 +216,8 @@ class ImageConfig(FramingConfig):
     )
 
     def for_new_dataset(self) -> dict[str, Any]:
-        """Options left open, with what a new latent dataset takes: their defaults are those of
-        datasets that were begun before there was a better choice.
+        """Return the values of open options for a new latent dataset. The defaults stay those of
+        older datasets, which were started before there was a better choice.
         """
         return {} if "resize" in self.model_fields_set else {"resize": "lanczos"}
 

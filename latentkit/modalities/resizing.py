@@ -12,7 +12,7 @@ from latentkit.modalities.lanczos import resize_levels
 from latentkit.runtime.buffers import BufferPool
 
 Levels = np.ndarray[Any, np.dtype[Any]]
-"""Whole numbers from 0 to 255, uint8 or float32; of a result (C, H, W)."""
+"""Whole numbers from 0 to 255, uint8 or float32; a result is (C, H, W)."""
 
 LINES = {"L": "L", "RGB": "RGB;L", "RGBA": "RGBA;L"}
 """Pillow's name of a mode's pixels line by line, with one channel after the other in each line."""
@@ -34,7 +34,7 @@ class Resizer:
 
     @property
     def shape(self) -> Shape:
-        """(height, width) of the decoded picture."""
+        """(height, width) of the decoded image."""
         if isinstance(self._image, Image.Image):
             return self._image.height, self._image.width
         return self._image.shape[0], self._image.shape[1]

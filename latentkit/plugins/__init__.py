@@ -1,4 +1,4 @@
-"""Plugins: found by entry points, held by a registry; `latentkit.hooks` says what they offer."""
+"""Find plugins by entry points and keep them in a registry; see `latentkit.hooks`."""
 
 from latentkit.plugins.registry import (
     HOOKS,

@@ -1,4 +1,4 @@
-"""What a recipe names, built. Loads no torch."""
+"""Build the plugin objects that a recipe names. Loads no torch."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ def build_part(
     input: InputSpec | None = None,
     modality: str = "",
 ) -> Any:
-    """The object of the plugin that a recipe names at the key `where`, such as "source".
+    """Build and return the plugin object that a recipe names at the key `where`, such as "source".
 
     Args:
         device, input, modality: see `BuildContext`.
 
     Raises:
         PluginError: no plugin has the name, or several have.
-        RecipeError: it refuses its options.
+        RecipeError: the plugin refuses the options.
         KeyError: `Recipe.uses` has no such key.
     """
     kind, use = {key: (kind, use) for kind, key, use in recipe.uses()}[where]

@@ -1,4 +1,4 @@
-"""A new plugin package, which keeps its contract from the start. Loads no torch."""
+"""Make a new plugin package that passes its contract's tests from the start. Loads no torch."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ PREFIX = "latentkit-"
 TEMPLATES = Path(__file__).parent / "scaffolds"
 SUFFIX = ".in"
 MAX_NAME = 40
-"""Characters of a name."""
+"""Most characters of a name."""
 LINE_LENGTH = 100
-"""Of a new package, as its pyproject.toml has it."""
+"""Most characters of a line in a new package, as its pyproject.toml has it."""
 
 USAGE = {
     "source": "    source: {use: $name, with: {path: list.txt}}      # in a recipe",
@@ -44,22 +44,21 @@ USAGE = {
 
 
 def new_plugin(name: str, kind: str, parent: Path) -> Path:
-    """The folder of a new package, `parent`/latentkit-NAME, that installs and passes its own tests.
+    """Make a package that installs and passes its own tests; return `parent`/latentkit-NAME.
 
     Args:
-        name: as recipes will use it, kebab-case; "latentkit-" before it is the distribution's and
-            left out.
+        name: the plugin's name in recipes, kebab-case; a leading "latentkit-" is removed.
         kind: "source", "modality", "encoder", "loss", "executor", "exporter", "metric",
             "task" or "command".
         parent: folder to make it in; made where it is missing.
 
     Raises:
         PluginError: an installed plugin has that name.
-        LatentkitError: a name or kind that can't be, a folder that is there already, or one that
-            can't be written.
+        LatentkitError: the name or kind is invalid, or the folder is there already or can't be
+            written.
     """
     name = name.removeprefix(PREFIX)
-    _check(name, kind)
+    _check_name_and_kind(name, kind)
     _refuse_clash(name, kind)
     folder = parent / f"{PREFIX}{name}"
     package = folder.name.replace("-", "_")
@@ -91,7 +90,7 @@ def new_plugin(name: str, kind: str, parent: Path) -> Path:
 
 
 def _wrap_imports(text: str) -> str:
-    """The text with each import that is too long on several lines, as isort has it."""
+    """Return the text, each import that is too long for a line wrapped as isort does."""
 
     def wrap(found: re.Match[str]) -> str:
         line, indent, module, names = found.group(0, 1, 2, 3)
@@ -104,7 +103,7 @@ def _wrap_imports(text: str) -> str:
 
 
 def describe_new(folder: Path) -> str:
-    """What to do with a new package, in lines for a person."""
+    """Return the lines to print about a new package: how to install, test and list it."""
     num_files = sum(path.is_file() for path in folder.rglob("*"))
     where = shlex.quote(str(folder))
     return "\n".join(
@@ -117,10 +116,10 @@ def describe_new(folder: Path) -> str:
     )
 
 
-def _check(name: str, kind: str) -> None:
+def _check_name_and_kind(name: str, kind: str) -> None:
     if kind not in KINDS:
         raise LatentkitError(
-            f"--kind {kind}: there is no such kind of"
+            f"--kind {kind}: unknown kind of"
             f" plugin{suggest(kind, KINDS) or '; known: ' + ', '.join(KINDS)}"
         )
     if not NAME_PATTERN.fullmatch(name):
@@ -144,6 +143,7 @@ def _check(name: str, kind: str) -> None:
 
 
 def _refuse_clash(name: str, kind: str) -> None:
+    """Raise an error if an installed plugin already has this name."""
     for row in discover().rows():
         if (row.kind, row.name) == (kind, name):
             raise PluginError(
@@ -158,7 +158,7 @@ def _refuse_clash(name: str, kind: str) -> None:
 
 
 def _title(name: str, kind: str) -> str:
-    """Return the name as classes have it, without the kind: "my-encoder" is "My"."""
+    """Return the name in the form of class names, without the kind: "my-encoder" gives "My"."""
     words = name.split("-")
     if words[-1] == kind and len(words) > 1:
         words = words[:-1]
@@ -166,7 +166,7 @@ def _title(name: str, kind: str) -> str:
 
 
 def _list_templates(kind: str) -> list[tuple[Path, str]]:
-    """Each template of a kind, and its place in the new folder."""
+    """Return each template of a kind, and its relative path in the new folder."""
     return [
         (template, template.relative_to(TEMPLATES / part).as_posix().removesuffix(SUFFIX))
         for part in ("every", kind)

@@ -1,8 +1,8 @@
-"""Discover, validate, isolate, look up, configure.
+"""Find installed plugins, check what they declare, look them up, and validate their options.
 
 A plugin is an entry point in the group `latentkit` that names a module (see `latentkit.hooks`).
-Whatever one of them gets wrong becomes a recorded `Problem`; the others, and its own good hooks, go
-on working. Core's own part, `latentkit.builtin`, is loaded the same way.
+An error in a hook is recorded as a `Problem`; other plugins, and the plugin's other hooks, still
+work. Core's own plugin, `latentkit.builtin`, is loaded the same way.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ COMPANIONS = {
     "volume": "latentkit-volume",
     "volume-kl": "latentkit-volume",
 }
-"""Names that the packages beside this one provide, for who hasn't installed them."""
+"""Plugin names of the project's other packages, to name the package that must be installed."""
 
 HOOKS: dict[str, type[NamedSpec]] = {
     "latentkit_sources": SourceSpec,
@@ -83,7 +83,7 @@ KINDS = tuple(spec.kind for spec in HOOKS.values())
 
 @dataclass(frozen=True)
 class Problem:
-    """What one plugin got wrong: whose it is, where it happened, and why."""
+    """An error in one plugin: its distribution and version, where it happened, and the cause."""
 
     distribution: str
     version: str
@@ -128,7 +128,7 @@ class _Plugin:
 
 
 def _one_line(cause: str | BaseException) -> str:
-    """A cause without line breaks; an exception that is not ours with its type."""
+    """Return a cause without line breaks; an exception other than PluginError with its type."""
     text = (
         f"{type(cause).__name__}: {cause}"
         if isinstance(cause, BaseException) and not isinstance(cause, PluginError)
@@ -145,7 +145,7 @@ class Registry:
     """Everything the plugins of this environment provide, and every problem they have.
 
     Args:
-        provided: all of it, in the order it was found.
+        provided: the specs of all plugins, in the order they were found.
         problems: in the order they were found.
         disabled: name and version of each distribution left out by LATENTKIT_DISABLE.
     """
@@ -155,12 +155,12 @@ class Registry:
     disabled: Sequence[tuple[str, str]] = ()
 
     def find(self, kind: str, name: str) -> Provided:
-        """The one plugin of a kind ("source", "encoder" ...) with a name.
+        """Return the plugin of a kind ("source", "encoder" ...) with a name.
 
         Raises:
-            PluginError: none has it (names near ones, all known ones, and problems that may be
-                why), or several have.
-            ValueError: there is no such kind.
+            PluginError: no plugin has the name (the message lists similar names, all known names,
+                and problems that may be the reason), or several have.
+            ValueError: the kind is unknown.
         """
         if kind not in KINDS:
             raise ValueError(f"unknown kind of plugin {kind!r}; known: {', '.join(KINDS)}")
@@ -172,16 +172,16 @@ class Registry:
     def configure(
         self, kind: str, name: str, options: Mapping[str, Any], where: str, origin: str = ""
     ) -> Any:
-        """The validated config of a plugin, of the class its spec names.
+        """Validate the options of a plugin; return its config, of the class that its spec names.
 
         Args:
-            options: what stands under `with:`.
+            options: the values under `with:`.
             where: key of the recipe that uses the plugin, such as "losses[1]".
             origin: the recipe's file, put before every line of an error.
 
         Raises:
             PluginError: as for `find`.
-            RecipeError: options the config class refuses; one line each, such as
+            RecipeError: options that the config class refuses, one line each, such as
                 "losses[1].with.nett: unknown key, did you mean 'net'?".
         """
         try:
@@ -191,7 +191,7 @@ class Registry:
         return validate(spec.config, options, origin, f"{where}.with")
 
     def rows(self) -> list[Row]:
-        """One row per provided spec, by kind in the order of the hooks, then by name."""
+        """Return one row per provided spec, by kind in the order of the hooks, then by name."""
         rows = [
             Row(one.spec.kind, one.spec.name, one.distribution, one.version, one.spec.summary)
             for one in self.provided
@@ -202,12 +202,12 @@ class Registry:
         return [one for one in self.provided if (one.spec.kind, one.spec.name) == (kind, name)]
 
     def names(self, kind: str) -> list[str]:
-        """Names of all plugins of a kind, in the order they were found: core's first."""
+        """Return the names of all plugins of a kind, in the order they were found: core's first."""
         return list(dict.fromkeys(one.spec.name for one in self.provided if one.spec.kind == kind))
 
     def advise(self, name: str) -> list[str]:
-        """Lines on why a name may be unknown: a package that isn't installed, a plugin that is left
-        out, or one that has a problem.
+        """Return lines that say why a name may be unknown: a package that isn't installed, a plugin
+        that is left out, or a plugin with a problem.
         """
         lines = []
         if name in COMPANIONS:
@@ -225,6 +225,7 @@ class Registry:
 
 
 def _explain_clash(providers: Sequence[Provided]) -> str:
+    """Return a message that several distributions provide the same plugin."""
     spec = providers[0].spec
     who = " and ".join(f"{one.distribution} {one.version}" for one in providers)
     return (
@@ -238,7 +239,7 @@ def _explain_clash(providers: Sequence[Provided]) -> str:
 
 @functools.cache
 def discover() -> Registry:
-    """The registry of this environment, made once per process; no plugin can make it fail."""
+    """Return the registry of this environment, made once per process; errors become problems."""
     names = {_normalize(name) for name in os.environ.get(DISABLE, "").split(",") if name.strip()}
     problems: list[Problem] = []
     provided: list[Provided] = []
@@ -258,7 +259,7 @@ def discover() -> Registry:
 
 
 def _normalize(name: str) -> str:
-    """A distribution's name as PEP 503 compares it."""
+    """Return a distribution's name in the form in which PEP 503 compares names."""
     return re.sub(r"[-_.]+", "-", name.strip()).lower()
 
 
@@ -275,8 +276,7 @@ def _find_plugins(problems: list[Problem]) -> list[_Plugin]:
                     )
                 name = _normalize(distribution.name)
                 if name not in found:
-                    # of several with one name, the first on sys.path is the one whose modules are
-                    # imported
+                    # where several have one name, modules are imported from the first on sys.path
                     found[name] = _read_entry_points(metadata.distribution(name))
         except (Exception, SystemExit) as err:  # noqa: BLE001 (plugin boundary)
             folder = os.path.basename(str(getattr(distribution, "_path", "a distribution")))
@@ -288,6 +288,7 @@ def _find_plugins(problems: list[Problem]) -> list[_Plugin]:
 
 
 def _read_entry_points(distribution: metadata.Distribution) -> list[_Plugin]:
+    """Return the plugins that a distribution's entry points name."""
     entries = sorted(
         distribution.entry_points.select(group=GROUP), key=lambda entry: (entry.name, entry.value)
     )
@@ -303,7 +304,7 @@ def _read_entry_points(distribution: metadata.Distribution) -> list[_Plugin]:
 
 
 def _find_clashes(provided: Iterable[Provided]) -> Iterator[Problem]:
-    """A problem per kind and name that several provide, naming all of them."""
+    """Yield a problem for each kind and name that several distributions provide, naming all."""
     by_name: dict[tuple[str, str], list[Provided]] = {}
     for one in provided:
         by_name.setdefault((one.spec.kind, one.spec.name), []).append(one)
@@ -318,9 +319,10 @@ def _find_clashes(provided: Iterable[Provided]) -> Iterator[Problem]:
 
 
 def _load_entry(entry: metadata.EntryPoint) -> Any:
-    """What an entry point names.
+    """Import and return the module that an entry point names.
 
-    The packages that it lies in are asked first, before an import of something new can fail.
+    Each package around it is imported first and its `requires_contract` checked: a newer contract
+    gets a clear message before an import of a new name can fail.
     """
     names = entry.module.split(".")
     for depth in range(1, len(names) + 1):
@@ -340,7 +342,7 @@ def _load_entry(entry: metadata.EntryPoint) -> Any:
 
 
 def _load(plugin: _Plugin, problems: list[Problem]) -> list[Provided]:
-    """Return what a plugin provides; what goes wrong is noted, and costs that hook alone."""
+    """Return the specs of a plugin; a hook with an error adds to `problems` and gives no specs."""
     try:
         module = plugin.load()
         functions = _find_hook_functions(module)
@@ -366,7 +368,7 @@ def _load(plugin: _Plugin, problems: list[Problem]) -> list[Provided]:
 
 
 def _find_hook_functions(module: Any) -> dict[str, Callable[[], Any]]:
-    """Return hook implementations by name, and functions named so without a mark."""
+    """Return by name the functions marked as hooks, and those named like one but not marked."""
     manager = pluggy.PluginManager(hooks.PROJECT)
     names = [
         name
@@ -377,9 +379,9 @@ def _find_hook_functions(module: Any) -> dict[str, Callable[[], Any]]:
 
 
 def _call_hook(name: str, function: Callable[[], Any]) -> list[NamedSpec]:
-    """The specs that one hook implementation returns, all of the right kind.
+    """Call one hook implementation and return its specs, checked to be of the hook's kind.
 
-    A plugin manager of its own checks it, so that one that pluggy refuses costs nobody else's.
+    Each has its own plugin manager, so that a hook that pluggy refuses doesn't affect the others.
     """
     manager = pluggy.PluginManager(hooks.PROJECT)
     manager.add_hookspecs(hooks)
@@ -388,7 +390,7 @@ def _call_hook(name: str, function: Callable[[], Any]) -> list[NamedSpec]:
     try:
         manager.register(holder)
     except pluggy.PluginValidationError as err:
-        raise PluginError(f"{str(err).splitlines()[-1]}; hooks take none") from err
+        raise PluginError(f"{str(err).splitlines()[-1]}; hooks take no arguments") from err
     try:
         manager.check_pending()
     except pluggy.PluginValidationError as err:
@@ -396,7 +398,7 @@ def _call_hook(name: str, function: Callable[[], Any]) -> list[NamedSpec]:
             f"there is no such hook{suggest(name, HOOKS) or '; known: ' + ', '.join(HOOKS)}"
         ) from err
     if not manager.get_hookcallers(holder):
-        raise PluginError("not marked with @hookimpl (latentkit.hooks)")
+        raise PluginError("not marked as a hook; add @hookimpl (from latentkit.hooks)")
     specs: list[NamedSpec] = []
     for hook, kind in HOOKS.items():
         for implementation in getattr(manager.hook, hook).get_hookimpls():
@@ -405,6 +407,7 @@ def _call_hook(name: str, function: Callable[[], Any]) -> list[NamedSpec]:
 
 
 def _check_specs(result: Any, kind: type[NamedSpec]) -> list[NamedSpec]:
+    """Return a hook's result as a list of specs, after checking their class."""
     if result is None:
         return []
     if not isinstance(result, NamedSpec) and not isinstance(result, Iterable):
@@ -424,9 +427,9 @@ def _check_specs(result: Any, kind: type[NamedSpec]) -> list[NamedSpec]:
 def fingerprint_fields(config: BaseModel) -> dict[str, str]:
     """Return fields that can change a value and aren't at their default, as canonical JSON.
 
-    A choice of which the field has a version is written with it: `"lanczos" (version 2)`. The field
-    says so by `json_schema_extra={"versions": {choice: number}}`: one choice of several then gets
-    other values without a new version of the whole plugin.
+    A field can give versions to its choices, by `json_schema_extra={"versions": {choice: number}}`.
+    Such a choice is written with its version, `"lanczos" (version 2)`: what it computes can then
+    change without a new version of the whole plugin.
     """
     return {
         name: json.dumps(value, sort_keys=True, separators=(",", ":"))
@@ -436,11 +439,12 @@ def fingerprint_fields(config: BaseModel) -> dict[str, str]:
 
 
 def parse_fingerprint_field(text: str) -> Any:
-    """The value of a field, JSON-like, as `fingerprint_fields` wrote it."""
+    """Return the JSON-like value of a field from the text that `fingerprint_fields` wrote."""
     return json.JSONDecoder().raw_decode(text)[0]
 
 
 def _choice_version(field: FieldInfo, value: Any) -> str:
+    """Return " (version N)" where the field gives a version to the choice `value`, else ""."""
     extra = field.json_schema_extra
     versions = extra.get("versions") if isinstance(extra, dict) else None
     if not isinstance(versions, dict) or not isinstance(value, str) or value not in versions:
@@ -464,6 +468,7 @@ def default_fields(config: BaseModel) -> dict[str, str]:
 
 
 def _changed_fields(config: BaseModel) -> dict[str, Any]:
+    """Return the fields that aren't at their default, without those that can't change a value."""
     changed = {}
     for name, info in type(config).model_fields.items():
         extra = info.json_schema_extra
@@ -475,7 +480,7 @@ def _changed_fields(config: BaseModel) -> dict[str, Any]:
 
 
 def _to_plain(value: Any) -> Any:
-    """JSON-like value in which every model holds only what differs from its defaults."""
+    """Return a JSON-like value; of a model, only the fields that differ from their defaults."""
     if isinstance(value, BaseModel):
         return _changed_fields(value)
     if isinstance(value, Mapping):

@@ -1,9 +1,5 @@
-"""Prepares samples ahead of the encoder: loaded, hashed and turned into tensors, in order and
-within a memory limit.
-
-A thread claims units, reads shards and hands small groups of samples to a pool of threads (or
-processes, if a modality asks for them). The samples prepared ahead are limited in number and in
-bytes, but one batch is always allowed.
+"""Runs work in a pool ahead of the caller, who gets the results in order. The work that is ahead is
+limited.
 """
 
 from __future__ import annotations
@@ -22,15 +18,16 @@ Result = TypeVar("Result")
 
 
 class LookAhead(Generic[Token, Result]):
-    """Prepares the samples of all units ahead of the caller, who iterates over them in order. Use
-    it as a context manager.
+    """Iterates over the results of work that runs ahead in a pool, in order. Use it as a context
+    manager.
 
     Args:
-        preparer: prepares samples in the pool.
-        units: (token, samples) of each unit; the token, such as the unit itself, is returned with
-            the results. Iterated in a separate thread.
-        batch_size: rows per batch; batches start anew with each unit.
-        pool: memory for the batches.
+        started: (token, future) of each piece of work. Iterating over it starts the work, in a
+            separate thread. The token, such as a unit, is returned with the result; a future of
+            None returns None.
+        pool: pool that does the work; it is shut down at the end.
+        limit: returns how many pieces of work may be ahead of the caller; at least 1 is.
+        take: called in the caller's thread with each result; what it returns is the result.
     """
 
     def __init__(
@@ -53,15 +50,14 @@ class LookAhead(Generic[Token, Result]):
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Finish the samples being prepared and drop those that wait."""
+        """Finish the work that is running, and drop the work that waits."""
         self._is_closed = True
         self._notify()
         self._feeder.shutdown(wait=True)
         self._workers.shutdown(wait=True, cancel_futures=True)
 
     def __iter__(self) -> Iterator[tuple[Token, Result | None]]:
-        """Yield prepared samples with their unit's token, group by group; None at the end of a
-        unit.
+        """Yield each token with its result, in order.
 
         Raises:
             LatentkitError: an error in a thread or process.
@@ -77,7 +73,7 @@ class LookAhead(Generic[Token, Result]):
             self._feeding.result()
 
     def _result_of(self, future: Future[Result]) -> Result:
-        """Return the results of one group and count its bytes as no longer ahead."""
+        """Wait for a result and return it; it no longer counts as ahead."""
         with explain_dead_process():
             result = self._take(future.result())
         with self._changed:
@@ -86,7 +82,7 @@ class LookAhead(Generic[Token, Result]):
         return result
 
     def _feed(self) -> None:
-        """Hand groups of samples to the pool until all units are done."""
+        """Start work whenever less than the limit is ahead, until all is started."""
         started = iter(self._started)
         while self._wait_for_room() and (work := next(started, None)) is not None:
             with self._changed:
@@ -95,7 +91,7 @@ class LookAhead(Generic[Token, Result]):
                 self._changed.notify_all()
 
     def _wait_for_room(self) -> bool:
-        """Whether there is room; False when nobody wants any more."""
+        """Wait until less than the limit is ahead; False if the caller has stopped."""
         with self._changed:
             self._changed.wait_for(
                 lambda: self._is_closed or self._num_ahead < max(1, self._max_ahead())
@@ -110,16 +106,16 @@ class LookAhead(Generic[Token, Result]):
 def prepare_in_order(
     items: Iterable[T], prepare: Callable[[T], Result], num_ahead: int, num_threads: int
 ) -> Generator[Result]:
-    """Give what `prepare` returns for each item, in their order; close it to stop early.
+    """Yield what `prepare` returns for each item, in order. Close the generator to stop early.
 
     Args:
-        items: asked for on a thread of its own; they may have no end.
-        prepare: called in threads.
+        items: iterated in a separate thread; may be endless.
+        prepare: called in several threads.
         num_ahead: most items that are prepared while the caller has one; at least 1.
-        num_threads: that prepare them.
+        num_threads: number of threads that prepare.
 
     Raises:
-        Exception: what `prepare` raised, in the place of its item.
+        Exception: what `prepare` raised, when the caller reaches that item.
     """
     pool = ThreadPoolExecutor(num_threads, "prepare")
     started: Iterator[tuple[Any, Future[Result]]] = (

@@ -61,7 +61,7 @@ class Row:
 
     @property
     def num_bytes(self) -> int:
-        """Of its tensors."""
+        """Bytes of the row's tensors."""
         return num_bytes_of(self.view.tensor)
 
 
@@ -75,7 +75,7 @@ class PreparedSample:
 
     @property
     def num_bytes(self) -> int:
-        """Of all its tensors."""
+        """Bytes of the tensors of all rows."""
         return sum(row.num_bytes for row in self.rows)
 
 
@@ -110,6 +110,7 @@ class Preparer:
         return outcomes
 
     def _prepare(self, task: Task, memory: BatchMemory | None, row: int) -> PreparedSample:
+        """Prepare one sample; a bad one becomes a result with the reason."""
         sample, content = None, None
         try:
             with faults_skip_sample(self.source, task.key):

@@ -1,4 +1,4 @@
-"""One sample of a source fetched and prepared, where a bad one costs itself alone."""
+"""Fetches and prepares single samples of a source; a bad sample doesn't affect the others."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ View = TypeVar("View")
 
 @dataclass(frozen=True)
 class TriedSample(Generic[View]):
-    """What became of a sample: its views, at least one, or the reason why there are none."""
+    """Result of preparing a sample: its views, at least one, or the reason why there are none."""
 
     key: str
     views: Sequence[View] = ()
@@ -29,7 +29,7 @@ class SampleTrier:
     """Fetches samples of a source and has them prepared, in any thread.
 
     Args:
-        source: whose samples are asked for by their place, or of a stream given.
+        source: source of the samples. They are given by position, or for a stream as samples.
     """
 
     def __init__(self, source: Source | StreamSource) -> None:
@@ -38,10 +38,10 @@ class SampleTrier:
     def try_sample(
         self, sample: int | Sample, prepare: Callable[[Sample], Iterable[View]]
     ) -> TriedSample[View]:
-        """Prepare a sample; media out of reach is tried again.
+        """Prepare a sample. Media that can't be reached is tried again.
 
         Raises:
-            SourceError: it can't be reached.
+            SourceError: the media still can't be reached.
         """
         key, what = None, f"sample {sample.key if isinstance(sample, Sample) else sample}"
 
@@ -59,7 +59,7 @@ class SampleTrier:
                 key = self._keys[sample]
             return TriedSample(key, reason=str(error))
         assert key is not None
-        return TriedSample(key, given, "" if given else "the modality gave no view of it")
+        return TriedSample(key, given, "" if given else "the modality returned no view of it")
 
     def _fetch(self, place: int) -> Sample:
         assert isinstance(self._source, Source)
@@ -68,7 +68,7 @@ class SampleTrier:
 
     @functools.cached_property
     def _keys(self) -> list[str]:
-        """Of all samples, for those that can't be fetched."""
+        """Keys of all samples, for messages about a sample that can't be fetched."""
         assert isinstance(self._source, Source)
         return [entry.key for entry in self._source.entries()]
 
@@ -76,8 +76,8 @@ class SampleTrier:
 def prepared_by(
     modality: Modality, most: int | None = None
 ) -> Callable[[Sample], list[Prepared]]:
-    """Return what prepares every view of a sample, or the first few; an exception that the contract
-    doesn't know costs the sample.
+    """Return a function that prepares the views of a sample, at most `most` of them. An unexpected
+    exception of the modality becomes a `SampleError`.
     """
 
     def prepare(sample: Sample) -> list[Prepared]:

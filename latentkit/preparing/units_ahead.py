@@ -72,7 +72,7 @@ class UnitsAhead(LookAhead[T, list[PreparedSample]]):
         preparer: prepares samples in the pool.
         units: (token, samples) of each unit; the token, such as the unit itself, is returned with
             the results. Iterated in a separate thread.
-        batch_size: rows per batch; batches start anew with each unit.
+        batch_size: rows per batch; each unit starts a new batch.
         pool: memory for the batches.
     """
 
@@ -90,7 +90,7 @@ class UnitsAhead(LookAhead[T, list[PreparedSample]]):
         self._most_samples = max(2 * self._samples_per_batch, 4 * share_of_cores())
         self._group = _group_size(self._most_samples, self._num_views, batch_size)
         self._largest_bytes = 0
-        """Of a sample; unknown at first, so no more than a batch is ahead then."""
+        """Most bytes of a sample so far; 0 before the first one, when one batch is ahead."""
         self._bucket: str | None = None
         self._has_one_bucket = not self._in_processes
         workers = (
@@ -101,7 +101,8 @@ class UnitsAhead(LookAhead[T, list[PreparedSample]]):
         super().__init__(self._start(), workers, self._most_groups, self._look_at)
 
     def _start(self) -> Iterator[tuple[T, Future[list[PreparedSample]] | None]]:
-        """Put groups into work as they are asked for; on the feeding thread."""
+        """Yield the prepared groups of each unit, then None, starting a group when it is requested.
+        """
         for unit, tasks in self._units:
             memory, row = BatchMemory(self._pool, self._batch_size), 0
             while group := list(itertools.islice(tasks, self._group)):
@@ -114,9 +115,10 @@ class UnitsAhead(LookAhead[T, list[PreparedSample]]):
     def _submit(
         self, group: list[Task], memory: BatchMemory, row: int
     ) -> Future[list[PreparedSample]]:
+        """Start preparing a group of samples, into a batch's memory from `row` on if they fit."""
         samples = [task.sample for task in group if task.sample]
         media = [len(one.media) for one in samples if isinstance(one.media, bytes)]
-        # Of a stream, media waits in memory too.
+        # The media of a stream's samples waits in memory too.
         self._largest_bytes = max(self._largest_bytes, *media, 0)
         if self._in_processes:
             return self._workers.submit(prepare_in_child, group)
@@ -125,12 +127,13 @@ class UnitsAhead(LookAhead[T, list[PreparedSample]]):
         return self._workers.submit(self._preparer.prepare, group, own, row)
 
     def _look_at(self, outcomes: list[PreparedSample]) -> list[PreparedSample]:
-        """The outcomes of a group, as tensors; what is ahead hangs on how large they are."""
+        """Return the results of a group as tensors, and record their size, which limits the rest.
+        """
         if self._in_processes:
             outcomes = as_tensors(outcomes)
         buckets = {row.view.bucket for outcome in outcomes for row in outcome.rows}
         self._bucket = self._bucket or next(iter(buckets), None)
-        # Rows of a rare bucket wait for long, and would keep the memory of whole batches.
+        # Rows of a rare bucket wait long for a batch, and would keep the memory of whole batches.
         self._has_one_bucket &= buckets <= {self._bucket}
         self._largest_bytes = max(
             self._largest_bytes, 1, *(outcome.num_bytes for outcome in outcomes)
@@ -138,7 +141,7 @@ class UnitsAhead(LookAhead[T, list[PreparedSample]]):
         return outcomes
 
     def _most_groups(self) -> int:
-        """Groups that may be ahead."""
+        """Return the number of groups that may be ahead."""
         fitting = AHEAD_BYTES // self._largest_bytes if self._largest_bytes else 0
         most = max(self._samples_per_batch, min(self._most_samples, fitting))
         return most // self._group

@@ -124,7 +124,7 @@ class LatentDataset(BatchedRows):
 
     @property
     def row_views(self) -> list[str] | None:
-        """View of every row, in order; None where it is drawn."""
+        """Return the view of every row, in order; None if views are drawn."""
         return self._index.views()
 
     @property
@@ -294,23 +294,24 @@ class LatentDataset(BatchedRows):
         return {**batch, **self._index.labels(rows)}
 
     def load_stored(self, items: Rows) -> tuple[Tensor, Tensor | None, dict[str, list[Any]]]:
-        """Rows at some positions as stored, raw: moments (N, 2C, ...), latents or indices, float32
-        where int8 is stored; their mask, where rows have one; key, view and columns of each.
+        """Return the rows at some positions as stored, raw: moments (N, 2C, ...), latents or
+        indices, float32 if int8 is stored; their mask, if rows have one; and key, view and columns
+        of each.
 
         Raises:
-            ValueError: they are of several shapes.
+            ValueError: the rows have several shapes.
             StoreError: a unit is missing or damaged.
         """
         values, mask = self._as_stored(items, BufferPool(False))
         return values, mask, self._index.labels(items)
 
     def bucket_names(self, items: Rows | slice) -> list[str]:
-        """Bucket of the row at each position, such as "256x320"."""
+        """Return the bucket of the row at each position, such as "256x320"."""
         names = self._index.buckets
         return [names[code] for code in self._index.bucket_of_row[items].tolist()]
 
     def places_in_index(self) -> Rows:
-        """Row of the index file of each position."""
+        """Return the row in the index file for each position."""
         return self._index.places_in_index()
 
     def will_need(self, items: Rows, epoch: int) -> None:

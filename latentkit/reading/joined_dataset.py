@@ -286,8 +286,8 @@ def _checked_names(
             else "open only one of them with that column"
         )
         raise ValueError(
-            f"{here}, besides key and view: in a row of {rows}, {twice[0]!r} would occur twice;"
-            f" {advice}"
+            f"{here}, in addition to key and view: in a row of {rows}, {twice[0]!r} would occur"
+            f" twice; {advice}"
         )
     return own
 

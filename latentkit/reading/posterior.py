@@ -115,6 +115,7 @@ class RowNoise(Noise):
         self._place = self._left = 0
 
     def _raw(self, num_rows: int, size: int) -> Array:
+        """Return random 64-bit integers for some rows, each from the row's own stream."""
         raw = np.empty(num_rows * size, np.uint64)
         start = 0
         while start < len(raw):

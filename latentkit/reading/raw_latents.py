@@ -72,5 +72,5 @@ def _find(given: Tensor | Mapping[str, Any]) -> tuple[str, Tensor]:
             f" {', '.join(map(str, given))}; of joined datasets, give one's tensor"
         )
     raise ValueError(
-        f"expected a tensor, an item, a batch or what moments gave, got {type(given).__name__}"
+        f"expected a tensor, an item, a batch or a result of moments, got {type(given).__name__}"
     )

@@ -210,7 +210,7 @@ class ReadableRows:
                 yield dict(zip(names, values, strict=True))
 
     def places_in_index(self) -> Rows:
-        """Row of the index file of every position."""
+        """Return the row in the index file for every position."""
         return self._place_in_index[self._starts]
 
     def keys(self) -> list[str]:
@@ -296,6 +296,7 @@ class ReadableRows:
 
 
 def _check_views(views: Views, there: Sequence[str], folder: Folder) -> None:
+    """Check that the dataset has the chosen views."""
     if isinstance(views, str):
         if views not in ("all", "random"):
             raise ValueError(f"views must be 'all', 'random' or a list of views, got {views!r}")

@@ -194,7 +194,7 @@ class StoredRows:
     def will_need(self, rows: Rows, means_only: bool = False) -> None:
         """Tell the kernel to read these rows from disk, without waiting for them."""
         for piece in self._pieces(np.sort(rows), means_only, one_shape=False):
-            with contextlib.suppress(OSError):  # advice may go unheard
+            with contextlib.suppress(OSError):  # the kernel may refuse advice
                 _advise_kernel(piece.mapped, piece.rows)
 
     def stackable_buckets(self) -> Codes:

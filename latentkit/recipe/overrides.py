@@ -1,9 +1,8 @@
-"""Single keys of a recipe set from the command line or Python, and what a path in a recipe is
-relative to.
+"""Override single keys of a recipe from the command line or Python, and make its paths absolute.
 
-A path in a recipe starts from the recipe's folder, a typed one from the working directory.
-`output.path` is always a path. Under `with:`, the keys of `PATH_KEYS` hold one when
-`find_local_path` says so; any other key is the plugin's own affair.
+A path in a recipe is relative to the recipe's folder; a path in an override, to the working
+directory. `output.path` is always a path. Under `with:`, a key of `PATH_KEYS` holds a path if
+`find_local_path` finds one there; the plugin resolves every other key itself.
 """
 
 from __future__ import annotations
@@ -31,46 +30,46 @@ _KEY = re.compile(
 )
 
 
-def resolve_beside(url: str, path: str) -> str:
-    """Return an `output.path` of the recipe at `url`; relative ones start from its folder."""
+def resolve_output_path(url: str, path: str) -> str:
+    """Return an `output.path` of the recipe at `url`; relative paths start from its folder."""
     if is_url(path) or path.startswith(("/", "~")) or os.path.isabs(path):
         return path
     scheme, _, place = url.partition("://")
     return f"{scheme}://{posixpath.normpath(posixpath.join(posixpath.dirname(place), path))}"
 
 
-def anchor(value: Any, key: tuple[str | int, ...], base: Path) -> Any:
-    """Return the value at `key` of a recipe, its local paths made absolute from `base`."""
+def make_paths_absolute(value: Any, key: tuple[str | int, ...], base: Path) -> Any:
+    """Return the value at `key` of a recipe with its local paths made absolute, from `base`."""
     if isinstance(value, Mapping):
-        return {name: anchor(part, (*key, name), base) for name, part in value.items()}
+        return {name: make_paths_absolute(part, (*key, name), base) for name, part in value.items()}
     if isinstance(value, (list, tuple)):
-        return [anchor(part, (*key, number), base) for number, part in enumerate(value)]
+        numbered = enumerate(value)
+        return [make_paths_absolute(part, (*key, number), base) for number, part in numbered]
     text = str(value) if isinstance(value, Path) else value
     if not isinstance(text, str) or not text:
         return text
     if key == ("output", "path"):
         return text if is_url(text) else os.path.abspath(base / os.path.expanduser(text))
-    name = next(
-        part for part in reversed(key) if isinstance(part, str)
-    )  # of a list of paths, the list's
+    # for a path in a list, this is the key of the list
+    name = next(part for part in reversed(key) if isinstance(part, str))
     if "with" in key[:-1] and name in PATH_KEYS:
         if SEPARATOR in text and not is_url(text) and not (base / text).exists():
-            return SEPARATOR.join(_anchor_part(part, base) for part in text.split(SEPARATOR))
+            return SEPARATOR.join(_absolute_path(part, base) for part in text.split(SEPARATOR))
         return str(find_local_path(text, base) or text)
     return text
 
 
-def _anchor_part(text: str, base: Path) -> str:
-    """One of several files in a text, which are paths, whether they are there or not."""
+def _absolute_path(text: str, base: Path) -> str:
+    """Return one of several file names in a text as an absolute path; a URL is kept."""
     return text if is_url(text) else os.path.abspath(base / os.path.expanduser(text))
 
 
 def split_overrides(overrides: Overrides) -> Iterator[tuple[str, Any]]:
-    """Key and value of each override, in order; the value of a text is read as YAML.
+    """Yield key and value of each override, in order; the value of a text is parsed as YAML.
 
     Raises:
         RecipeError: a text is not KEY=VALUE, or its value is not YAML.
-        TypeError: one text instead of a list of them.
+        TypeError: `overrides` is a single text, not a list of texts.
     """
     if isinstance(overrides, str):
         raise TypeError(
@@ -90,11 +89,11 @@ def split_overrides(overrides: Overrides) -> Iterator[tuple[str, Any]]:
 
 
 def apply_override(values: dict[str, Any], key: str, value: Any) -> None:
-    """Put `value` at a key such as "losses[1].weight"; missing mappings are made.
+    """Set the value at a key such as "losses[1].weight"; missing mappings are created.
 
     Raises:
-        RecipeError: the key is not one, an index is out of range, or the key leads through
-            something that holds no keys.
+        RecipeError: the key is malformed, an index is out of range, or a part of the key stands
+            for a value that is neither a mapping nor a list.
     """
     if not _KEY.fullmatch(key):
         raise RecipeError(
@@ -103,16 +102,16 @@ def apply_override(values: dict[str, Any], key: str, value: Any) -> None:
     path = tuple(name or int(index) for name, index in re.findall(r"([^.\[\]]+)|\[(\d+)\]", key))
     target: Any = values
     for depth, (part, following) in enumerate(pairwise(path)):
-        _check_holds(target, path[: depth + 1], key)
+        _check_container(target, path[: depth + 1], key)
         if isinstance(part, str) and isinstance(following, str) and target.get(part) is None:
             target[part] = {}
         target = target[part] if isinstance(part, int) else target.get(part)
-    _check_holds(target, path, key)
-    target[path[-1]] = anchor(value, path, Path.cwd())
+    _check_container(target, path, key)
+    target[path[-1]] = make_paths_absolute(value, path, Path.cwd())
 
 
-def _check_holds(target: Any, path: tuple[str | int, ...], key: str) -> None:
-    """Refuse a `target` that can't hold the last part of `path`."""
+def _check_container(target: Any, path: tuple[str | int, ...], key: str) -> None:
+    """Raise RecipeError unless `target` is a list or mapping that takes the last part of `path`."""
     *above, last = path
     where = f"override {key!r}: {join_key(above) or 'the recipe'}"
     wanted, kind = ("list", list) if isinstance(last, int) else ("mapping", dict)

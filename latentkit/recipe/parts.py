@@ -17,7 +17,9 @@ Finite = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 NAMED_BY_METRIC = {"loss": ("loss", ""), "rfid": ("encoder", "encoder")}
-"""Metrics whose options name a plugin: its kind, and the option that does; "" for all of them."""
+"""Metrics whose options name another plugin: its kind, and the option that holds its name and
+options; "" where all the options do.
+"""
 
 
 class ModelUse(Use):
@@ -29,7 +31,7 @@ class ModelUse(Use):
 
 
 class Schedule(RecipePart):
-    """When a loss counts."""
+    """Optimizer steps in which a loss counts."""
 
     start: int = Field(
         0,
@@ -39,7 +41,7 @@ class Schedule(RecipePart):
     warmup: int = Field(
         0,
         ge=0,
-        description="optimizer steps, from start on, in which the weight rises to the whole one",
+        description="optimizer steps, from start on, over which the weight rises to its full value",
     )
     until: AtLeastOne | None = Field(
         None, description="optimizer step after which the loss no longer counts; null: to the end"
@@ -53,34 +55,39 @@ class Schedule(RecipePart):
 
 
 class EncodeOutput(RecipePart):
-    """Where latents go, and in which form."""
+    """Where latents are written, and in which form."""
 
     path: str = Field(
         min_length=1, description="folder of the latent dataset; relative to the recipe"
     )
     store: Literal["moments", "mean"] = Field(
-        "moments", description="the raw posterior, or its mean; draws are made on reading"
+        "moments",
+        description=(
+            "moments: the raw posterior, sampled when latents are read; mean: the posterior's mean"
+            " alone"
+        ),
     )
     dtype: Literal["float16", "bfloat16", "float32", "int8"] = Field(
         "float16",
         description=(
-            "type of the stored numbers; int8: with a scale per row and channel, its error is in"
-            " dataset.json"
+            "type of the stored numbers; int8: with a scale per row and channel; dataset.json has"
+            " its error"
         ),
     )
     unit_size: Auto | AtLeastOne = Field(
-        "auto", description="samples in one unit, the grain of resume and of distribution"
+        "auto",
+        description="samples in one unit, the smallest piece of work to resume or to distribute",
     )
 
 
 class TrainOutput(RecipePart):
-    """Where a trained model goes."""
+    """Where a trained model is written."""
 
     path: str = Field(min_length=1, description="folder of the run; relative to the recipe")
     checkpoint_every: AtLeastOne = Field(
         1000, description="optimizer steps from one checkpoint to the next"
     )
-    keep: AtLeastOne = Field(2, description="newest checkpoints that are kept, besides the best")
+    keep: AtLeastOne = Field(2, description="newest checkpoints to keep, in addition to the best")
 
 
 class Optimizer(RecipePart):
@@ -108,7 +115,9 @@ class Optimizer(RecipePart):
         1.0,
         gt=0,
         allow_inf_nan=False,
-        description="largest norm of all gradients together; null: any",
+        description=(
+            "largest norm of all gradients together; larger ones are scaled; null: no limit"
+        ),
     )
 
     @field_validator("betas")
@@ -132,7 +141,7 @@ class LossUse(Use):
     )
     schedule: Schedule = Field(Schedule(), description="when the loss counts")
     optimizer: Optimizer | None = Field(
-        None, description="of the loss's discriminator; null: as the model's"
+        None, description="optimizer of the loss's discriminator; null: as the model's"
     )
 
 
@@ -147,13 +156,13 @@ class MetricUse(Use):
         kind, key = NAMED_BY_METRIC.get(self.use, ("", ""))
         named = self.with_.get(key) if key else self.with_
         if kind and named:
-            with contextlib.suppress(ValidationError):  # of which the metric's own config complains
+            with contextlib.suppress(ValidationError):  # the metric's own config reports it
                 use = Use.model_validate(named)
                 yield kind, f"{where}.with.{key}".rstrip("."), use
 
 
 class EvaluateOutput(RecipePart):
-    """Where an evaluation goes."""
+    """Where the results of an evaluation are written."""
 
     path: str = Field(
         min_length=1,
@@ -164,32 +173,33 @@ class EvaluateOutput(RecipePart):
 
 
 class Evaluate(RecipePart):
-    """What is measured while a model trains."""
+    """Evaluation during training."""
 
     every: AtLeastOne = Field(
         1000,
         description=(
-            "optimizer steps from one evaluation to the next; "
-            "there is one before the first step and one after the last too"
+            "optimizer steps from one evaluation to the next; the first is before training starts,"
+            " and the last after it ends"
         ),
     )
     source: Use = Field(description="where samples come from")
     modality: Use | None = Field(
         None,
         description=(
-            "how media becomes a tensor; null: as in training, without its draws again each epoch"
+            "how media becomes a tensor; null: as in training, without the random changes of each"
+            " epoch"
         ),
     )
     metrics: list[MetricUse] = Field(min_length=1, description="what is measured")
     best: str | None = Field(
         None,
         description=(
-            "metric by which one evaluated step is the best: "
-            "its checkpoint is kept, and model/ is of it; null: of the last"
+            "metric that chooses the best evaluated step, whose checkpoint is kept and becomes"
+            " model/; null: the last step"
         ),
     )
     batch_size: AtLeastOne | None = Field(
-        None, description="samples that pass the model at once; null: as in training"
+        None, description="samples in one forward pass; null: as in training"
     )
 
 

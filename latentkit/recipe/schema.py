@@ -1,7 +1,7 @@
-"""One YAML file to a validated, frozen `Recipe`, and back.
+"""Read a YAML file as a validated, frozen `Recipe`, and write one.
 
-Every error names the file, the key, what was expected and what was found. What stands under `with:`
-is a plugin's: its own config class checks it, in `latentkit.tasks.check_recipe`.
+Every error names the file, the key, what was expected and what was found. The options under `with:`
+are checked by the plugin's own config class, in `latentkit.tasks.check_recipe`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,12 @@ from latentkit.contracts import Use
 from latentkit.errors import PluginError, RecipeError
 from latentkit.plugins import discover
 from latentkit.recipe.overrides import Overrides as Overrides
-from latentkit.recipe.overrides import anchor, apply_override, resolve_beside, split_overrides
+from latentkit.recipe.overrides import (
+    apply_override,
+    make_paths_absolute,
+    resolve_output_path,
+    split_overrides,
+)
 from latentkit.recipe.parts import (
     AtLeastOne,
     Auto,
@@ -45,17 +50,17 @@ ENCODER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
 class SourceRecipe(Recipe):
-    """What every task has that reads samples."""
+    """Keys of every task that reads samples."""
 
     source: Use = Field(description="where samples come from")
     modality: Use = Field(description="how media becomes a tensor")
     on_bad_sample: Literal["skip", "fail"] = Field(
-        "skip", description="whether a bad sample is recorded and left out, or ends the run"
+        "skip", description="skip: record a bad sample and leave it out; fail: end the run"
     )
     max_bad: Fraction = Field(
         0.05,
         description=(
-            "share of bad samples, from 0 to 1, above which the run fails (when they are more"
+            "largest share of bad samples, from 0 to 1; the run fails if more are bad (and more"
             " than 10)"
         ),
     )
@@ -66,14 +71,14 @@ class SourceRecipe(Recipe):
 
 
 class EncodeRecipe(SourceRecipe):
-    """A latent dataset from a source."""
+    """Recipe of the task `encode`: make a latent dataset from a source."""
 
     task: Literal["encode"] = Field(description="what the recipe does")
-    encoder: Use | None = Field(None, description="what makes the latents")
+    encoder: Use | None = Field(None, description="the encoder that makes the latents")
     encoders: dict[str, Use] | None = Field(
         None,
         min_length=1,
-        description="encoders by name, instead of encoder: a dataset each, in PATH/NAME",
+        description="encoders by name, instead of encoder; each makes a dataset in PATH/NAME",
     )
     output: EncodeOutput = Field(description="where latents go, and in which form")
     batch_size: Auto | AtLeastOne = Field(
@@ -83,17 +88,17 @@ class EncodeRecipe(SourceRecipe):
         "auto", description="CPU threads the encoder computes with; auto: one per core"
     )
     compile: Auto | bool = Field(
-        "auto", description="whether the encoder is compiled; auto: when that pays"
+        "auto", description="whether the encoder is compiled; auto: when that saves time"
     )
     executor: Use = Field(
         Use(use="auto"),
-        description="what runs the units; auto: accelerate when launched by it, else local",
+        description="where units run; auto: accelerate when launched by it, else local",
     )
     on_overflow: Literal["skip", "retry-fp32"] = Field(
         "skip",
         description=(
-            "whether samples whose latents are not finite are recorded and left out, or encoded"
-            " once more in float32"
+            "what happens to samples whose latents are not finite; skip: they are recorded and left"
+            " out; retry-fp32: they are encoded again in float32"
         ),
     )
     preview: int = Field(8, ge=0, description="rows of the preview, one sample each")
@@ -136,7 +141,7 @@ class EncodeRecipe(SourceRecipe):
 
 
 class TrainRecipe(SourceRecipe):
-    """A trained or fine-tuned autoencoder."""
+    """Recipe of the task `train`: train or fine-tune an autoencoder."""
 
     task: Literal["train"] = Field(description="what the recipe does")
     modality: Use = Field(
@@ -156,12 +161,13 @@ class TrainRecipe(SourceRecipe):
     sizes: list[AtLeastOne] = Field(
         [],
         description=(
-            "sizes for modality.with.size, of which each batch draws one; empty: that one alone"
+            "sizes for modality.with.size; each batch draws one of them; empty: modality.with.size"
+            " alone"
         ),
     )
     model: ModelUse = Field(description="the encoder to train")
     losses: list[LossUse] = Field(
-        min_length=1, description="what training makes small: the weighted sum"
+        min_length=1, description="losses, whose weighted sum training minimizes"
     )
     optimizer: Optimizer = Field(Optimizer(), description="AdamW and its schedule")
     steps: AtLeastOne = Field(description="optimizer steps")
@@ -176,19 +182,21 @@ class TrainRecipe(SourceRecipe):
     )
     compile: bool = Field(False, description="whether the model is compiled")
     ema: Ema | None = Field(
-        None, description="moving average of the weights, which is then the result; null: none"
+        None, description="moving average of the weights, which becomes the result; null: none"
     )
     evaluate: Evaluate | None = Field(
         None, description="what is measured during training; null: nothing"
     )
     max_bad_steps: AtLeastOne = Field(
         10,
-        description="steps in a row whose loss or gradient isn't finite, after which the run ends",
+        description=(
+            "the run ends after this many steps in a row whose loss or gradient isn't finite"
+        ),
     )
     log: list[str] = Field(
         [],
         description=(
-            "trackers of Accelerate's that get what log.jsonl gets, such as tensorboard (pip"
+            "Accelerate trackers that get the values of log.jsonl too, such as tensorboard (pip"
             " install latentkit-diffusion[tensorboard])"
         ),
     )
@@ -210,7 +218,9 @@ class TrainRecipe(SourceRecipe):
             and self.evaluate is not None
             and self.evaluate.modality is None
         ):
-            raise ValueError("evaluate.modality: missing; with latents there is none to take over")
+            raise ValueError(
+                "evaluate.modality: missing; needed with latents, which have no modality"
+            )
         return self
 
     def uses(self) -> Iterator[tuple[str, str, Use]]:
@@ -229,7 +239,7 @@ class TrainRecipe(SourceRecipe):
 
 
 class EvaluateRecipe(SourceRecipe):
-    """A model's reconstructions and latents, or a latent dataset, measured."""
+    """Recipe of the task `evaluate`: measure a model or a latent dataset."""
 
     task: Literal["evaluate"] = Field(description="what the recipe does")
     source: Use | None = Field(None, description="where samples come from")  # type: ignore[assignment]
@@ -242,9 +252,10 @@ class EvaluateRecipe(SourceRecipe):
     )
     metrics: list[MetricUse] = Field(min_length=1, description="what is measured")
     posterior: Literal["mean", "sample"] = Field(
-        "mean", description="what is decoded and measured of each posterior: its mean, or a draw"
+        "mean",
+        description="mean: decode and measure each posterior's mean; sample: one draw from it",
     )
-    batch_size: AtLeastOne = Field(8, description="samples that pass the model at once")
+    batch_size: AtLeastOne = Field(8, description="samples in one forward pass")
     output: EvaluateOutput = Field(description="where the results go")
 
     @model_validator(mode="after")
@@ -272,11 +283,11 @@ LAST = ("seed", "on_bad_sample", "max_bad")
 
 
 def load_recipe(path: str | os.PathLike[str], overrides: Overrides = ()) -> Recipe:
-    """The recipe in a YAML file.
+    """Read and validate the recipe in a YAML file.
 
     Args:
-        path: of the file, or its URL; then a relative `output.path` starts from there, and other
-            paths from the working directory.
+        path: path or URL of the file. With a URL, a relative `output.path` starts from the URL's
+            folder, and other paths from the working directory.
         overrides: "key=value" texts as typed after `--set`, or a mapping of dotted keys to values;
             see `apply_override`.
 
@@ -295,7 +306,7 @@ def load_recipe(path: str | os.PathLike[str], overrides: Overrides = ()) -> Reci
         return parse_recipe(values, file, file.parent, overrides)
     output = values.get("output")
     if isinstance(output, Mapping) and isinstance(output.get("path"), str):
-        values = {**values, "output": {**output, "path": resolve_beside(file, output["path"])}}
+        values = {**values, "output": {**output, "path": resolve_output_path(file, output["path"])}}
     return parse_recipe(values, file, Path.cwd(), overrides)
 
 
@@ -306,14 +317,14 @@ def parse_recipe(
     overrides: Overrides = (),
     model: type[Recipe] | None = None,
 ) -> Recipe:
-    """The recipe that plain values describe; `output.path` becomes absolute unless it is a URL.
+    """Validate plain values and return the recipe; `output.path` becomes absolute, or stays a URL.
 
     Args:
         values: as read from YAML; not changed.
         origin: what messages call the recipe, such as its file.
         base_dir: folder that relative paths start from.
         overrides: as for `load_recipe`.
-        model: of the recipe; None: that of its task, whoever provides it.
+        model: the recipe's pydantic model; None: the one of its task.
 
     Raises:
         RecipeError: one line per problem: origin, key, expected, got.
@@ -321,27 +332,27 @@ def parse_recipe(
     """
     merged: dict[str, Any] = copy.deepcopy(dict(values))
     base_dir = Path(os.path.abspath(base_dir))
-    _anchor_latents(merged, base_dir)
+    _make_latents_absolute(merged, base_dir)
     for key, value in split_overrides(overrides):
         apply_override(merged, key, value)
-    _anchor_latents(merged, Path.cwd())
+    _make_latents_absolute(merged, Path.cwd())
     output = merged.get("output")
     if isinstance(output, Mapping):
-        merged["output"] = anchor(output, ("output",), base_dir)
-    recipe = validate(model or _find_task(merged, origin), merged, str(origin))
+        merged["output"] = make_paths_absolute(output, ("output",), base_dir)
+    recipe = validate(model or _find_recipe_model(merged, origin), merged, str(origin))
     recipe.place(str(origin), base_dir)
     return recipe
 
 
-def _anchor_latents(values: dict[str, Any], base_dir: Path) -> None:
+def _make_latents_absolute(values: dict[str, Any], base_dir: Path) -> None:
     """Make `latents`, which is always a path or URL, absolute."""
     place = values.get("latents")
     if isinstance(place, str) and place and not is_url(place):
         values["latents"] = os.path.abspath(base_dir / os.path.expanduser(place))
 
 
-def _find_task(values: Mapping[str, Any], origin: Path | str) -> type[Recipe]:
-    """The recipe model of the task that the values name, whoever provides it."""
+def _find_recipe_model(values: Mapping[str, Any], origin: Path | str) -> type[Recipe]:
+    """Return the recipe's pydantic model, from the core or plugin task that the values name."""
     registry = discover()
     names = registry.names("task")
     known = " or ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
@@ -362,10 +373,10 @@ def _find_task(values: Mapping[str, Any], origin: Path | str) -> type[Recipe]:
 
 
 def resolve(recipe: Recipe) -> dict[str, Any]:
-    """Return plain values for the `recipe.yaml` in the recipe's output, all top-level keys.
+    """Return the plain values to write as `recipe.yaml` in the output folder, all top-level keys.
 
-    `output.path` is "." (a URL stays) and local paths under `with` are absolute; all else is as
-    given.
+    `output.path` is "." (a URL stays) and local paths under `with` are absolute; all other values
+    are as given.
     """
     given = recipe.model_dump(by_alias=True)
     absent = {
@@ -375,12 +386,13 @@ def resolve(recipe: Recipe) -> dict[str, Any]:
     }
     keys = [key for key in given if key not in LAST and key not in absent]
     keys += [key for key in LAST if key in given]
-    values: dict[str, Any] = anchor({key: given[key] for key in keys}, (), recipe.base_dir)
+    kept = {key: given[key] for key in keys}
+    values: dict[str, Any] = make_paths_absolute(kept, (), recipe.base_dir)
     if not is_url(values["output"]["path"]):
         values["output"]["path"] = "."
     return values
 
 
 def dump_recipe(values: Mapping[str, Any]) -> str:
-    """YAML text of plain values, in their order, that `load_recipe` reads back equal."""
+    """Return plain values as YAML text, in their order; `load_recipe` reads equal values back."""
     return dump_yaml(values)

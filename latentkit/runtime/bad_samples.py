@@ -1,4 +1,4 @@
-"""How many bad samples a run accepts, and advice on them."""
+"""Limits on the number of bad samples in a run, and advice on them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NOT_FINITE = (
 
 @dataclass(frozen=True)
 class BadSamplePolicy:
-    """What a recipe says about bad samples, in every task.
+    """A recipe's settings for bad samples, the same in every task.
 
     Args:
         on_bad_sample: "skip", or "fail" at the first.
@@ -32,17 +32,17 @@ class BadSamplePolicy:
     max_bad: float = 0.05
 
     def check_one(self, key: str, reason: str) -> None:
-        """Refuse to go on after a bad sample, with `on_bad_sample: fail`.
+        """Raise an error for a bad sample if `on_bad_sample` is "fail".
 
         Raises:
-            SourceError: names it.
+            SourceError: the message names the sample and the reason.
         """
         if self.on_bad_sample == "fail":
             advice = "remove it, or set on_bad_sample: skip, which records it and leaves it out"
             raise SourceError(f"sample {key!r} can't be used: {reason}; {advice}")
 
     def exceeds_max_bad(self, num_bad: int, num_samples: int) -> bool:
-        """Whether so many bad ones of all samples are more than `max_bad` allows."""
+        """Return whether this many bad samples are more than `max_bad` allows."""
         return num_bad > MIN_BAD_ALLOWED and num_bad > self.max_bad * num_samples
 
     def check_all(
@@ -54,30 +54,30 @@ class BadSamplePolicy:
         what: str = "samples",
         when: str = "",
     ) -> None:
-        """Refuse to go on with too many bad samples.
+        """Raise an error if too many samples are bad.
 
         Args:
-            reasons: of the bad ones, by key.
-            num_samples: of all, good and bad.
+            reasons: reason for each bad sample, by key.
+            num_samples: number of all samples, good and bad.
             advice: what to do, for the message.
-            what, when: which samples these are, and up to when; also for the message.
+            what, when: which samples these are, and until when they were counted; for the message.
 
         Raises:
-            SourceError: counts them, and names the most frequent reasons and a few keys.
+            SourceError: the message has their number, the most frequent reasons and a few keys.
         """
         if self.exceeds_max_bad(len(reasons), num_samples):
-            said = f"{len(reasons)} of {num_samples} {what} can't be used{when}"
+            problem = f"{len(reasons)} of {num_samples} {what} can't be used{when}"
             allowed = f"more than max_bad: {self.max_bad:g} allows"
-            raise SourceError(f"{said}: {_summarize(reasons, f', {allowed}')}. {advice}")
+            raise SourceError(f"{problem}: {_summarize(reasons, f', {allowed}')}. {advice}")
         if reasons and len(reasons) == num_samples:
             refuse_all(reasons, f"{num_samples} {what}")
 
 
 def refuse_all(reasons: Mapping[str, str], what: str = "samples of the source") -> NoReturn:
-    """Refuse to go on without any good sample.
+    """Raise an error because no sample is good.
 
     Raises:
-        SourceError: names the most frequent reasons and a few keys.
+        SourceError: the message has the most frequent reasons and a few keys.
     """
     found = f": {_summarize(reasons)}" if reasons else ""
     raise SourceError(f"none of the {what} can be used{found}")

@@ -34,3 +34,12 @@ LATENT_DATASET = {"plans", "units"}
 
 TABLE_ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
 """Files that sources read as tables."""
+
+TABLE_TEXTS = ("captions.txt",)
+"""Names of text files that are tables, such as Flickr8k's."""
+
+
+def is_table(path: str) -> bool:
+    """Return whether sources read a file as a table, going by its name."""
+    name = path.rsplit("/", 1)[-1].lower()
+    return name.endswith(TABLE_ENDINGS) or name in TABLE_TEXTS

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 from huggingface_hub import constants, errors, get_token
 
@@ -18,7 +18,7 @@ HUB_ERRORS: tuple[type[Exception], ...] = (
         TypeError,
         AttributeError,
         AssertionError,
-    ),  # the last of what is no hub
+    ),  # raised where the server is no hub
     errors.HTTPError,  # type: ignore[attr-defined]  # of the client, which has changed over the years, but not this name
     getattr(errors, "RevisionResolutionError", OSError),
 )
@@ -36,15 +36,22 @@ UNREADABLE = (
 )
 
 
-def explain_hub_error(error: Exception, place: HubPlace) -> str:
-    """Return why nothing was read from a place on the hub, and what to do: a text that follows
+def explain_hub_error(
+    error: Exception, place: HubPlace, access: Literal["read", "write"] = "read"
+) -> str:
+    """Return why a place on the hub can't be read or written, and what to do: a text that follows
     "model NAME: ".
     """
     for cause in list_causes(error):
-        for explain in (_explain_refusal, _explain_status, _explain_unreachable):
-            if (text := explain(cause, place)) is not None:
+        for text in (
+            _explain_refusal(cause, place),
+            _explain_status(cause, place, access),
+            _explain_unreachable(cause, place),
+        ):
+            if text is not None:
                 return text
-    return f"it can't be read from {constants.ENDPOINT}: {_describe_error(error)}"
+    verb = {"read": "read from", "write": "written to"}[access]
+    return f"it can't be {verb} {constants.ENDPOINT}: {_describe_error(error)}"
 
 
 def hub_page_url(place: HubPlace) -> str:
@@ -85,7 +92,7 @@ def _explain_refusal(error: BaseException, place: HubPlace) -> str | None:
     return None
 
 
-def _explain_status(error: BaseException, place: HubPlace) -> str | None:
+def _explain_status(error: BaseException, place: HubPlace, access: str) -> str | None:
     """Explain an HTTP status, if the hub says nothing more exact; None if there is none."""
     status = _status(error)
     if status == 401:
@@ -95,11 +102,13 @@ def _explain_status(error: BaseException, place: HubPlace) -> str | None:
         )
     if status == 403:
         return (
-            f"the hub forbids it{_server_message(error)}: your token may not read"
+            f"the hub forbids it{_server_message(error)}: your token may not {access}"
             f" {place.repository};"
-            " give a fine-grained token read access to it at"
+            f" give a fine-grained token {access} access to it at"
             " https://huggingface.co/settings/tokens, or use another token"
         )
+    if status in (409, 412) and access == "write":
+        return "it was changed on the hub meanwhile; run again, which uploads what is left"
     if status == 429:
         wait = _header(error, "Retry-After")
         found = re.search(r"Retry after (\d+) seconds", str(error))
@@ -137,14 +146,12 @@ def _explain_unreachable(error: BaseException, place: HubPlace) -> str | None:
     ):
         return (
             f"{constants.ENDPOINT} can't be reached ({_describe_error(error)}): check the"
-            f" network{mirror},"
-            " or give the path of a downloaded folder"
+            f" network{mirror}, or give the path of a downloaded folder"
         )
     if isinstance(error, UNREADABLE):
         return (
             f"the server at {constants.ENDPOINT} is not the hub ({_describe_error(error)}): check"
-            " proxy"
-            f" and firewall{mirror}"
+            f" proxy and firewall{mirror}"
         )
     return None
 

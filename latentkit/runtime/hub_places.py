@@ -50,6 +50,8 @@ def parse_hub_place(text: str, kind: str = "model") -> HubPlace | None:
             HF_ENDPOINT.
         kind: kind of repository, if the text doesn't contain it.
     """
+    if text.startswith("hf://buckets/"):
+        return None  # a store like S3, not a repository
     if text.startswith("hf://"):
         return _parse_id(text.removeprefix("hf://").strip("/"), kind)
     if (page := _page_of(text)) is not None:

@@ -1,4 +1,4 @@
-"""Settings that a launcher passes in environment variables: followed, or refused by name."""
+"""Reads the settings that a launcher passes in environment variables, or refuses them by name."""
 
 from __future__ import annotations
 

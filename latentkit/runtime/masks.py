@@ -1,4 +1,4 @@
-"""Which positions of a row count: masks of prepared rows, and the same at the size of latents.
+"""Masks say which positions of a row count: masks of prepared rows, and of latents.
 
 A mask covers the first axes after the channels, (L,) of a row (C, L), (T,) of (C, T, H, W), (D, H,
 W) of (C, D, H, W); of a layout with a ragged axis, (L,) is that axis. Batches have one axis more,
@@ -24,7 +24,8 @@ MASK = "mask"
 
 
 def without_mask(rows: Tensor | Mapping[str, Tensor]) -> Tensor | None:
-    """The one tensor of a prepared row or batch besides its mask; None where there are several."""
+    """Return the one tensor of a prepared row or batch that isn't the mask; None if it has several.
+    """
     if not isinstance(rows, Mapping):
         return rows
     others = [name for name in rows if name != MASK]
@@ -32,7 +33,7 @@ def without_mask(rows: Tensor | Mapping[str, Tensor]) -> Tensor | None:
 
 
 def mask_of(rows: Tensor | Mapping[str, Tensor]) -> Tensor | None:
-    """The mask of a prepared row or batch, bool; None where all counts."""
+    """Return the mask of a prepared row or batch, bool; None if every position counts."""
     return rows[MASK].bool() if isinstance(rows, Mapping) and MASK in rows else None
 
 
@@ -41,12 +42,12 @@ def pool_mask(mask: Tensor, factors: Sequence[int | float], causal: Sequence[boo
 
     Args:
         mask: (N, ...) bool.
-        factors: positions of the input to one of the latents, for each axis but N.
-        causal: for each of these axes, whether its first position is a latent's own, as in videos
-            of 4 k + 1 frames at a factor of 4; empty for none.
+        factors: input positions per latent position, for each axis except N.
+        causal: for each of these axes, whether its first position becomes a latent of its own, as
+            in videos of 4 k + 1 frames with a factor of 4; empty: for none.
 
     Raises:
-        EncoderError: a factor isn't a whole number, so that only the encoder knows.
+        EncoderError: a factor isn't a whole number, so that only the encoder can give the mask.
     """
     from torch.nn import functional
 
@@ -56,7 +57,7 @@ def pool_mask(mask: Tensor, factors: Sequence[int | float], causal: Sequence[boo
         if not isinstance(factor, int):
             raise EncoderError(
                 f"rows have a mask, and {factor} positions of the input become one latent: let"
-                " encode give its own 'mask'"
+                " encode return its own 'mask'"
             )
         if factor > 1:
             last = mask.movedim(axis, -1)
@@ -69,14 +70,16 @@ def pool_mask(mask: Tensor, factors: Sequence[int | float], causal: Sequence[boo
 
 
 def _any_of_last(mask: Tensor) -> Tensor:
-    """`mask.any(-1)`; on a CPU numpy's, which takes a thirtieth of the time."""
+    """Return `mask.any(-1)`, computed by numpy on a CPU, where torch takes 30 times as long."""
     import torch
 
     return torch.from_numpy(mask.numpy().any(-1)) if mask.device.type == "cpu" else mask.any(-1)
 
 
 def masked_axes(layout: LatentLayout, num_axes: int) -> str:
-    """Letters of the latent axes that a mask of so many axes, N left out, covers."""
+    """Return the letters of the latent axes that a mask with this number of axes (without N)
+    covers.
+    """
     if layout.ragged_axis and num_axes == 1:
         return layout.ragged_axis
     return layout.axes.replace("C", "")[:num_axes]

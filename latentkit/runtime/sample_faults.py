@@ -22,8 +22,8 @@ def name_of(plugin: object) -> str:
 
 def describe_fault(plugin: object, error: BaseException) -> str:
     """Return one line with the plugin's class and what it raised."""
-    said = " ".join(str(error).split())
-    return f"{name_of(plugin)} raised {type(error).__name__}" + (f": {said}" if said else "")
+    message = " ".join(str(error).split())
+    return f"{name_of(plugin)} raised {type(error).__name__}" + (f": {message}" if message else "")
 
 
 @contextmanager

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 
 def describe_gap(spans: Sequence[tuple[int, int | None]], num_steps: int) -> str:
-    """Say which steps of a run are the first in none of the spans; "" where none is.
+    """Return a message about the first steps of a run that are in none of the spans; "" if all are.
 
     Args:
-        spans: of each reconstruction loss that has a weight, not an adaptive one: first step, and
-            the one after the last; None: to the end.
+        spans: for each reconstruction loss with a fixed weight, its first step and the step after
+            its last; None: to the end.
     """
     step = 0
     for start, until in sorted(spans, key=lambda span: span[0]):
@@ -23,4 +23,4 @@ def describe_gap(spans: Sequence[tuple[int, int | None]], num_steps: int) -> str
     wanted = (
         "training needs a reconstruction loss with a weight, such as l1 or mse, that isn't adaptive"
     )
-    return f"losses: none counts in steps {step + 1} to {end}; {wanted}"
+    return f"losses: no reconstruction loss is active in steps {step + 1} to {end}; {wanted}"

@@ -144,6 +144,7 @@ def read_yaml(path: Path | str) -> Any:
 
 
 def _read_url(url: str) -> bytes:
+    """Return the bytes of a file at a URL."""
     import fsspec
 
     try:

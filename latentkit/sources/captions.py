@@ -36,6 +36,9 @@ CAPTION_COLUMNS = (
     "alt_text",
     "comment",
     "tags",
+    "blip_caption",
+    "short_caption",
+    "conversations",
 )
 """Column names, in any case, that become the attribute "text"; the first that a row has."""
 
@@ -109,13 +112,13 @@ class SidecarIndex:
 
 
 @dataclass
-class Said:
-    """What the files beside one of media say.
+class CaptionContent:
+    """Content of the caption files of one media file.
 
     Args:
-        attributes: of the media.
+        attributes: attributes of the media.
         encodings: path and encoding of each file.
-        unused: path of a JSON file that has no caption; empty where there is none.
+        unused: path of a JSON file without a caption; empty if there is none.
     """
 
     attributes: dict[str, Any] = field(default_factory=dict)
@@ -123,24 +126,24 @@ class Said:
     unused: str = ""
 
 
-def read_sidecars(files: Files, sidecars: SidecarFiles) -> Said:
+def read_sidecars(files: Files, sidecars: SidecarFiles) -> CaptionContent:
     """Read the attributes in a media file's caption files. Also return the path and encoding of
     each file.
 
     Raises:
         SampleError: a file can't be read; the message names it without its folder.
     """
-    said = Said()
+    content = CaptionContent()
     if sidecars.record:
         text, encoding = _read(files, sidecars.record)
-        said.encodings.append((sidecars.record, encoding))
-        said.attributes |= _parse_record(text, sidecars.record)
-        said.unused = "" if said.attributes else sidecars.record
+        content.encodings.append((sidecars.record, encoding))
+        content.attributes |= _parse_record(text, sidecars.record)
+        content.unused = "" if content.attributes else sidecars.record
     if sidecars.text:
         text, encoding = _read(files, sidecars.text)
-        said.encodings.append((sidecars.text, encoding))
-        said.attributes["text"] = text
-    return said
+        content.encodings.append((sidecars.text, encoding))
+        content.attributes["text"] = text
+    return content
 
 
 def add_caption(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -164,7 +167,13 @@ def add_caption(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _caption_text(value: Any, name: str) -> str:
-    """Return a cell's caption: the first of several, or all tags joined."""
+    """Return a cell's caption: the first of several, all tags joined, or the first answer of a
+    conversation as LLaVA has it.
+    """
+    if name == "conversations":
+        found = value if isinstance(value, list) else []
+        turns = [turn for turn in found if isinstance(turn, Mapping)]
+        value = next((turn.get("value") for turn in turns if turn.get("from") == "gpt"), None)
     if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
         value = ", ".join(value) if name == "tags" else value[0]
     return value.strip() if isinstance(value, str) else ""

@@ -13,6 +13,7 @@ import datasets
 import fsspec
 import pyarrow as pa
 
+from latentkit.contracts import Remark
 from latentkit.errors import SourceError
 
 if TYPE_CHECKING:
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
 
 KEY_COLUMN = "__key__"
 WEBDATASET_COLUMNS = (KEY_COLUMN, "__url__")
+
+UNUSUAL_TYPES = (
+    "columns that aren't texts, numbers, labels or lists of them, not read unless"
+    " source.with.attributes names them"
+)
 
 SCALAR_TYPES = re.compile(r"bool|u?int\d+|float\d+|(large_)?string")
 
@@ -101,6 +107,22 @@ def choose_columns(features: datasets.Features, config: DatasetsConfig) -> Colum
             what = "contains media, not an attribute" if name in features else "is not there"
             raise SourceError(f"source datasets: attributes: the column {name!r} {what}{known}")
     return Columns(media, key, {name: _labels(features[name]) for name in names})
+
+
+def remark_unused_columns(
+    features: datasets.Features, columns: Columns, config: DatasetsConfig
+) -> list[Remark]:
+    """Return remarks on columns that aren't read. There are none if the recipe names attributes."""
+    if config.attributes is not None:
+        return []
+    read = {*columns.names(), *WEBDATASET_COLUMNS}
+    others = [name for name in features if name not in read]
+    media = [name for name in others if _is_media(features[name])]
+    kinds = {
+        "columns with other media, not read": media,
+        UNUSUAL_TYPES: [name for name in others if name not in media],
+    }
+    return [Remark(text, len(names), ", ".join(names)) for text, names in kinds.items() if names]
 
 
 def _media_column(features: datasets.Features, wanted: str | None, known: str) -> str:

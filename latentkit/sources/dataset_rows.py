@@ -15,14 +15,14 @@ from latentkit.contracts import Entry, Remark, Sample, Shard
 from latentkit.errors import SourceError
 from latentkit.sources.columns import KEY_COLUMN, Columns
 
-# What the library raises about names it doesn't know and files it can't make sense of.
+# What the library raises about unknown names and files that it can't parse.
 CONTENT_ERRORS = (
     *(ValueError, TypeError, LookupError, RuntimeError, tarfile.TarError),
     *(pa.ArrowException, datasets.exceptions.DatasetsError),
 )
 
-# What says that the hub or a file can't be reached; the hub's client has changed its own base class
-# over the years, but not this name.
+# Errors that the hub or a file can't be reached. The hub's client has changed the base class of its
+# errors over the years, but not this name.
 UNREACHABLE_ERRORS = (OSError, hub_errors.HTTPError)  # type: ignore[attr-defined]
 
 ROWS_PER_READ = 1000
@@ -141,7 +141,7 @@ class DatasetsStream:
         return list(self._shards)
 
     def remarks(self) -> Iterable[Remark]:
-        """What of the data set is not used."""
+        """Return remarks on what is not used."""
         return list(self._remarks)
 
     def read(self, shard: Shard) -> Iterator[Sample]:

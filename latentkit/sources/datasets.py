@@ -19,7 +19,7 @@ from latentkit.contracts import BuildContext, Remark, Shard
 from latentkit.errors import SourceError
 from latentkit.runtime.hub_places import HubPlace
 from latentkit.runtime.paths import find_file_path
-from latentkit.sources.columns import choose_columns
+from latentkit.sources.columns import choose_columns, remark_unused_columns
 from latentkit.sources.dataset_rows import (
     CONTENT_ERRORS,
     ROWS_PER_READ,
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from latentkit.sources.options import DatasetsConfig
 
 DESCRIPTIONS = ("README.md", "LICENSE", "dataset_info.json", "dataset_infos.json")
-"""Files that say of a data set what it is."""
+"""Files that describe a dataset and contain none of its data."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,7 @@ def _open_by_library(
         counts = {name: split.num_examples for name, split in (builder.info.splits or {}).items()}
         remarks = remark_other_splits(counts, config.split, "rows")
         remarks += _remark_beside(builder, origin)
+        remarks += remark_unused_columns(dataset.features, columns, config)
         if origin.remote is not None:
             fingerprint = _digest([config.split, origin.remote.digest])
         return DatasetsSource(dataset, columns, fingerprint, remarks)
@@ -150,12 +151,10 @@ def _open_saved(config: DatasetsConfig, path: Path) -> DatasetsSource:
     dataset = datasets.concatenate_datasets(chosen) if len(chosen) > 1 else chosen[0]
     files = sorted({file["filename"] for split in splits.values() for file in split.cache_files})
     stamps = [[os.path.relpath(file, path), LocalFiles(Path()).stamp(file)] for file in files]
-    return DatasetsSource(
-        dataset,
-        choose_columns(dataset.features, config),
-        _digest([config.split, *stamps]),
-        remark_other_splits(counts, config.split, "rows"),
-    )
+    columns = choose_columns(dataset.features, config)
+    remarks = remark_other_splits(counts, config.split, "rows")
+    remarks += remark_unused_columns(dataset.features, columns, config)
+    return DatasetsSource(dataset, columns, _digest([config.split, *stamps]), remarks)
 
 
 def _make_builder(
@@ -184,7 +183,7 @@ def _make_builder(
 
 
 def _remark_beside(builder: datasets.DatasetBuilder, origin: Origin) -> list[Remark]:
-    """Count the files in a folder that the library, going by their names, takes for no data."""
+    """Count the files in a folder that the library doesn't read as data, because of their names."""
     if origin.remote is not None:
         return list(origin.remote.remarks)
     place = origin.local
@@ -237,6 +236,7 @@ def _open_stream(
         ]
     counts = {name: len(files) for name, files in (builder.config.data_files or {}).items()}
     remarks = remark_other_splits(counts, config.split, "files") + _remark_beside(builder, origin)
+    remarks += remark_unused_columns(features, columns, config)
     return DatasetsStream(stream.select_columns(columns.names()), columns, shards, remarks)
 
 

@@ -56,7 +56,7 @@ must be letters of Windows-1252, such as in "à", "año", "São", "où" and "êt
 """
 
 CELL_ENDS = re.compile(rb"[,;\t\"\r\n]")
-"""What parts the cells of a table in text."""
+"""Characters that separate the cells of a table in a text file."""
 
 SURE_HANGUL = 10
 """Number of Korean syllables from which a text can't be Chinese."""
@@ -84,8 +84,8 @@ def decode_text(content: bytes) -> tuple[str, str]:
 
 
 def decode_table(content: bytes) -> tuple[str, str]:
-    """As `decode_text`, of a text that is more names and numbers in Latin letters than words: where
-    the whole of it is no words of any encoding, its other cells may be.
+    """Decode a table like `decode_text`. If no encoding makes words of the whole text, only the
+    cells that aren't ASCII are examined, because tables contain many names and numbers.
 
     Raises:
         UnknownEncodingError: see `decode_text`.

@@ -90,8 +90,7 @@ def describe_options(ending: str) -> str:
 
 
 def missing_plugin(ending: str) -> str:
-    """The package that would read files of an ending; "" where what reads them is installed, or
-    nothing is known to.
+    """Return the package that reads files with an ending; "" if it is installed, or none is known.
     """
     modality = modality_of(ending)
     installed = {row.name for row in discover().rows() if row.kind == "modality"}
@@ -99,6 +98,6 @@ def missing_plugin(ending: str) -> str:
 
 
 def list_few(endings: Sequence[str], most: int = 4) -> str:
-    """The first few of many endings."""
+    """Return the first few of many endings as text."""
     rest = len(endings) - most
     return ", ".join(endings[:most]) + (f" or {rest} other endings" if rest > 0 else "")

@@ -48,7 +48,7 @@ class Files(Protocol):
         """Return a text that changes when the file does.
 
         Raises:
-            SourceError: this isn't a file, or it is missing.
+            SourceError: the path is missing or isn't a file.
         """
         ...
 
@@ -56,7 +56,7 @@ class Files(Protocol):
         """Return all bytes of a file.
 
         Raises:
-            OSError: it can't be reached.
+            OSError: the file can't be reached.
         """
         ...
 
@@ -64,7 +64,7 @@ class Files(Protocol):
         """Open a file to read parts of it, because large tables are not read as a whole.
 
         Raises:
-            OSError: it can't be reached.
+            OSError: the file can't be reached.
         """
         ...
 

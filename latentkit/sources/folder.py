@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from latentkit.contracts import BuildContext, Entry, Remark, Sample
 from latentkit.contracts.samples import one_line
 from latentkit.errors import SampleError, SourceError
-from latentkit.runtime.file_endings import TABLE_ENDINGS
+from latentkit.runtime.file_endings import TABLE_ENDINGS, is_table
 from latentkit.runtime.paths import find_file_path, is_url
 from latentkit.runtime.source_remarks import sum_remarks
 from latentkit.sources.captions import (
@@ -22,7 +22,7 @@ from latentkit.sources.captions import (
     NO_SIDECARS,
     RECORD_ENDING,
     TEXT_ENDINGS,
-    Said,
+    CaptionContent,
     SidecarFiles,
     SidecarIndex,
     read_sidecars,
@@ -83,9 +83,9 @@ class FolderSource:
         scan = _Scan(self.folder, config)
         self._files = scan.files
         names = FileNames(scan.stems, scan.others, self.folder.name(""))
-        said = read_tables(self.folder, scan.tables, names, must_fit=scan.table_names)
-        self._columns = said.columns
-        self._remarks = sum_remarks([*said.remarks, *scan.remarks()])
+        tables = read_tables(self.folder, scan.tables, names, must_fit=scan.table_names)
+        self._columns = tables.columns
+        self._remarks = sum_remarks([*tables.remarks, *scan.remarks()])
         self._caption_remarks: list[Remark] | None = None
 
     def __len__(self) -> int:
@@ -99,7 +99,7 @@ class FolderSource:
         """
         file = self._files[index]
         return Sample(
-            file.key, self.folder.media(file.path), self._say(file).attributes, file.stamp
+            file.key, self.folder.media(file.path), self._read_captions(file).attributes, file.stamp
         )
 
     def entries(self) -> Iterator[Entry]:
@@ -113,7 +113,7 @@ class FolderSource:
         unused: list[str] = []
         for file in self._files:
             try:
-                said = self._say(file)
+                content = self._read_captions(file)
             except SampleError as err:
                 yield Entry(file.key, f"{file.stamp} {err}")
                 continue
@@ -122,11 +122,11 @@ class FolderSource:
                     f"source folder: the caption of {self.folder.name(file.path)} can't be read:"
                     f" {err}"
                 ) from err
-            for path, encoding in said.encodings:
+            for path, encoding in content.encodings:
                 encodings[encoding] += 1
                 examples.setdefault(encoding, path)
-            unused += [said.unused] * bool(said.unused)
-            yield Entry(file.key, file.stamp, said.attributes)
+            unused += [content.unused] * bool(content.unused)
+            yield Entry(file.key, file.stamp, content.attributes)
         del encodings[UTF8]
         self._caption_remarks = [
             encoding_remark(one, count, examples[one]) for one, count in sorted(encodings.items())
@@ -139,13 +139,17 @@ class FolderSource:
                 pass
         return sum_remarks([*self._remarks, *(self._caption_remarks or [])])
 
-    def _say(self, file: MediaFile) -> Said:
-        """What folder, captions and tables say of a file."""
+    def _read_captions(self, file: MediaFile) -> CaptionContent:
+        """Return a file's attributes from its folder, caption files and tables."""
         folder = os.path.dirname(file.path)
         label = {"label": _storable(os.path.basename(folder))} if folder else {}
-        said = Said() if file.sidecars is NO_SIDECARS else read_sidecars(self.folder, file.sidecars)
-        said.attributes = label | said.attributes | self._columns.get(file.path, {})
-        return said
+        content = (
+            CaptionContent()
+            if file.sidecars is NO_SIDECARS
+            else read_sidecars(self.folder, file.sidecars)
+        )
+        content.attributes = label | content.attributes | self._columns.get(file.path, {})
+        return content
 
 
 def _open_files(path: str, recipe_dir: Path) -> Files:
@@ -184,7 +188,11 @@ class _Scan:
 
     def remarks(self) -> list[Remark]:
         """Return remarks on what the pass found but doesn't use."""
-        texts = [path for path in self.sidecars.unused if not path.lower().endswith(".json")]
+        texts = [
+            path
+            for path in self.sidecars.unused
+            if not path.lower().endswith(".json") and path not in self.tables
+        ]
         kinds = {
             "captions not used, because the file has another one": sorted(
                 set(self.sidecars.passed_over)
@@ -237,7 +245,7 @@ class _Scan:
                 )
             return named
         notes = {*self.stems, *self.stems.values()}
-        tables = [path for path in self.others if path.lower().endswith(TABLE_ENDINGS)]
+        tables = [path for path in self.others if is_table(path)]
         known = [path for path in tables if _file_name(path) in self.table_names]
         others = sorted(
             path for path in tables if path not in known and os.path.splitext(path)[0] not in notes

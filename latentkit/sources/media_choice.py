@@ -1,4 +1,4 @@
-"""Which file of a sample in a tar is its media."""
+"""Chooses which file of a sample in a tar is its media."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from latentkit.sources.shards import Group, kind_of
 
 @dataclass(frozen=True)
 class MediaChoice:
-    """Which field of a sample is its media.
+    """Chooses the field of a sample that is its media.
 
     Args:
         field: the field that the recipe names; None means the one whose ending is in `endings`.

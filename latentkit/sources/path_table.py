@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from latentkit.sources.options import DatasetsConfig
 
 MEDIA_PATH = re.compile(r".{1,1000}\.[A-Za-z0-9]{2,5}")
-"""What a text that names a media file looks like."""
+"""Pattern of a text that may name a media file."""
 
 
 @dataclass(frozen=True)
@@ -317,6 +317,7 @@ class _Finder:
         return not is_url(self.key(name))
 
     def _is_there(self, path: str) -> bool:
+        """Return whether a file exists, and remember its stamp."""
         if path not in self.stamps:
             try:
                 self.stamps[path] = self._files.stamp(path)

@@ -176,6 +176,7 @@ def choose_attributes(
 
 
 def _read(file: IO[bytes], member: Member) -> bytes:
+    """Return the bytes of a file in a tar."""
     file.seek(member.offset)
     content = file.read(member.size)
     if len(content) < member.size:

@@ -41,7 +41,7 @@ def split_files(names: Sequence[str]) -> dict[str, list[str]]:
 
 
 def names_in(split: str) -> list[str]:
-    """The names in a split as recipes write it, such as "train[:100]+test"."""
+    """Return the names in a recipe's split, such as "train[:100]+test"."""
     return list(dict.fromkeys(re.sub(r"\[.*?\]", "", part).strip() for part in split.split("+")))
 
 
@@ -50,7 +50,7 @@ def remark_other_splits(counts: Mapping[str, int], wanted: str, kind: str) -> li
 
     Args:
         counts: number of files or rows of each split.
-        wanted: as the recipe has it.
+        wanted: the recipe's split.
         kind: what is counted, such as "rows".
     """
     return [

@@ -101,7 +101,7 @@ def read_head(files: Files, path: str, max_rows: int) -> tuple[Table, bool]:
     whether it is known to be the whole table.
 
     Raises:
-        SourceError: it can't be read.
+        SourceError: the table can't be read.
     """
     name, ending = files.name(path), path.lower().rpartition(".")[2]
     try:
@@ -134,7 +134,7 @@ def contains_media(files: Files, path: str) -> bool:
     """Return whether a table has binary columns, such as images.
 
     Raises:
-        SourceError: it can't be read.
+        SourceError: the table can't be read.
     """
     if not path.lower().endswith(".parquet"):
         return False
@@ -243,10 +243,12 @@ def _find_list(found: dict[str, Any]) -> Any:
         if isinstance(value, list) and value and all(isinstance(x, dict) for x in value)
     }
     if {"images", "annotations"} <= set(lists):
-        captions: dict[Any, Any] = {}
+        captions: dict[Any, list[Any]] = {}
         for note in lists["annotations"]:
-            captions.setdefault(note.get("image_id"), note.get("caption"))
-        return [{**row, "caption": captions.get(row.get("id"))} for row in lists["images"]]
+            if note.get("caption") is not None:  # annotations of objects have none
+                captions.setdefault(note.get("image_id"), []).append(note["caption"])
+        images = lists["images"]
+        return [{**row, **_name_captions(captions.get(row.get("id"), []))} for row in images]
     if len(lists) == 1 and not any(isinstance(value, dict) for value in found.values()):
         return next(iter(lists.values()))
     columns = list(found.values())
@@ -256,6 +258,11 @@ def _find_list(found: dict[str, Any]) -> Any:
     ):
         return [{key: column.get(number) for key, column in found.items()} for number in columns[0]]
     return found
+
+
+def _name_captions(captions: list[Any]) -> dict[str, Any]:
+    """Return the column of an image's captions: "caption" for one or none, else "captions"."""
+    return {"captions": captions} if len(captions) > 1 else {"caption": next(iter(captions), None)}
 
 
 def _entry(key: str, value: Any) -> dict[str, Any]:

@@ -116,7 +116,7 @@ class FileNames:
         return next((tails[end] for end in ends if end in tails), [])
 
     def are_below(self, folder: str) -> bool:
-        """Whether any file that is a sample lies below a folder."""
+        """Return whether any file that is a sample lies below a folder."""
         start = f"{folder}/" if folder else ""
         return any(path.startswith(start) for path in self._stems)
 
@@ -153,7 +153,7 @@ class FileNames:
 
 @dataclass
 class TableColumns:
-    """What the tables of a folder say about its files.
+    """The attributes that the tables of a folder give to its files.
 
     Args:
         columns: attributes by the file's relative path.
@@ -167,8 +167,8 @@ class TableColumns:
 def read_tables(
     files: Files, tables: Sequence[str], names: FileNames, must_fit: Sequence[str] = TABLE_NAMES
 ) -> TableColumns:
-    """Read what tables say about files. Tables in subfolders take precedence over those above them,
-    and tables in `must_fit` over others in the same folder.
+    """Read the attributes of files from tables. Tables in subfolders take precedence over those
+    above them, and tables in `must_fit` over others in the same folder.
 
     Args:
         tables: relative paths.
@@ -184,9 +184,9 @@ def read_tables(
     merged = TableColumns()
     otherwise: list[str] = []
     for path in sorted(tables, key=lambda path: (path.count("/"), must(path), path)):
-        said = _read_one(files, path, names, must(path))
-        merged.remarks += said.remarks
-        for name, values in said.columns.items():
+        found = _read_one(files, path, names, must(path))
+        merged.remarks += found.remarks
+        for name, values in found.columns.items():
             before = merged.columns.setdefault(name, {})
             if any(before.get(column, value) != value for column, value in values.items()):
                 otherwise.append(name)
@@ -359,7 +359,7 @@ def _match(table: Table, folder: str, names: FileNames) -> TableColumns:
     """Match a table's rows to files, and return their attributes."""
     chosen = choose_file_column(table, folder, names)
     table, column = chosen.table, chosen.name
-    said = TableColumns(remarks=chosen.remarks())
+    matched = TableColumns(remarks=chosen.remarks())
     gone: list[str] = []
     unsure: list[str] = []
     again: list[str] = []
@@ -369,10 +369,10 @@ def _match(table: Table, folder: str, names: FileNames) -> TableColumns:
                 f"{table.name}, {where}: {row.get(column)!r}"
                 + (f" ({_list_few(paths)})" if paths else "")
             )
-        elif paths[0] in said.columns:
+        elif paths[0] in matched.columns:
             again.append(f"{table.name}, {where}: {row[column]!r}")
         else:
-            said.columns[paths[0]] = add_caption(
+            matched.columns[paths[0]] = add_caption(
                 {name: value for name, value in row.items() if name != column}
             )
     kinds = {
@@ -380,10 +380,10 @@ def _match(table: Table, folder: str, names: FileNames) -> TableColumns:
         "rows of tables whose name matches several files": unsure,
         "rows of tables that name the same file as an earlier row": again,
     }
-    said.remarks += [
+    matched.remarks += [
         Remark(f"{text}, not used", len(rows), rows[0]) for text, rows in kinds.items() if rows
     ]
-    return said
+    return matched
 
 
 def _list_few(paths: Sequence[str]) -> str:
@@ -398,7 +398,7 @@ def encoding_remark(encoding: str, count: int, example: str) -> Remark:
 
 
 def path_of_url(name: str) -> str:
-    """The path in a URL such as file:///data/a%20b.png; any other name as it is."""
+    """Return the path in a URL such as file:///data/a%20b.png; any other name unchanged."""
     return unquote(name.removeprefix("file://")) if name.startswith("file:///") else name
 
 

@@ -27,7 +27,7 @@ class IndexedTar:
     """A tar whose samples are known.
 
     Args:
-        stamp: size and time of change in ns.
+        stamp: size and modification time in ns.
         damage: what is wrong with it, or "".
         unnamed: files without an ending, which belong to no sample.
     """
@@ -40,10 +40,10 @@ class IndexedTar:
 
 
 def index_tar(files: Files, shard: Shard) -> IndexedTar:
-    """The samples of a tar.
+    """List the samples of a tar.
 
     Raises:
-        OSError: it can't be reached.
+        OSError: the tar can't be reached.
     """
     tar = open_tar(files, shard.name, shard.stamp)
     members, damage = list_members(tar)
@@ -53,16 +53,16 @@ def index_tar(files: Files, shard: Shard) -> IndexedTar:
 
 @dataclass(frozen=True)
 class BadSample(Sample):
-    """A sample of a stream that can't be used; says so when it is read."""
+    """A sample of a stream that can't be used. Reading it raises the error."""
 
     reason: str = ""
 
     def read(self) -> bytes:
-        """Raises SampleError: the reason."""
+        """Raise SampleError with the reason."""
         raise SampleError(self.reason)
 
     def content(self) -> str:
-        """Raises SampleError: the reason."""
+        """Raise SampleError with the reason."""
         raise SampleError(self.reason)
 
 
@@ -71,7 +71,7 @@ class SampleReader:
 
     Args:
         choice: which file of a sample is its media.
-        key, attributes: as the recipe has them.
+        key, attributes: the recipe's options of these names.
     """
 
     def __init__(
@@ -88,8 +88,8 @@ class SampleReader:
             notes: takes what is found in the texts.
 
         Raises:
-            SampleError: it has several media files, its media is cut off, or an attribute can't be
-                read.
+            SampleError: the sample has several media files, its media is cut off, or an attribute
+                can't be read.
             OSError: the tar can't be reached.
         """
         media, key, attributes = self._describe(file, group, notes)
@@ -99,7 +99,7 @@ class SampleReader:
         """Return the files of a sample that are read for it.
 
         Raises:
-            SampleError: it has several media files.
+            SampleError: the sample has several media files.
         """
         media = self.choice.of(group)
         return [
@@ -109,8 +109,7 @@ class SampleReader:
         ]
 
     def entry(self, file: IO[bytes], group: Group, stamp: str, notes: TextNotes) -> Entry:
-        """Return what is known of a sample without its media. One that can't be used has another
-        stamp.
+        """Return the entry of a sample, without reading its media. A bad sample has another stamp.
 
         Raises:
             OSError: the tar can't be reached.

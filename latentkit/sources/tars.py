@@ -82,7 +82,7 @@ class Tar:
         requested.
 
         Raises:
-            OSError: it can't be reached.
+            OSError: the tar can't be reached.
         """
         read = getattr(self.files, "read_range", None)
         if read is None or self.unpacked is not None:
@@ -197,7 +197,7 @@ def list_members(tar: Tar) -> tuple[list[Member], str]:
     """Return the files in a tar in order, and what is wrong with it ("" if nothing is).
 
     Raises:
-        OSError: it can't be reached.
+        OSError: the tar can't be reached.
     """
     with tar.open() as file:
         num_bytes = file.seek(0, os.SEEK_END)

@@ -1,5 +1,5 @@
-"""Files at a URL that fsspec has a driver for: a bucket's prefix, and whatever else can be listed
-and read by name.
+"""Files at a URL that fsspec has a driver for: a bucket's prefix, or any other storage that can
+list files and read them by name.
 """
 
 from __future__ import annotations
@@ -23,20 +23,22 @@ from latentkit.store.unit_cache import open_cache
 from latentkit.store.url_folder import UrlFolder
 
 SMALL_BYTES = 64 << 10
-"""Files up to this size that are read one after the other, as captions are, are fetched many at
-once and kept.
+"""Files up to this size that are read one after the other, such as captions, are fetched together
+and kept.
 """
 
 ONE_REQUEST_BYTES = 32 << 20
-"""A larger file may be fetched in parts, several at once."""
+"""A larger file may be fetched in several parts at the same time."""
 
 FETCHED_AHEAD = 256
 KEPT_BYTES = 256 << 20
 HELD_BYTES = 64 << 20
-"""A file up to this size is opened by reading it whole, in one request."""
+"""A file up to this size is read whole, in one request, when it is opened."""
 
 COPIES_BYTES = 4 << 30
-"""Local copies that are kept for the next sample of the same file, besides those in use."""
+"""Most bytes of local copies that are kept for later samples of the same file, in addition to those
+in use.
+"""
 
 TIMES = (
     "LastModified",
@@ -52,12 +54,12 @@ ETAGS = ("ETag", "etag", "Content-MD5", "md5Hash", "content_md5", "sha256", "sha
 
 
 class UrlFiles:
-    """`Files` at a URL; a stamp is the size with the etag, else the time of change.
+    """`Files` at a URL. A stamp is the size with the etag, or else with the modification time.
 
-    Requests that fail in passing are sent again, as `store.outage` says.
+    Requests that fail temporarily are sent again; see `store.outage`.
 
     Args:
-        url: of the folder, such as s3://bucket/photos.
+        url: URL of the folder, such as s3://bucket/photos.
 
     Raises:
         SourceError: the driver is missing or can't be set up.
@@ -77,7 +79,7 @@ class UrlFiles:
 
     @property
     def num_kept_bytes(self) -> int:
-        """Of small files that were fetched ahead and are kept."""
+        """Bytes of small files that were fetched ahead and are kept."""
         return self._ahead.num_bytes
 
     def list(self, recursive: bool) -> Listing:
@@ -90,8 +92,8 @@ class UrlFiles:
             )
         if not found:
             raise SourceError(
-                f"source {self.url}: nothing lies below {self.url}; check its spelling, and that it"
-                " is a folder"
+                f"source {self.url}: there are no files below this URL; check its spelling, and"
+                " that it is a folder"
             )
         found.pop("", None)  # an object that stands for the folder itself
         listing = Listing()
@@ -111,10 +113,10 @@ class UrlFiles:
         return listing
 
     def describe_files(self, paths: Sequence[str]) -> None:
-        """Ask for these files alone, where not all are to be listed.
+        """Request size and stamp of these files, without listing all.
 
         Raises:
-            SourceError: one isn't there.
+            SourceError: a file doesn't exist.
         """
         with _as_source_error():
             found = self._folder.ask_each(self._folder.describe, paths)
@@ -125,10 +127,10 @@ class UrlFiles:
         return UrlFiles(self.name(folder))
 
     def stamp(self, path: str) -> str:
-        """See `Files`; all are listed for the first that isn't known yet.
+        """See `Files`. For the first unknown file, all files are listed.
 
         Raises:
-            StoreError: they can't be listed.
+            StoreError: the files can't be listed.
         """
         if path not in self._states and not self._is_listed:
             if self.url.startswith("http"):  # which lists pages with links, if anything
@@ -146,15 +148,15 @@ class UrlFiles:
             raise StoreError(str(error)) from error
 
     def size(self, path: str) -> int:
-        """In bytes, as listed."""
+        """Return the size of a file in bytes, as listed."""
         return self._states.get(path, ("", 0))[1]
 
     def read(self, path: str) -> bytes:
-        """All bytes of a file.
+        """Return all bytes of a file.
 
         Raises:
-            FileNotFoundError: it is gone.
-            SourceError: it can't be reached for so long that waiting is given up.
+            FileNotFoundError: the file doesn't exist any more.
+            SourceError: the file couldn't be reached for too long.
         """
         try:
             return self._ahead.read(path) if self.size(path) <= SMALL_BYTES else self.fetch(path)
@@ -164,19 +166,19 @@ class UrlFiles:
             raise
 
     def read_range(self, path: str, start: int, stop: int) -> bytes:
-        """Bytes `start` to `stop` of a file, in one request.
+        """Return bytes `start` to `stop` of a file, in one request.
 
         Raises:
-            SourceError: it is gone, or can't be reached.
+            SourceError: the file is missing or can't be reached.
         """
         with _as_source_error():
             content = self._folder.read_range(path, start, stop)
-        # Some web servers know no ranges, and send the whole.
+        # Some web servers don't support ranges, and send the whole file.
         is_whole = len(content) == self.size(path) > stop - start
         return content[start:stop] if is_whole else content
 
     def fetch(self, path: str) -> bytes:
-        """As `read`, by a request of its own."""
+        """Read like `read`, always with a new request."""
         with _as_source_error():
             return self._fetch(path)
 
@@ -191,12 +193,13 @@ class UrlFiles:
         return self._folder.read(path)
 
     def fetch_each(self, paths: Sequence[str]) -> dict[str, bytes]:
-        """Return the bytes of the files that are there, by many requests at once."""
+        """Return the bytes of those files that exist, with many requests at once."""
         with _as_source_error():
             found = zip(paths, self._folder.ask_each(self._fetch_if_there, paths), strict=True)
         return {path: content for path, content in found if content is not None}
 
     def _fetch_if_there(self, path: str) -> bytes | None:
+        """Return the bytes of a file; None if it doesn't exist."""
         try:
             return self._fetch(path)
         except StoreError as error:
@@ -205,29 +208,29 @@ class UrlFiles:
             raise
 
     def open(self, path: str) -> IO[bytes]:
-        """See `Files`; a large one is read part by part."""
+        """See `Files`. A large file is read part by part."""
         if self.size(path) <= HELD_BYTES:
             return io.BytesIO(self.fetch(path))
         with _as_source_error():
             return self._folder.open_file(path)
 
     def media(self, path: str) -> RemoteFile:
-        """The file, fetched when it is first read."""
+        """Return the file, which is fetched when it is first read."""
         return RemoteFile(self, path)
 
     def name(self, path: str) -> str:
-        """The file's URL."""
+        """Return the file's URL."""
         return f"{self.url}/{path}".rstrip("/")
 
     def copy(self, path: str) -> LocalCopy:
-        """The file on this machine; of those used last some are there already."""
+        """Return a local copy of the file. Recently used copies are kept."""
         return self._copies.get(path)
 
     def download(self, path: str, copy: Path) -> None:
-        """Fetch a file to a path of this machine.
+        """Download a file to a local path.
 
         Raises:
-            SourceError: it is gone, changes meanwhile, or can't be reached.
+            SourceError: the file is missing, changes during the download, or can't be reached.
         """
         with _as_source_error():
             self._folder.download(path, copy)
@@ -240,14 +243,14 @@ def _rebuild(url: str, states: Mapping[str, tuple[str, int]]) -> UrlFiles:
 
 
 def _state(described: Mapping[str, Any]) -> tuple[str, int]:
-    """Stamp and size of a file, by what the storage says of it."""
+    """Return stamp and size of a file from the storage's description."""
     size = int(described.get("size") or 0)
     marks = (str(described[name]).strip('"') for name in (*ETAGS, *TIMES) if described.get(name))
     return "-".join([str(size), *itertools.islice(marks, 1)]), size
 
 
 class RemoteFile(os.PathLike[str]):
-    """A file at a URL: its bytes in one request, or a local copy while this is in use."""
+    """A file at a URL. It is read in one request, or as a local copy while this object exists."""
 
     def __init__(self, files: UrlFiles, path: str) -> None:
         self._files, self._path = files, path
@@ -264,22 +267,22 @@ class RemoteFile(os.PathLike[str]):
 
     @property
     def num_bytes(self) -> int:
-        """Its size, as listed."""
+        """Size of the file in bytes, as listed."""
         return self._files.size(self._path)
 
     def read_bytes(self) -> bytes:
-        """All bytes.
+        """Return all bytes.
 
         Raises:
-            SourceError: it is gone, or can't be reached.
+            SourceError: the file is missing or can't be reached.
         """
         return self._files.fetch(self._path) if self._copy is None else self._copy.path.read_bytes()
 
     def __fspath__(self) -> str:
-        """The path of a local copy, which is there as long as this object.
+        """Return the path of a local copy, which is kept as long as this object.
 
         Raises:
-            SourceError: it is gone, or can't be reached.
+            SourceError: the file is missing or can't be reached.
         """
         if self._copy is None:
             self._copy = self._files.copy(self._path)
@@ -291,7 +294,9 @@ def _rebuild_file(url: str, path: str, state: tuple[str, int] | None) -> RemoteF
 
 
 class LocalCopy:
-    """A local file, removed with the last reference to this or when the process ends."""
+    """A local file that is removed with the last reference to this object, or when the process
+    ends.
+    """
 
     def __init__(self, path: Path, num_bytes: int) -> None:
         self.path, self.num_bytes = path, num_bytes
@@ -299,7 +304,7 @@ class LocalCopy:
 
 
 class _Copies:
-    """Local copies of files, of which the ones used last are kept."""
+    """Local copies of files. The most recently used copies are kept."""
 
     def __init__(self, files: UrlFiles) -> None:
         self._files = files
@@ -308,7 +313,7 @@ class _Copies:
         self._busy: dict[str, threading.Lock] = {}
 
     def get(self, path: str) -> LocalCopy:
-        """The copy of a file; of several threads that want it, one fetches."""
+        """Return the copy of a file. If several threads need it, one of them downloads it."""
         with self._lock:
             busy = self._busy.setdefault(path, threading.Lock())
         with busy:
@@ -342,7 +347,8 @@ class _Copies:
 
 
 class _ReadAhead:
-    """Fetches small files with those of the same ending that follow, by path."""
+    """Fetches small files together with the next files of the same ending, in the order of paths.
+    """
 
     def __init__(self, files: UrlFiles) -> None:
         self._files = files
@@ -354,8 +360,7 @@ class _ReadAhead:
         self._frontiers: dict[str, int] = {}
 
     def start(self, paths: Sequence[str]) -> None:
-        """Take these files, in their order, for those that will be read; what was kept
-        is dropped.
+        """Expect these files to be read next, in this order, and drop the contents that were kept.
         """
         for kept in (self._kept, self._order, self._places, self._frontiers):
             kept.clear()
@@ -367,7 +372,7 @@ class _ReadAhead:
                 row.append(path)
 
     def read(self, path: str) -> bytes:
-        """The bytes of a file, with a request only where they aren't there yet."""
+        """Return the bytes of a file, with a request only if they aren't kept yet."""
         with self._lock:
             if path in self._kept:
                 return self._kept[path]
@@ -408,7 +413,7 @@ def _ending(path: str) -> str:
 
 
 def _latent_datasets(paths: Mapping[str, Any]) -> set[str]:
-    """Folders, "" or ending in "/", that hold an earlier output below the top."""
+    """Return the folders, "" or ending in "/", that contain an earlier output below the top."""
     inside: dict[str, set[str]] = {}
     for path in paths:
         parts = path.split("/")
@@ -424,7 +429,7 @@ def _folder_among(path: str, folders: set[str]) -> str | None:
 
 
 def _hidden_part(path: str) -> str | None:
-    """The path as far as its first name that begins with a dot."""
+    """Return the path up to its first name that starts with a dot."""
     parts = path.split("/")
     depth = next((number for number, part in enumerate(parts, 1) if part.startswith(".")), None)
     return None if depth is None else "/".join(parts[:depth])

@@ -24,7 +24,7 @@ OTHER_CAPTION = (
 
 
 class TarSource:
-    """Samples in tars by position; a key that an earlier tar has gets the tar's name."""
+    """Samples in tars by position. A key that an earlier tar has too gets the tar's name."""
 
     def __init__(
         self, tars: Sequence[IndexedTar], reader: SampleReader, remarks: list[Remark]
@@ -36,7 +36,7 @@ class TarSource:
         self._text_remarks: list[Remark] | None = None
 
     def part(self, positions: Iterable[int]) -> TarSource:
-        """The samples at some positions."""
+        """Return a source of the samples at some positions."""
         chosen = TarSource(self._tars, self._reader, self._remarks)
         chosen._places = [self._places[position] for position in positions]
         return chosen
@@ -45,7 +45,7 @@ class TarSource:
         return len(self._places)
 
     def __getitem__(self, index: int) -> Sample:
-        """The sample at a position. Raises as `SampleReader.sample`."""
+        """Return the sample at a position. Errors are those of `SampleReader.sample`."""
         number, place = self._places[index]
         tar = self._tars[number]
         group = tar.groups[place]
@@ -53,7 +53,7 @@ class TarSource:
             return self._reader.sample(file, group, self._stamp(tar, place))
 
     def entries(self) -> Iterator[Entry]:
-        """One entry per sample, in order; reads texts, no media."""
+        """Yield one entry per sample, in order. Texts are read, media is not."""
         notes = TextNotes()
         for number, places in itertools.groupby(self._places, key=itemgetter(0)):
             tar = self._tars[number]
@@ -64,7 +64,7 @@ class TarSource:
         self._text_remarks = remark_on_texts(notes)
 
     def remarks(self) -> list[Remark]:
-        """What of the tars is not used, or is read otherwise than expected."""
+        """Return remarks on what is not used, or is read in an unexpected way."""
         if self._text_remarks is None:
             for _ in self.entries():
                 pass
@@ -76,7 +76,7 @@ class TarSource:
 
 
 class TarStream:
-    """The samples in tars, shard by shard; keys begin with the name of the tar."""
+    """The samples in tars, shard by shard. Keys start with the name of the tar."""
 
     def __init__(
         self,
@@ -94,11 +94,11 @@ class TarStream:
         self._remarks_of: dict[str, list[Remark]] = {}
 
     def shards(self) -> list[Shard]:
-        """All tars, in order; a stamp is size and time of change in ns."""
+        """Return all tars, in order. A stamp is the size and modification time in ns."""
         return list(self._shards)
 
     def read(self, shard: Shard) -> Iterator[Sample]:
-        """The samples of a tar, in their order; one that can't be used says so when it is read.
+        """Yield the samples of a tar, in order. A bad sample raises its error when it is read.
 
         Raises:
             OSError: the tar can't be reached.
@@ -120,13 +120,13 @@ class TarStream:
         self._remarks_of[shard.name] += remark_on_texts(notes)
 
     def remarks(self) -> list[Remark]:
-        """What lies beside the tars, and what is wrong with those that were read."""
+        """Return remarks on other files, and on what is wrong with the tars that were read."""
         of_tars = [one for name in sorted(self._remarks_of) for one in self._remarks_of[name]]
         return [*self._remarks, *sum_remarks(of_tars)]
 
 
 def remark_on_tars(tars: Sequence[IndexedTar], choice: MediaChoice) -> list[Remark]:
-    """Count what is wrong with tars, and what of them is not used."""
+    """Return remarks on what is wrong with tars, and on what is not used."""
     groups = [group for tar in tars for group in tar.groups]
     without = [group.key for group in groups if not choice.candidates(group)]
     text = "samples in tars that have no media of the kind that is read, left out"

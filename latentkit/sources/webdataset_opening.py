@@ -1,4 +1,4 @@
-"""Opens tars of samples as a source, as a recipe says."""
+"""Opens the source of tars that a recipe names."""
 
 from __future__ import annotations
 
@@ -136,7 +136,8 @@ def _positions(split: str, lengths: dict[str, int]) -> list[int]:
 
 
 def make_keys_unique(tar: IndexedTar, seen: set[str]) -> Iterator[Group]:
-    """Give a tar's samples, those of `seen` keys under ones that begin with its name."""
+    """Return a tar's samples; a key in `seen` is replaced by one that starts with the tar's name.
+    """
     for group in tar.groups:
         key = group.key
         while key in seen:
@@ -166,9 +167,7 @@ def _check_attributes(groups: Iterable[Group], config: DatasetsConfig, root: str
 
 
 def _endings(modality: str) -> tuple[str, ...]:
-    """Endings of the files that the recipe's modality reads; where that doesn't say, of
-    pictures.
-    """
+    """Return the endings of files that the recipe's modality reads; if unknown, those of images."""
     found = [
         tuple(one.spec.suffixes)
         for one in discover().provided

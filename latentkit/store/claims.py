@@ -141,7 +141,7 @@ class Claims:
             self.folder.remove(file)
 
     def left_over(self) -> list[str]:
-        """Claims of dead processes, and files in the making of those of this host."""
+        """Return claims of dead processes, and unfinished files of dead processes on this host."""
         import psutil  # imported here, so that reading doesn't need it
 
         def is_dead(name: str) -> bool:

@@ -39,7 +39,7 @@ def read_parquet(content: bytes, columns: Sequence[str] | None = None) -> pa.Tab
 
 
 def find_places(keys: pa.ChunkedArray, among: pa.ChunkedArray) -> npt.NDArray[np.int64]:
-    """Where each key stands in another column, -1 where it isn't there or null."""
+    """Return the position of each key in another column, -1 if it is missing or null."""
     places = pc.index_in(keys, value_set=among.combine_chunks(), skip_nulls=True)
     found: npt.NDArray[np.int64] = pc.fill_null(places, -1).to_numpy().astype(np.int64)
     return found

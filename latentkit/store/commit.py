@@ -132,7 +132,7 @@ def retry_while_in_use(operation: Callable[P, T], *args: P.args, **kwargs: P.kwa
     elsewhere.
 
     Raises:
-        OSError: it refuses for more than two seconds, or for another reason.
+        OSError: Windows refuses for more than two seconds, or for another reason.
     """
     for _ in range(MAX_TRIES - 1):
         try:

@@ -1,5 +1,5 @@
-"""What a latent dataset records about its rows: remarks, skipped samples, and how many rows each
-column has.
+"""Reads what a latent dataset records about its rows: remarks, skipped samples, and the number of
+rows with a value in each column.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ class Description:
 
 
 def describe_again(document: Mapping[str, Any]) -> Description:
-    """What dataset.json says besides what follows from plans and units."""
+    """Return the parts of dataset.json that plans and units don't determine."""
     error = document.get("quantisation") or {}
     return Description(
         LatentLayout(**document["layout"]),
@@ -183,7 +183,7 @@ def dataset_json(
     error = summarize_error(unit.header.metadata for unit in used)
     if error is not None:
         document["quantisation"] = {**error, **description.decoded}
-    return _with_own_hash(document)
+    return seal_document(document)
 
 
 def update_description(
@@ -208,7 +208,7 @@ def update_description(
         if not claims.take("finalize"):
             return  # another process finishes a later plan, and updates it then
         document = _with_new_description(read_dataset(folder), normalization, remarks)
-        folder.replace(DATASET, _with_own_hash(document))
+        folder.replace(DATASET, seal_document(document))
 
 
 def _with_new_description(
@@ -251,7 +251,7 @@ def _describe_normalization(value: Any) -> str:
     return ", ".join(texts)
 
 
-def _with_own_hash(document: dict[str, Any]) -> bytes:
+def seal_document(document: dict[str, Any]) -> bytes:
     """Return a document with its own sha256, as dataset.json stores it."""
     sealed = {**document, "sha256": hashlib.sha256(canonical_json(document).encode()).hexdigest()}
     return (json.dumps(sealed, indent=1, ensure_ascii=False) + "\n").encode()
@@ -360,8 +360,8 @@ def read_dataset(folder: Folder) -> dict[str, Any]:
     """Read dataset.json and check its own hash.
 
     Raises:
-        DamagedError: it is not what was written.
-        StoreError: it is missing, unfinished, or of an unknown version.
+        DamagedError: the file is damaged.
+        StoreError: the file is missing, unfinished, or of an unknown version.
     """
     where, run = f"{folder}/{DATASET}", f"`latentkit run {in_shell(f'{folder}/recipe.yaml')}`"
     if not folder.exists(DATASET):
@@ -412,8 +412,8 @@ def read_index(
     """Read the index that dataset.json names, and check its hash.
 
     Raises:
-        DamagedError: it is not what was written.
-        StoreError: missing.
+        DamagedError: the index is damaged.
+        StoreError: the index is missing.
     """
     entry = document["index"]
     where = f"{folder}/{entry['name']}"

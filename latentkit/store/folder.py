@@ -52,7 +52,7 @@ class Folder(ABC):
         """Return a file's size in bytes.
 
         Raises:
-            StoreError: it isn't there.
+            StoreError: the file doesn't exist.
         """
 
     @abstractmethod
@@ -60,7 +60,7 @@ class Folder(ABC):
         """Return a small file's bytes.
 
         Raises:
-            StoreError: it can't be read.
+            StoreError: the file can't be read.
         """
 
     @abstractmethod
@@ -68,7 +68,7 @@ class Folder(ABC):
         """Open a file for reading and seeking. The caller closes it.
 
         Raises:
-            StoreError: it can't be read.
+            StoreError: the file can't be read.
         """
 
     @abstractmethod
@@ -76,7 +76,7 @@ class Folder(ABC):
         """Return a file on this machine with the content of a committed file, to map into memory.
 
         Raises:
-            StoreError: it can't be read.
+            StoreError: the file can't be read.
         """
 
     @abstractmethod

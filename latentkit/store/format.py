@@ -49,8 +49,7 @@ ITEM_BYTES = {
 }
 
 OFFSETS = ".offsets"
-"""What the name of the tensor with the offsets has more than that of the tensor it belongs to:
-(rows + 1,) int64, in positions.
+"""Suffix of the name of the tensor with another tensor's offsets: (rows + 1,) int64, in positions.
 """
 
 LATENTS = ("moments", "latent")
@@ -68,11 +67,11 @@ LEDGER_COLUMNS = {
     "stamp": pa.string(),
 }
 STREAM_COLUMNS = {"key": pa.string(), "attributes": pa.string()}
-"""Of samples that the plan knows nothing about."""
+"""Further ledger columns of a stream, whose plan doesn't list samples."""
 
 
 def unit_name(name: str) -> str:
-    """Where a unit lies."""
+    """Return the path of a unit in the dataset's folder."""
     return f"units/{name}.safetensors"
 
 
@@ -191,7 +190,7 @@ def read_header(file: BinaryIO, size: int, name: str) -> UnitHeader:
     """Read the header of a unit of `size` bytes; `name` is for messages.
 
     Raises:
-        StoreError: it isn't a unit, is of an unknown version, or is damaged.
+        StoreError: the file isn't a unit, is of an unknown version, or is damaged.
     """
     prefix = file.read(8)
     length = int.from_bytes(prefix, "little")

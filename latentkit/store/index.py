@@ -56,8 +56,8 @@ def read_unit(folder: Folder, unit: Unit) -> ReadUnit:
     """Read the header and the ledger rows of a committed unit.
 
     Raises:
-        DamagedError: it is not what was written.
-        StoreError: missing.
+        DamagedError: the unit is damaged.
+        StoreError: the unit is missing.
     """
     file_name = unit_name(unit.name)
     where = f"{folder}/{file_name}"
@@ -77,7 +77,7 @@ def parse_rows(buffer: bytes, where: str) -> pa.Table:
     """Return the ledger from the bytes of a unit's tensor "rows".
 
     Raises:
-        DamagedError: it is not what was written.
+        DamagedError: the ledger is damaged.
     """
     try:
         rows = pa.ipc.open_stream(buffer).read_all()

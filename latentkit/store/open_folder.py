@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from latentkit.errors import StoreError
+from latentkit.runtime.hub_places import HubPlace, parse_hub_place
 from latentkit.runtime.paths import is_url
 from latentkit.store.folder import Folder
 from latentkit.store.local_folder import LocalFolder
@@ -18,7 +19,9 @@ def open_folder(output: str, cache: Cache = None) -> Folder:
     driver for.
 
     Args:
-        output: a path, file:// URL or other URL such as s3://bucket/latents.
+        output: a path, file:// URL or other URL such as s3://bucket/latents. On the hub
+            (hf://datasets/owner/name, or the address of its page) it is read at the commit that
+            main, or the revision after "@", names now.
         cache: where units read from a URL are kept, and at most how many bytes; see `open_cache`.
 
     Raises:
@@ -32,6 +35,10 @@ def open_folder(output: str, cache: Cache = None) -> Folder:
             f" {protocol}://bucket/latents"
         )
     if protocol and protocol not in ("file", "local"):
+        if (place := find_hub_place(output)) is not None:
+            from latentkit.store.hub_folder import open_hub_folder
+
+            return open_hub_folder(place, open_cache(cache))
         from latentkit.store.url_folder import UrlFolder
 
         return UrlFolder(output, open_cache(cache))
@@ -41,3 +48,8 @@ def open_folder(output: str, cache: Cache = None) -> Folder:
     if path.exists() and not path.is_dir():
         raise StoreError(f"{path} is a file; expected a folder for the output")
     return LocalFolder(path)
+
+
+def find_hub_place(output: str) -> HubPlace | None:
+    """Return the place on the hub that a URL names; None for other URLs, and for paths."""
+    return parse_hub_place(output, "dataset") if is_url(output) else None

@@ -40,7 +40,7 @@ if sys.platform == "linux":
 
 
 class Outage:
-    """What a folder's threads know together about times when it can't be reached."""
+    """The threads' shared state of a folder that can't be reached for some time."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -51,7 +51,7 @@ class Outage:
         self._must_not_wait = threading.Event()
 
     def stop_waiting(self) -> None:
-        """From now on, don't send failed requests again."""
+        """Don't send failed requests again from now on."""
         self._must_not_wait.set()
 
     def wait_for(self, where: str, request: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

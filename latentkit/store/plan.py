@@ -201,8 +201,8 @@ def read_plan(folder: Folder, number: int) -> Plan:
     """Read a committed plan.
 
     Raises:
-        DamagedError: it is not what was written.
-        StoreError: missing.
+        DamagedError: the plan is damaged.
+        StoreError: the plan is missing.
     """
     name = plan_name(number)
     content = folder.read(name)

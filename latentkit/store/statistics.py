@@ -133,6 +133,7 @@ def merge(pieces: Iterable[ChannelStatistics]) -> ChannelStatistics | None:
 
 
 def _merge_two(a: ChannelStatistics, b: ChannelStatistics) -> ChannelStatistics:
+    """Return the statistics of all values of two pieces."""
     count = a.count + b.count
     gap = b.mean - a.mean
     return ChannelStatistics(

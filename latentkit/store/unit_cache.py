@@ -66,6 +66,7 @@ class UnitCache:
         return path
 
     def _download(self, path: Path, download: Callable[[Path], None]) -> None:
+        """Download a file under another name, then rename it."""
         part = path.with_suffix(f".{secrets.token_hex(4)}.part")
         try:
             download(part)

@@ -73,6 +73,7 @@ class UrlFolder(Folder):
         return UrlFolder, (self.url, self.cache)
 
     def _connect(self) -> None:
+        """Open the driver, and find out whether it can create a file only if it doesn't exist."""
         self._fs, self._root = open_driver(self.url)
         self._pid = os.getpid()
         method = getattr(type(self._fs), "_put_file", AsyncFileSystem._put_file)
@@ -150,7 +151,7 @@ class UrlFolder(Folder):
         """Return bytes `start` to `stop` of a file.
 
         Raises:
-            StoreError: it can't be read.
+            StoreError: the file can't be read.
         """
         with self._missing(name):
             return bytes(self._ask(name, self.fs.cat_file, self._path(name), start=start, end=stop))
@@ -321,7 +322,7 @@ class UrlFolder(Folder):
         """Return the store's metadata of a file, such as "size".
 
         Raises:
-            StoreError: it isn't there, or can't be asked for.
+            StoreError: the file doesn't exist, or the store can't be reached.
         """
         with self._missing(name):
             info = self._info(name)

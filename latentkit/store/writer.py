@@ -330,6 +330,7 @@ class _Ledger:
         self._add(label, status="skipped", reason=reason, bucket=None, row=None)
 
     def _add(self, label: RowLabel, **values: Any) -> None:
+        """Append one row to all columns."""
         self._view_numbers.append(label.view_number)
         values |= {"position": label.position, "view": label.view, "content": label.content}
         values["geometry"] = None if label.geometry is None else encode_json(label.geometry)

@@ -149,15 +149,15 @@ class ConfiguredEncode:
             raise RecipeError(f"{self.recipe.origin}: {error}") from error
 
     def settled(self, recorded: Mapping[str, str] | None) -> ConfiguredEncode:
-        """The line, options that its recipe leaves open set to what the latent dataset has, or to
-        what a new one takes.
+        """Return the same with each option that the recipe leaves open set to the existing
+        dataset's value, or to the value for a new dataset.
 
-        A modality's config says by an optional method `for_new_dataset()` which of its options
-        those are, with the values for a new dataset. So every process of a run, and every later
-        run, takes what the first plan says.
+        A modality's config lists these options, with the values for a new dataset, by an optional
+        method `for_new_dataset()`. So every process of a run, and every later run, uses the values
+        of the first plan.
 
         Args:
-            recorded: parts of the fingerprint in the dataset's plan; None where there is none yet.
+            recorded: parts of the fingerprint in the dataset's plan; None for a new dataset.
         """
         config = self.modality.config
         options: dict[str, Any] = (
@@ -187,15 +187,14 @@ class ConfiguredEncode:
         remarks = [
             (
                 f"{self.modality.where}.with.{name}: {value}, because the encoder doesn't accept"
-                " the"
-                f" default {getattr(config, name)}"
+                f" the default {getattr(config, name)}"
             )
             for name, value in options.items()
         ]
         return self._with_modality_options(options), remarks
 
     def _with_modality_options(self, options: Mapping[str, Any]) -> ConfiguredEncode:
-        """The line, these options in its recipe too."""
+        """Return the same with these options added to its recipe."""
         use = self.recipe.modality.model_copy(
             update={"with_": {**self.recipe.modality.with_, **options}}
         )
@@ -234,6 +233,8 @@ class ConfiguredEncode:
         }
 
     def _context(self, encoder: Encoder | None = None) -> BuildContext:
+        """Return the context for building the modality, with the encoder's input if there is one.
+        """
         taken = None
         if encoder is not None:
             taken = readable_input(encoder.input, encoder.layout, encoder.normalization)

@@ -86,7 +86,7 @@ def _check_losses(recipe: TrainRecipe, plugins: Mapping[str, ConfiguredPlugin]) 
 
 
 def number_twins(names: Sequence[str]) -> list[str]:
-    """The names, those that come more than once with a number behind: l1-1, l1-2."""
+    """Return the names, with a number appended to repeated ones: l1-1, l1-2."""
     return [
         name if names.count(name) == 1 else f"{name}-{names[: number + 1].count(name)}"
         for number, name in enumerate(names)

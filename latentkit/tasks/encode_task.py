@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from latentkit.contracts import TaskContext
-from latentkit.errors import EncoderError, PluginError
+from latentkit.errors import EncoderError, PluginError, RecipeError
 from latentkit.recipe.schema import (
     EncodeRecipe,
     Recipe,
@@ -76,15 +76,16 @@ def is_first_process() -> bool:
 
 
 def run_encode(recipe: EncodeRecipe, context: TaskContext) -> EncodeRun:
+    """Run an encode recipe: make or update the dataset of each encoder."""
     from latentkit.encoding.encode_source import encode_source
     from latentkit.runtime.source_remarks import print_remarks, read_remarks
 
     folders, summaries, previews, remarks = {}, {}, {}, {}
-    lines = {line.name: line for line in _settled_lines(recipe)}
-    opened = {name: build_encode(line, recipe, context) for name, line in lines.items()}
-    shared = _encode_together(lines, opened) if len(lines) > 1 else {}
-    for name, line in lines.items():
-        folders[name] = _output(recipe, line)
+    encodes = {encode.name: encode for encode in _settled_encodes(recipe)}
+    opened = {name: build_encode(encode, recipe, context) for name, encode in encodes.items()}
+    shared = _encode_together(encodes, opened) if len(encodes) > 1 else {}
+    for name, encode in encodes.items():
+        folders[name] = _output(recipe, encode)
         parts, passed = opened.pop(name), shared.get(name)
         before = _read_description(parts.folder)
         summaries[name] = encode_source(
@@ -93,7 +94,7 @@ def run_encode(recipe: EncodeRecipe, context: TaskContext) -> EncodeRun:
             parts.executor,
             parts.device,
             parts.settings,
-            _recipe_text(parts.line.recipe, parts.line),
+            _recipe_text(parts.encode.recipe, parts.encode),
             show_progress=is_first_process(),
             is_compared=passed is not None and passed.is_compared,
         )
@@ -113,7 +114,7 @@ def run_encode(recipe: EncodeRecipe, context: TaskContext) -> EncodeRun:
 
 
 def _encode_together(
-    lines: Mapping[str, ConfiguredEncode], opened: Mapping[str, BuiltEncode]
+    encodes: Mapping[str, ConfiguredEncode], opened: Mapping[str, BuiltEncode]
 ) -> dict[str, SharedPassResult]:
     """Return what passes over the source did for encoders that share an input, by name. Other
     encoders are left out.
@@ -121,7 +122,7 @@ def _encode_together(
     from latentkit.encoding.shared_pass import EncodeTarget, encode_in_one_pass, group_by_input
 
     first = next(iter(opened.values()))
-    prepared_alike = _group_by_modality(lines)
+    prepared_alike = _group_by_modality(encodes)
     groups = [
         group
         for names in prepared_alike
@@ -141,7 +142,7 @@ def _encode_together(
                 opened[name].folder,
                 opened[name].inputs,
                 opened[name].settings,
-                _recipe_text(lines[name].recipe, lines[name]),
+                _recipe_text(encodes[name].recipe, encodes[name]),
             )
             for name in group.names
         ]
@@ -155,18 +156,18 @@ def _encode_together(
 
 def open_encode(recipe: EncodeRecipe, remote: Collection[str]) -> None:
     """Open what a run would open before its work, but for the parts at the keys `remote`."""
-    for line in configured_encodes(recipe):
+    for encode in configured_encodes(recipe):
         if "source" not in remote:
-            line.open_source()
+            encode.open_source()
         if not any(where.startswith("encoder") for where in remote):
-            line.open_modality(line.encoder_opener()("cpu"))
+            encode.open_modality(encode.encoder_opener()("cpu"))
 
 
-def _group_by_modality(lines: Mapping[str, ConfiguredEncode]) -> list[list[str]]:
-    """Names of the lines that prepare with the same options."""
+def _group_by_modality(encodes: Mapping[str, ConfiguredEncode]) -> list[list[str]]:
+    """Return the names of the encoders, grouped by equal options of the modality."""
     groups: list[list[str]] = []
-    for name, line in lines.items():
-        alike = (one for one in groups if lines[one[0]].modality == line.modality)
+    for name, encode in encodes.items():
+        alike = (one for one in groups if encodes[one[0]].modality == encode.modality)
         if (group := next(alike, None)) is None:
             groups.append([name])
         else:
@@ -175,21 +176,22 @@ def _group_by_modality(lines: Mapping[str, ConfiguredEncode]) -> list[list[str]]
 
 
 def describe_dry_run(recipe: EncodeRecipe, context: TaskContext) -> str:
+    """Return a text that says what a run would do."""
     from latentkit.encoding.dry_run import describe_run
     from latentkit.encoding.make_plan import describe_entries
     from latentkit.runtime.source_remarks import list_remarks
 
     lines = []
-    for line in _settled_lines(recipe):
-        parts = build_encode(line, recipe, context)
+    for encode in _settled_encodes(recipe):
+        parts = build_encode(encode, recipe, context)
         lines.append(describe_run(parts.folder, parts.inputs, parts.settings))
         lines += [f"  column {text}" for text in describe_entries(parts.inputs)]
         lines += [f"  note {text}" for text in list_remarks(parts.inputs.remarks, MOST_REMARKS)]
     return "\n".join(lines)
 
 
-def _settled_lines(recipe: EncodeRecipe) -> list[ConfiguredEncode]:
-    """One line per encoder, its open options as its dataset has them, or as a new one takes them.
+def _settled_encodes(recipe: EncodeRecipe) -> list[ConfiguredEncode]:
+    """Return one configured encode per encoder; options left open are those of its dataset.
 
     Raises:
         PluginError, RecipeError: as `check_recipe`.
@@ -198,22 +200,34 @@ def _settled_lines(recipe: EncodeRecipe) -> list[ConfiguredEncode]:
     from latentkit.store.open_folder import open_folder
     from latentkit.store.plan import newest_plan
 
-    lines = []
-    for line in configured_encodes(recipe):
-        plan = newest_plan(open_folder(_output(recipe, line)))
-        lines.append(line.settled(plan.settings.parts if plan else None))
-    return lines
+    encodes = []
+    for encode in configured_encodes(recipe):
+        plan = newest_plan(open_folder(_output(recipe, encode)))
+        encodes.append(encode.settled(plan.settings.parts if plan else None))
+    return encodes
 
 
-def _output(recipe: EncodeRecipe, line: ConfiguredEncode) -> str:
-    return f"{recipe.output.path}/{line.name}" if line.name else recipe.output.path
+def _output(recipe: EncodeRecipe, encode: ConfiguredEncode) -> str:
+    """Return the path or URL of one encoder's dataset.
+
+    Raises:
+        RecipeError: the path is on the hub, where commits are too slow for units.
+    """
+    from latentkit.store.open_folder import find_hub_place
+
+    if (place := find_hub_place(recipe.output.path)) is not None:
+        raise RecipeError(
+            f"output.path {recipe.output.path}: a dataset on the hub is only read. Encode into a"
+            f" folder, then upload it: latentkit push FOLDER {place.repository}"
+        )
+    return f"{recipe.output.path}/{encode.name}" if encode.name else recipe.output.path
 
 
 @dataclass(frozen=True)
 class BuiltEncode:
     """One encoder of an encode recipe, with everything built."""
 
-    line: ConfiguredEncode
+    encode: ConfiguredEncode
     folder: Folder
     executor: Executor
     device: str
@@ -222,7 +236,7 @@ class BuiltEncode:
 
 
 def build_encode(
-    line: ConfiguredEncode, recipe: EncodeRecipe, context: TaskContext = DEFAULT_CONTEXT
+    encode: ConfiguredEncode, recipe: EncodeRecipe, context: TaskContext = DEFAULT_CONTEXT
 ) -> BuiltEncode:
     """Build everything that encoding with one encoder of a recipe needs."""
     from latentkit.contracts import StreamSource
@@ -230,28 +244,28 @@ def build_encode(
     from latentkit.runtime.device import choose_device
     from latentkit.store.open_folder import open_folder
 
-    folder = open_folder(_output(recipe, line))
-    source = line.open_source()
+    folder = open_folder(_output(recipe, encode))
+    source = encode.open_source()
     executor = open_executor(recipe, context.device, context.devices)
     device = getattr(executor, "device", None) or choose_device(context.device)
-    opener = line.encoder_opener()
+    opener = encode.encoder_opener()
     encoder = opener(device)
     for remark in encoder.remarks() if hasattr(encoder, "remarks") else ():
         print_remark(remark.text)
-    if context.fits and not line.name:
-        line, fits = line.fitted(encoder)
+    if context.fits and not encode.name:
+        encode, fits = encode.fitted(encoder)
         for text in fits:
             print_remark(text)
-    described = {"use": line.source.provided.spec.name, "with": recipe.source.with_}
+    described = {"use": encode.source.provided.spec.name, "with": recipe.source.with_}
     inputs = EncodeInputs(
         source,
-        line.open_modality(encoder),
-        line.views,
+        encode.open_modality(encoder),
+        encode.views,
         opener,
-        line.fingerprint_parts(encoder),
+        encode.fingerprint_parts(encoder),
         described,
         opener.in_float32(),
-        line.default_parts(),
+        encode.default_parts(),
     )
     if isinstance(source, StreamSource):
         inputs.remarks  # noqa: B018  # read now, because reading the source adds others in each process
@@ -269,7 +283,7 @@ def build_encode(
         context.prune,
         context.retry_skipped,
     )
-    return BuiltEncode(line, folder, executor, device, inputs, settings)
+    return BuiltEncode(encode, folder, executor, device, inputs, settings)
 
 
 def _read_description(folder: Folder) -> bytes | None:
@@ -307,19 +321,19 @@ def _complete(opened: BuiltEncode, before: bytes | None) -> str | None:
     except Exception as error:
         if not (isinstance(error, (PluginError, EncoderError)) or is_out_of_memory(error)):
             raise
-        # A missing preview is no failure of a finished dataset.
+        # A finished dataset is valid without a preview.
         reason = " ".join(str(error).split())
         print_remark(f"{folder}: no preview: {reason}; the dataset is complete without it")
         made = False
     return f"{folder}/{name}" if made else None
 
 
-def _recipe_text(recipe: Recipe, line: ConfiguredEncode) -> str:
+def _recipe_text(recipe: Recipe, encode: ConfiguredEncode) -> str:
     """Return the recipe.yaml of one encoder's dataset, which is enough to make it again."""
     values = {}
     for name, value in resolve(recipe).items():
         if name == "encoders":
-            values["encoder"] = value[line.name]
+            values["encoder"] = value[encode.name]
         else:
             values[name] = value
     return dump_recipe(values)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from latentkit.evaluation.evaluate import EvaluateSettings, Evaluation, NamedMetric
     from latentkit.reading.dataset import LatentDataset
 
-NUM_PICTURES = 6
+NUM_IMAGES = 6
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def prepare_evaluation(recipe: EvaluateRecipe, device: str) -> Callable[[], Eval
 
 
 def open_metrics(plugins: Sequence[ConfiguredPlugin], context: BuildContext) -> list[NamedMetric]:
-    """The metrics among a recipe's plugins, each with a name of its own.
+    """Build the metrics among a recipe's plugins, each with a unique name.
 
     Args:
         context: with the model's `input`, and the name of the modality.
@@ -149,7 +149,7 @@ def _prepare_latents(recipe: EvaluateRecipe, device: str) -> Any:
 
 
 def _check(recipe: EvaluateRecipe, *arguments: Any) -> None:
-    """`check_metrics`, with the recipe's file before every line of its error."""
+    """Call `check_metrics`; add the recipe's file to every line of its error."""
     from latentkit.evaluation.evaluate import check_metrics
 
     try:
@@ -167,6 +167,7 @@ def _open_latents(path: str) -> LatentDataset:
 
 
 def _settings(recipe: EvaluateRecipe, device: str) -> EvaluateSettings:
+    """Return the evaluation's settings from its recipe."""
     from latentkit.evaluation.evaluate import EvaluateSettings
     from latentkit.runtime.bad_samples import BadSamplePolicy
 
@@ -177,7 +178,7 @@ def _settings(recipe: EvaluateRecipe, device: str) -> EvaluateSettings:
         recipe.seed,
         device,
         bad,
-        NUM_PICTURES,
+        NUM_IMAGES,
         show_progress=True,
     )
 

@@ -1,4 +1,4 @@
-"""A finished latent dataset in the format of somebody's trainer, through an exporter plugin."""
+"""Export a finished latent dataset to the format of a trainer, with an exporter plugin."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ from latentkit.tasks.source_media import SourceMedia
 
 @dataclass(frozen=True)
 class Exported:
-    """What was exported.
+    """The result of an export.
 
     Args:
-        what: such as "6 rows", or "3 samples (6 rows)".
-        remarks: what is not in it, a line each.
+        what: number of exported items, such as "6 rows", or "3 samples (6 rows)".
+        remarks: a line for each kind of rows that were left out.
         closing: lines for the trainer's configuration; empty for none.
     """
 
@@ -47,17 +47,17 @@ class Exported:
 
 
 def export_dataset(path: str, output: str, to: str, options: Mapping[str, Any]) -> Exported:
-    """Export all, or nothing: OUT appears when everything is written.
+    """Export a dataset; the output folder appears when everything is written.
 
     Args:
         path: the latent dataset, a folder or a URL.
         output: folder that is missing or empty.
         to: name of an exporter plugin.
-        options: of that plugin.
+        options: options of the exporter.
 
     Raises:
-        PluginError: there is no such exporter, or it wrote nothing.
-        RecipeError: it has no such option.
+        PluginError: the exporter doesn't exist, or wrote nothing.
+        RecipeError: the exporter has no such option.
         StoreError: the dataset is missing, unfinished or damaged, or lacks what the exporter needs;
             or the output is taken, inside the dataset, or can't be written.
     """
@@ -72,8 +72,8 @@ def export_dataset(path: str, output: str, to: str, options: Mapping[str, Any]) 
     closing_file = closing_path(exporter, folder)
     if closing_file.exists():
         raise StoreError(
-            f"{closing_file} is there already, which an export writes beside {output}; remove it,"
-            " or export to another folder"
+            f"{closing_file} is there already, but the export must write a file of that name;"
+            " remove it, or export to another folder"
         )
     items, export = open_items(exporter, config, path, folder, to)
     identity = _identity(provided, config, items, folder)
@@ -88,7 +88,7 @@ def export_dataset(path: str, output: str, to: str, options: Mapping[str, Any]) 
 
 
 def _identity(provided: Provided, config: BaseModel, items: Items, folder: Path) -> dict[str, Any]:
-    """All that decides what is written, as JSON has it."""
+    """Return everything that decides what is written, JSON-like."""
     datasets = (items.dataset, items.settings.text)
     return {
         "exporter": [
@@ -115,13 +115,14 @@ def open_items(
     to: str = "it",
     find_media: Callable[[str], Any] | None = None,
 ) -> tuple[Items, Export]:
-    """What an exporter is given of a latent dataset: its items, and what holds for all of them.
+    """Return an exporter's input: the items of a latent dataset, and their shared properties.
 
     Args:
         config: the exporter's options.
         folder: where the export will lie.
         to: the exporter's name.
-        find_media: gives the media of a key, to an exporter that needs them; None: the source.
+        find_media: returns the media of a key, for an exporter that needs them; None: they are read
+            from the source.
 
     Raises:
         StoreError: the dataset is missing, unfinished or damaged, or lacks what the exporter needs.
@@ -147,6 +148,7 @@ def open_items(
 
 
 def _export_of(items: Items, folder: Path) -> Export:
+    """Return the properties that all items of an export share."""
     dataset = items.dataset
     return Export(
         folder,
@@ -166,11 +168,11 @@ def open_for_export(path: str, views: Sequence[str] | None = None) -> LatentData
     """Open a dataset for an exporter: every view a row, all attributes, means.
 
     Args:
-        views: those to export; None: all.
+        views: views to export; None: all.
 
     Raises:
-        StoreError: missing, unfinished or damaged, or an attribute has a name that rows have for
-            something else; or it has no such view.
+        StoreError: the dataset is missing, unfinished or damaged, or an attribute has a name that
+            rows have for something else; or it has no such view.
     """
     names = [field.name for field in _attribute_fields(open_folder(path))]
     try:
@@ -185,11 +187,13 @@ def open_for_export(path: str, views: Sequence[str] | None = None) -> LatentData
 
 
 def _attribute_fields(folder: Folder) -> list[pa.Field]:
+    """Return the attributes' names and types from the index of a dataset."""
     kind = read_index(folder, read_dataset(folder), ["attributes"])["attributes"].type
     return list(kind) if pa.types.is_struct(kind) else []
 
 
 def _open_text(path: str | None, needs: ExportNeeds, to: str) -> LatentDataset | None:
+    """Open the dataset of text embeddings; None if none is named or needed."""
     if path is None and needs.text:
         raise StoreError(
             f"{to} needs text embeddings; encode the captions of the same source with the modality"
@@ -215,7 +219,7 @@ def _open_text(path: str | None, needs: ExportNeeds, to: str) -> LatentDataset |
 def _export_whole(
     exporter: Any, dataset: LatentDataset, folder: Path, output: str, to: str
 ) -> None:
-    """Let an exporter write that takes the whole dataset; a failed one leaves nothing."""
+    """Run an exporter that takes the whole dataset; remove its files if it fails."""
     part = folder.with_name(f".{folder.name}.part-{secrets.token_hex(4)}")
     try:
         part.mkdir(parents=True)
@@ -232,7 +236,7 @@ def _export_whole(
 
 
 def _check_output(output: str, path: str) -> Path:
-    """The folder to write, absolute."""
+    """Return the absolute path of the output folder, which must be missing or empty."""
     if is_url(output):
         raise LatentkitError(
             f"{output}: expected a local folder to export to; copy it to the URL afterwards"
@@ -240,7 +244,7 @@ def _check_output(output: str, path: str) -> Path:
     folder = Path(os.path.abspath(os.path.expanduser(output)))
     if not is_url(path) and Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(path)):
         raise StoreError(
-            f"{output} lies in the latent dataset {path}, which holds nothing else; export to"
+            f"{output} lies in the latent dataset {path}, where no other files may be; export to"
             " another folder"
         )
     if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):

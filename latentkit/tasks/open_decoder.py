@@ -20,7 +20,7 @@ def open_decoder(folder: Folder, made_with: Mapping[str, str], device: str) -> D
 
     Raises:
         EncoderError: the encoder can't decode.
-        FingerprintError: it isn't the encoder that made the dataset.
+        FingerprintError: the recipe's encoder isn't the one that made the dataset.
     """
     line = configured_encode_of(folder)
     opener = line.encoder_opener()

@@ -11,7 +11,7 @@ from latentkit.contracts import BuildContext, Encoder, Modality
 from latentkit.contracts.encoder_description import readable_input
 from latentkit.errors import RecipeError
 from latentkit.plugins.registry import discover
-from latentkit.recipe.overrides import anchor
+from latentkit.recipe.overrides import make_paths_absolute
 from latentkit.tasks.build_parts import EncoderOpener, encoder_parts
 from latentkit.tasks.check_recipe import ConfiguredPlugin
 from latentkit.tasks.encode_task import print_remark
@@ -66,7 +66,7 @@ def open_encoder(
 
 def _configured(use: Mapping[str, Any], options: Mapping[str, Any]) -> ConfiguredPlugin:
     registry, name = discover(), use["use"]
-    given = {**use.get("with", {}), **anchor(options, ("encoder", "with"), Path.cwd())}
+    given = {**use.get("with", {}), **make_paths_absolute(options, ("encoder", "with"), Path.cwd())}
     config = registry.configure("encoder", name, given, "encoder")
     return ConfiguredPlugin("encoder", "encoder", registry.find("encoder", name), config)
 

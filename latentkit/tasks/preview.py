@@ -44,18 +44,18 @@ def write_preview(
     if isinstance(source, StreamSource):  # can only be read from its start
         chosen = list(range(min(num_rows, len(dataset))))
     items = [dataset[index] for index in chosen]
-    pictures = _source_pictures(source, modality, [item["key"] for item in items])
+    prepared = _source_tensors(source, modality, [item["key"] for item in items])
     rows = []
     for item in items:
-        picture = pictures.get((item["key"], item["view"]))
-        row = [] if picture is None else [picture]
+        tensor = prepared.get((item["key"], item["view"]))
+        row = [] if tensor is None else [tensor]
         if isinstance(encoder, Decodes):
             with convert_faults(PluginError, encoder, "no preview is written"):
                 decoded = _decode(dataset, encoder, item[dataset.output_name])
             row.append(
                 decoded
-                if picture is None
-                else decoded[tuple(slice(size) for size in picture.shape)]
+                if tensor is None
+                else decoded[tuple(slice(size) for size in tensor.shape)]
             )  # without padding
         if row:
             rows.append(row)
@@ -134,6 +134,7 @@ def preview_dataset(path: str, output: Path, num_rows: int, device: str = "auto"
 
 
 def _decode(dataset: LatentDataset, encoder: Decodes, latent: Tensor) -> Tensor:
+    """Decode one normalized latent, clamped to the encoder's range."""
     is_raw = dataset.layout.kind == "quantised"
     raw = (
         latent[None] if is_raw else dataset.normalization.invert(latent[None], dataset.layout.axes)
@@ -142,19 +143,19 @@ def _decode(dataset: LatentDataset, encoder: Decodes, latent: Tensor) -> Tensor:
     return encoder.decode(raw)[0].float().cpu().clamp(low, high)
 
 
-def _source_pictures(
+def _source_tensors(
     source: Source | StreamSource | None, modality: Modality, keys: Sequence[str]
 ) -> dict[tuple[str, str], Tensor]:
     """Return prepared tensors, by (key, view), of the samples that still exist."""
-    pictures: dict[tuple[str, str], Tensor] = {}
+    prepared: dict[tuple[str, str], Tensor] = {}
     try:
         for sample in _find(source, set(keys)):
             for view in modality.prepare(sample):
-                if (picture := _counted(view)) is not None:
-                    pictures[escape(sample.key), view.view] = picture
+                if (tensor := _counted(view)) is not None:
+                    prepared[escape(sample.key), view.view] = tensor
     except (LatentkitError, OSError):
-        return pictures  # only the latents are shown
-    return pictures
+        return prepared  # only the latents are shown
+    return prepared
 
 
 def _counted(view: Prepared) -> Tensor | None:
@@ -169,6 +170,7 @@ def _counted(view: Prepared) -> Tensor | None:
 
 
 def _find(source: Source | StreamSource | None, keys: set[str]) -> Iterator[Sample]:
+    """Yield the samples with these keys that the source still has."""
     if source is None:
         return
     if isinstance(source, StreamSource):

@@ -238,7 +238,7 @@ def _source_of(
         remarks.append(f"{path}: detected as samples of the source {special.name} (by its files)")
         return {"use": special.name, "with": here}, special.modality
     if counts[modality] <= len(tables):
-        modality = "image"  # in the tables, unless pictures lie beside them
+        modality = "image"  # inside the tables, unless images are beside them
     in_tables = bool(tables) and not counts["image"] and modality == "image"
     remarks += _left_out(path, names, endings, None if in_tables else modality)
     if modality == "image":
@@ -394,6 +394,7 @@ def _encoder_for(path: Path) -> str:
 
 
 def _names_class(config: Path) -> bool:
+    """Return whether a config.json names a class, or is broken."""
     try:
         found = json.loads(config.read_text(encoding="utf-8"))
     except OSError:
@@ -427,8 +428,7 @@ def _explain_unknown_word(kind: str, word: str) -> str:
     lines = [
         (
             f"{kind} {word}: no such path, no {kind} plugin of that name ({_known(kind)}), and not"
-            " a"
-            " hub id (owner/name)"
+            " a hub id (owner/name)"
         )
     ]
     if registry.disabled:

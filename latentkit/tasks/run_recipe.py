@@ -30,10 +30,10 @@ def run_recipe(recipe: Recipe, context: TaskContext = DEFAULT_CONTEXT) -> Any:
 
 
 def find_task(recipe: Recipe) -> TaskSpec:
-    """What runs a recipe.
+    """Return the spec of the task that runs a recipe.
 
     Raises:
-        PluginError: several have the task's name.
+        PluginError: several plugins have a task of this name.
     """
     spec = discover().find("task", recipe.task).spec
     assert isinstance(spec, TaskSpec)
@@ -41,10 +41,10 @@ def find_task(recipe: Recipe) -> TaskSpec:
 
 
 def _refuse_unused(recipe: Recipe, spec: TaskSpec, context: TaskContext) -> None:
-    """Refuse what was asked for and has no effect on the task.
+    """Refuse options of the run that have no effect on the task.
 
     Raises:
-        RecipeError: says what.
+        RecipeError: an option has no effect; the message names it.
     """
     given = {
         "--prune": context.prune and "prune" not in spec.takes,

@@ -1,4 +1,4 @@
-"""The media of a latent dataset's samples, where its source is still there."""
+"""The media of a latent dataset's samples, from its source if that still exists."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from latentkit.tasks.build_parts import configured_encode_of
 
 
 class SourceMedia:
-    """Media by key; called from several threads at once.
+    """Returns the media of a key; called from several threads at once.
 
     Args:
         path: the latent dataset, whose recipe.yaml names the source.
@@ -45,10 +45,10 @@ class SourceMedia:
         self._path = path
 
     def check(self, keys: Iterable[str]) -> None:
-        """Refuse keys that the source doesn't have any more.
+        """Check that the source still has all keys.
 
         Raises:
-            StoreError: names the first.
+            StoreError: a key is missing; the message names the first.
         """
         missing = [key for key in keys if key not in self._places]
         if missing:
@@ -58,6 +58,6 @@ class SourceMedia:
             )
 
     def __call__(self, key: str) -> Any:
-        """The media of a key, as the source gives it."""
+        """Return the media of a key, as the source gives it."""
         assert not isinstance(self._source, StreamSource)
         return self._source[self._places[key]].media

@@ -40,12 +40,12 @@ if TYPE_CHECKING:
     )
     from latentkit.training.stored_moments import StoredMoments
 
-NUM_PICTURES = 6
+NUM_IMAGES = 6
 """Reconstructions in the grid of one evaluation."""
 
 RECIPE = "recipe.yaml"
 CLAIM = "training"
-"""Held by the process that writes to a run's folder."""
+"""Name of the claim that the process holds which writes to a run's folder."""
 SAME_RUN = ("task", "source", "modality", "latents", "sizes", "model", "losses", "seed")
 """Keys of a recipe that can't change between the starts of one training run."""
 
@@ -134,10 +134,10 @@ def export_checkpoint(
             f" {error}"
         ) from error
     save_result(model, None, target)
-    told = f"{output}: step {chosen} with {'averaged' if is_average else 'raw'} weights"
+    written = f"{output}: step {chosen} with {'averaged' if is_average else 'raw'} weights"
     if recipe.model.train == "decoder" or chosen == 0:  # then the encoder is as it was
-        return told
-    return f"{told}; its config has the statistics of latents from before training"
+        return written
+    return f"{written}; its config has the statistics of latents from before training"
 
 
 def _claim_output(recipe: TrainRecipe) -> contextlib.AbstractContextManager[None]:
@@ -198,7 +198,7 @@ class _RecipeParts:
 
     @classmethod
     def checked(cls, recipe: TrainRecipe, device: Callable[[], str]) -> _RecipeParts:
-        """The parts of a recipe that is checked before a device is asked for."""
+        """Return the parts of a recipe, which is checked before the device is opened."""
         registry = discover()
         plugins = {plugin.where: plugin for plugin in check_recipe(recipe, registry)}
         return cls(recipe, registry, plugins, device())
@@ -214,7 +214,7 @@ class _RecipeParts:
         return plugin.provided.spec.build(plugin.config, self._context(model))
 
     def prepare(self, model: Any) -> list[Modality] | StoredMoments:
-        """What prepares samples: modalities, or the latent dataset that the recipe names."""
+        """Return what prepares samples: modalities, or the latent dataset that the recipe names."""
         if self.recipe.latents is None:
             return self.modalities(model)
         return self.stored_moments(self.recipe.latents, model)
@@ -345,9 +345,9 @@ class _RecipeParts:
             raise RecipeError(f"{where}: {expected}; got {wanted.best!r}")
         batch_size = wanted.batch_size or self.recipe.batch_size
         settings = EvaluateSettings(
-            "mean", batch_size, self.recipe.seed, self.device, num_pictures=NUM_PICTURES
+            "mean", batch_size, self.recipe.seed, self.device, num_images=NUM_IMAGES
         )
-        settings = replace(settings, keep_tensors=model.input.axes != "CHW")  # no pictures
+        settings = replace(settings, keep_tensors=model.input.axes != "CHW")  # not images
 
         def measure(module: nn.Module, step: int) -> Mapping[str, float]:
             shown = replace(settings, show_always=hasattr(module, "decode"))
@@ -379,6 +379,7 @@ def write_reconstructions(gallery: Gallery, modality: Modality, path: Path) -> N
 
 
 def _settings(recipe: TrainRecipe) -> TrainSettings:
+    """Return the settings of a training run from its recipe."""
     from latentkit.training.settings import TrainSettings
 
     alike = {field.name for field in fields(TrainSettings)} & set(TrainRecipe.model_fields)
@@ -411,6 +412,7 @@ def _open_run(recipe: TrainRecipe) -> Path:
 
 
 def _open_output(recipe: TrainRecipe) -> LocalFolder:
+    """Return the run's local folder."""
     from latentkit.store.local_folder import LocalFolder
     from latentkit.store.open_folder import open_folder
 
@@ -423,6 +425,9 @@ def _open_output(recipe: TrainRecipe) -> LocalFolder:
 
 
 def _claim(folder: LocalFolder, recipe: TrainRecipe) -> None:
+    """Write the recipe to the run's folder, after checking that the folder is empty or has the same
+    run.
+    """
     from latentkit.store.folder import ASIDE
     from latentkit.training.result import finished_steps
 

@@ -13,10 +13,10 @@ plugin.
             (tmp_path / "b.jpg").write_bytes(b"two")
             return FolderConfig(path=str(tmp_path))
 
-Each check is a method `test_...` whose docstring says the property, and whose message says what to
-do. What a plugin gives besides its `spec` are methods and attributes of the contract, at its top. A
-check that can't hold for a good reason is overridden, with the reason. `find_failures` runs a
-contract without pytest.
+Each check is a method `test_...`. Its docstring states the property, and its message says what to
+do. Methods and attributes to override, in addition to `spec`, are at the top of each contract. If a
+check can't hold for a good reason, override it and give the reason. `find_failures` runs a contract
+without pytest.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Batches that encoders are tried with: a tensor, or tensors by name with "mask"; and what their
-latents have to look like.
+"""Batches to test encoders with (a tensor, or tensors by name with "mask"), and the expected shape
+of their latents.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SMALLEST_SIZE = 16
 
 
 def copy_of(batch: Batch) -> Batch:
-    """The batch in memory of its own."""
+    """Return a copy of the batch."""
     return (
         batch.clone()
         if isinstance(batch, Tensor)
@@ -27,7 +27,7 @@ def copy_of(batch: Batch) -> Batch:
 
 
 def row_of(batch: Batch, number: int) -> Batch:
-    """One row, as a batch."""
+    """Return one row as a batch."""
     chosen = slice(number, number + 1)
     return (
         batch[chosen]
@@ -37,7 +37,7 @@ def row_of(batch: Batch, number: int) -> Batch:
 
 
 def values_of(batch: Batch) -> Tensor:
-    """The batch without its mask; of several tensors, the first."""
+    """Return the batch without its mask; if it has several tensors, the first one."""
     return (
         batch
         if isinstance(batch, Tensor)
@@ -46,7 +46,7 @@ def values_of(batch: Batch) -> Tensor:
 
 
 def are_same(one: Batch, other: Batch) -> bool:
-    """Whether two batches agree bit for bit."""
+    """Return whether two batches agree bit for bit."""
     if isinstance(one, Tensor) or isinstance(other, Tensor):
         return isinstance(one, Tensor) and isinstance(other, Tensor) and torch.equal(one, other)
     return one.keys() == other.keys() and all(
@@ -55,8 +55,8 @@ def are_same(one: Batch, other: Batch) -> bool:
 
 
 def mask_along(size: int, num_rows: int) -> Tensor:
-    """(N, size) float32: 1 where a position counts, which are all of the first row, and fewer of
-    each that follows.
+    """Return a mask (N, size) float32, 1 where a position counts: all positions of the first row,
+    and fewer in each further row.
     """
     lengths = torch.tensor(
         [max(1, size - row * (size // (2 * num_rows) + 1)) for row in range(num_rows)]
@@ -65,8 +65,8 @@ def mask_along(size: int, num_rows: int) -> Tensor:
 
 
 def other_padding(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The batch with other values where its mask, (N, sizes of the first axes after the channels),
-    is 0.
+    """Return the batch with other values where its mask, (N, sizes of the first axes after the
+    channels), is 0.
     """
     mask, changed = batch["mask"].bool(), {"mask": batch["mask"]}
     for name, tensor in batch.items():
@@ -82,13 +82,13 @@ def other_padding(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def axes_of(encoder: Encoder) -> list[str]:
-    """Letters of the input's axes but C."""
+    """Return the letters of the input's axes except C."""
     return [axis for axis in encoder.input.axes if axis != "C"]
 
 
 def allowed_sizes(spec: InputSpec, axis: str) -> list[int]:
-    """The two smallest sizes of an axis from `SMALLEST_SIZE` on that its rule allows (one, where
-    there is only one).
+    """Return the two smallest sizes of an axis, from `SMALLEST_SIZE` on, that its rule allows;
+    twice the same size if there is only one.
     """
     rule = spec.sizes.get(axis)
     if rule is None:
@@ -100,7 +100,7 @@ def allowed_sizes(spec: InputSpec, axis: str) -> list[int]:
 
 
 def forbidden_size(spec: InputSpec, axis: str, good: int) -> int | None:
-    """A size a little above a good one that the rule forbids; None where it forbids none there."""
+    """Return a size a little above an allowed one that the rule forbids; None if there is none."""
     rule = spec.sizes.get(axis)
     return next(
         (
@@ -115,8 +115,8 @@ def forbidden_size(spec: InputSpec, axis: str, good: int) -> int | None:
 def expected_shape(
     encoder: Encoder, num_rows: int, sizes: tuple[int, ...], got: tuple[int, ...]
 ) -> tuple[int, ...]:
-    """Shape of a batch of latents, by the layout alone; as it is along axes that the input hasn't,
-    and the ragged one.
+    """Return the shape of a batch of latents by the layout alone. The sizes of the ragged axis, and
+    of axes that the input doesn't have, are taken from `got`.
     """
     layout, given = encoder.layout, dict(zip(axes_of(encoder), sizes, strict=True))
     rest = layout.axes.replace("C", "", 1)

@@ -13,7 +13,7 @@ from latentkit.testing.plugin import SpecContract
 
 
 class CommandContract(SpecContract, ABC):
-    """What a command promises. Give `spec` and `make_words`."""
+    """Checks that every command must pass. Set `spec`, and override `make_words`."""
 
     spec_type: ClassVar[type[NamedSpec]] = CommandSpec
 
@@ -23,10 +23,10 @@ class CommandContract(SpecContract, ABC):
 
     @abstractmethod
     def make_words(self, tmp_path: Path) -> Sequence[str]:
-        """What stands behind the command's name on a line that works."""
+        """Return the words after the command's name in a command line that works."""
 
     def entry_point(self) -> str | None:
-        """See `SpecContract`; unless overridden the module of `run`."""
+        """See `SpecContract`. By default it is the module of `run`."""
         return self.spec.run.__module__
 
     # ------------------------------------------------------------ checks
@@ -41,7 +41,8 @@ class CommandContract(SpecContract, ABC):
         assert not silent, f"arguments without help=...: {', '.join(silent)}"
 
     def test_arguments_are_added_to_each_parser_anew(self, tmp_path: Path) -> None:
-        """Two parsers are filled alike: nothing is kept between two calls of `add_arguments`."""
+        """Two parsers get the same arguments: nothing is kept between two calls of `add_arguments`.
+        """
         first, second = self.make_parser().format_help(), self.make_parser().format_help()
         assert first == second, f"first:\n{first}\nthe second time:\n{second}"
 
@@ -54,11 +55,11 @@ class CommandContract(SpecContract, ABC):
     # ------------------------------------------------------------ for the checks
 
     def make_parser(self) -> argparse.ArgumentParser:
-        """The command's own parser."""
+        """Return the command's own parser."""
         parser = argparse.ArgumentParser(f"latentkit {self.spec.name}")
         self.spec.add_arguments(parser)
         return parser
 
     def run_words(self, words: Sequence[str]) -> int:
-        """What `run` returns for words of a command line."""
+        """Run the command with the words of a command line and return its exit code."""
         return self.spec.run(self.make_parser().parse_args(list(words)))

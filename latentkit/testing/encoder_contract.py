@@ -40,11 +40,11 @@ NAMES = {"gaussian": {"mean", "logvar"}, "deterministic": {"latent"}, "quantised
 LOGVAR_RANGE = (-30.0, 20.0)
 
 class EncoderContract(TrainingChecks):
-    """What an `Encoder` promises; what `Decodes` and `Trainable` promise, where it has their
+    """Checks that every `Encoder` must pass, and those of `Decodes` and `Trainable` if it has their
     members.
 
-    Give `spec`, and `make_config` with small random weights: no check asks how good the latents
-    are.
+    Set `spec`, and override `make_config` with small random weights: no check measures how good the
+    latents are.
     """
 
     # ------------------------------------------------------------ what it declares
@@ -62,7 +62,7 @@ class EncoderContract(TrainingChecks):
         for name, axes in (("input", encoder.input.axes), ("layout", layout.axes)):
             assert len(set(axes)) == len(
                 axes
-            ), f"{name}.axes is {axes!r}: a letter stands there twice"
+            ), f"{name}.axes is {axes!r}: a letter occurs twice"
         factors = layout.downscale if isinstance(layout.downscale, tuple) else (layout.downscale,)
         assert (
             min(factors, default=1) >= 1
@@ -73,8 +73,8 @@ class EncoderContract(TrainingChecks):
             raise AssertionError(str(error)) from error
 
     def test_normalization_can_be_undone(self, tmp_path: Path) -> None:
-        """Normalizing raw latents gives finite ones, and undoing it the raw ones again; shift and
-        scale fit the layout.
+        """Normalized latents are finite, undoing the normalization gives the raw latents again, and
+        shift and scale fit the layout.
         """
         encoder = self.make_encoder(tmp_path)
         raw = next(iter(self.encode(encoder).values())).float().cpu()
@@ -96,8 +96,8 @@ class EncoderContract(TrainingChecks):
     # ------------------------------------------------------------ encode
 
     def test_latents_have_the_names_of_their_kind(self, tmp_path: Path) -> None:
-        """ "mean" and "logvar" of a gaussian layout, "latent" of a deterministic, "indices" of a
-        quantized one; with "mask" or without.
+        """`encode` returns "mean" and "logvar" for a gaussian layout, "latent" for a deterministic
+        one, "indices" for a quantized one; and maybe "mask".
         """
         encoder = self.make_encoder(tmp_path)
         got, wanted = set(self.encode_all(encoder)) - {"mask"}, NAMES[encoder.layout.kind]
@@ -106,8 +106,8 @@ class EncoderContract(TrainingChecks):
         ), f"encode gave {sorted(got)}; a {encoder.layout.kind} layout needs {sorted(wanted)}"
 
     def test_latents_have_the_shape_of_the_layout(self, tmp_path: Path) -> None:
-        """Rows of the batch, axes and channels of the layout; sizes of axes that the input has too
-        are those divided by the downscale.
+        """Latents have the batch's rows, and the layout's axes and channels. Their sizes along axes
+        of the input are the input's divided by the downscale.
         """
         encoder = self.make_encoder(tmp_path)
         for sizes in self.sizes(encoder):
@@ -122,8 +122,8 @@ class EncoderContract(TrainingChecks):
                 )
 
     def test_a_mask_fits_the_latents(self, tmp_path: Path) -> None:
-        """The mask at the latents' size, `encode`'s own or by `downscale` the input's, has their
-        sizes and counts something of each row.
+        """The latents' mask (`encode`'s own, or the input's reduced by `downscale`) has the
+        latents' sizes, and counts a position in each row.
         """
         encoder = self.make_encoder(tmp_path)
         for sizes in (
@@ -138,11 +138,11 @@ class EncoderContract(TrainingChecks):
                 raise AssertionError(str(error)) from error
             assert bool(
                 mask.flatten(1).any(1).all()
-            ), "a row whose mask counts something has latents of which none counts"
+            ), "a row with counted positions has latents of which none counts"
 
     def test_what_a_mask_leaves_out_changes_nothing(self, tmp_path: Path) -> None:
-        """With other values in the padding, an encoder that takes a mask gives the latents that
-        count, within `tolerance`.
+        """An encoder that takes a mask returns the same counted latents, within `tolerance`, when
+        the padding has other values.
         """
         encoder = self.make_encoder(tmp_path)
         batch = self.make_batch(encoder, self.sizes(encoder)[0], 2)
@@ -199,8 +199,8 @@ class EncoderContract(TrainingChecks):
         assert not wrong, f"{wrong} require gradients: encode inside torch.inference_mode()"
 
     def test_encoding_again_gives_equal_latents(self, tmp_path: Path) -> None:
-        """Encoding a batch twice gives the same bits: draws are made when latents are read, not
-        here.
+        """Encoding a batch twice gives the same bits: draws are made when latents are read, not by
+        `encode`.
         """
         encoder = self.make_encoder(tmp_path)
         same = are_equal(self.encode(encoder), self.encode(encoder))
@@ -235,8 +235,8 @@ class EncoderContract(TrainingChecks):
             )
 
     def test_latents_are_unscaled(self, tmp_path: Path) -> None:
-        """`encode` gives raw latents: the same ones whatever `normalization` says, which is applied
-        when they are read.
+        """`encode` returns raw latents, which don't depend on `normalization`: that is applied when
+        they are read.
         """
         encoder, other = self.make_encoder(tmp_path), self.make_renormalized(tmp_path)
         expected = self.encode(encoder)
@@ -263,11 +263,9 @@ class EncoderContract(TrainingChecks):
         ), "encode changed its input: no operations in place on the batch"
 
     def test_encode_leaves_random_numbers_alone(self, tmp_path: Path) -> None:
-        """The global generators of torch, NumPy and Python stand where they stood before the first
-        `encode`.
-        """
+        """`encode` doesn't change the state of the global generators of torch, NumPy and Python."""
         encoder = self.make_encoder(tmp_path)
-        # Away from where a seed puts them, which encode might do.
+        # The states are moved, so that a seed set by encode would be noticed.
         torch.rand(1), np.random.rand(), random.random()
         before = random_state()
         self.encode(encoder)
@@ -302,8 +300,8 @@ class EncoderContract(TrainingChecks):
         assert fits, f"fingerprint gave {parts!r}: name to hash or setting, as texts"
 
     def test_fingerprint_is_stable(self, tmp_path: Path) -> None:
-        """Two builds have one fingerprint, before encoding and after: another one throws every
-        latent away.
+        """Two builds have the same fingerprint, before and after encoding: with another fingerprint
+        all latents would be encoded again.
         """
         first, second = self.build_twice(tmp_path)
         before = first.fingerprint()
@@ -316,8 +314,8 @@ class EncoderContract(TrainingChecks):
         ), "two builds of one config have two fingerprints: leave out times, paths and addresses"
 
     def test_fingerprint_changes_with_a_single_bit_of_the_weights(self, tmp_path: Path) -> None:
-        """One bit of one weight that `encode` uses makes another fingerprint: stale latents are
-        never taken for fresh ones.
+        """Changing one bit of one weight that `encode` uses changes the fingerprint, so that stale
+        latents are never used as current ones.
         """
         encoder = self.make_encoder(tmp_path)
         self.encode(encoder)
@@ -325,6 +323,6 @@ class EncoderContract(TrainingChecks):
         changed = self.perturb(encoder)
         same = changed is not None and deciding_parts(changed) == before
         assert not same, (
-            "the fingerprint is blind to a weight: hash all that encode uses (or override perturb()"
-            " to change one of those)"
+            "the fingerprint doesn't depend on a weight: hash all that encode uses (or override"
+            " perturb() to change one of those)"
         )

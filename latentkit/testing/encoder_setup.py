@@ -1,4 +1,4 @@
-"""What the checks for encoders start from: an encoder, batches for it, and their latents."""
+"""The setup of the checks for encoders: an encoder, batches for it, and their latents."""
 
 from __future__ import annotations
 
@@ -17,32 +17,33 @@ from latentkit.testing.plugin import PluginContract
 
 
 class EncoderSetup(PluginContract):
-    """What `EncoderContract` lets a plugin's author override, and what its checks share."""
+    """Methods of `EncoderContract` that a plugin's author can override, and helpers of its checks.
+    """
 
     spec_type: ClassVar[type[NamedSpec]] = EncoderSpec
     protocols: ClassVar[tuple[type, ...]] = (Encoder,)
 
     tolerance: float = 1e-4
-    """Largest difference, absolute and relative, of what batches of other sizes may change; larger
-    for half precision.
+    """Largest difference, absolute and relative, between latents of batches of different sizes; set
+    it higher for half precision.
     """
 
     trains: bool = True
-    """False for a config that is for encoding alone, such as one in half precision."""
+    """Set to False for a config that can't be trained, such as one in half precision."""
 
     stores_statistics: bool = True
-    """False where what `save` writes has no place for the statistics of `set_statistics`."""
+    """Set to False if `save` can't write the statistics of `set_statistics`."""
 
     # ------------------------------------------------------------ what a plugin author overrides
 
     def make_encoder(self, tmp_path: Path) -> Encoder:
-        """The encoder under test."""
+        """Return the encoder under test."""
         encoder: Encoder = self.build(tmp_path)
         return encoder
 
     def sizes(self, encoder: Encoder) -> Sequence[tuple[int, ...]]:
-        """Two input sizes to try, one number per axis of `input.axes` but C: small ones that its
-        rules allow.
+        """Return two small input sizes that the encoder's rules allow, each with one number per
+        axis of `input.axes` except C.
         """
         small = [allowed_sizes(encoder.input, axis) for axis in axes_of(encoder)]
         return [
@@ -51,7 +52,7 @@ class EncoderSetup(PluginContract):
         ]
 
     def make_batch(self, encoder: Encoder, sizes: tuple[int, ...], num_rows: int) -> Batch:
-        """Prepared rows as the encoder's modality gives them, always the same: (N, C, *sizes)
+        """Return prepared rows as the encoder's modality would, always the same: (N, C, *sizes)
         float32 in its range.
 
         For an encoder that takes a mask, a mapping of "values" and "mask", (N, sizes[0]), 1 where a
@@ -70,10 +71,10 @@ class EncoderSetup(PluginContract):
         )
 
     def perturb(self, encoder: Encoder) -> Encoder | None:
-        """The encoder, or another one, with one bit of one weight that `encode` uses changed; None
-        for one without weights.
+        """Change one bit of one weight that `encode` uses, and return the encoder or another one;
+        None for an encoder without weights.
 
-        Unless overridden: the first parameter of the first module among the encoder's attributes,
+        By default it is the first parameter of the first module among the encoder's attributes,
         after a first `encode`.
         """
         modules = [value for value in vars(encoder).values() if isinstance(value, nn.Module)]
@@ -91,14 +92,16 @@ class EncoderSetup(PluginContract):
         return encoder
 
     def make_renormalized(self, tmp_path: Path) -> Encoder | None:
-        """An encoder of the same weights but another `normalization`; None where that can't be had.
+        """Return an encoder with the same weights but another `normalization`; None if there is
+        none.
         """
         return None
 
     def make_trained_config(self, tmp_path: Path, folder: Path) -> BaseModel | None:
-        """The config that reads the folder that `Trainable.save` wrote; None where none does.
+        """Return the config that opens the folder that `Trainable.save` wrote; None if there is
+        none.
 
-        Unless overridden its option `model` is the folder, and all others are at their defaults.
+        By default its option `model` is the folder, and all other options have their defaults.
         """
         known = "model" in self.spec.config.model_fields
         return self.spec.config.model_validate({"model": str(folder)}) if known else None
@@ -106,16 +109,18 @@ class EncoderSetup(PluginContract):
     # ------------------------------------------------------------ for the checks
 
     def encode(self, encoder: Encoder) -> dict[str, Tensor]:
-        """Latents of two rows of the first size, without their mask."""
+        """Return the latents of two rows of the first size, without their mask."""
         return encode_without_mask(encoder, self.make_batch(encoder, self.sizes(encoder)[0], 2))
 
     def encode_all(self, encoder: Encoder) -> dict[str, Tensor]:
-        """All that `encode` gives for them."""
+        """Return everything that `encode` returns for two rows of the first size."""
         batch: Any = self.make_batch(encoder, self.sizes(encoder)[0], 2)
         return encoder.encode(batch)
 
     def latents_of(self, encoder: Encoder, batch: Batch) -> Tensor:
-        """What `decode` takes: "mean", "latent" or "indices" of a batch, as a tensor of its own."""
+        """Return the latents of a batch that `decode` takes ("mean", "latent" or "indices"),
+        copied.
+        """
         latents = encode_without_mask(encoder, batch)
         return next(
             latents[name] for name in ("mean", "latent", "indices") if name in latents

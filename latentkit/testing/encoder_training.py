@@ -1,4 +1,4 @@
-"""Checks for encoders that decode, and for those that can be trained: what `task: train` asks."""
+"""Checks for encoders that decode, and for encoders that `task: train` can train."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from latentkit.testing.encoder_setup import EncoderSetup
 from latentkit.testing.latents import assert_close
 
 STRENGTH = 0.2
-"""Of the noise that stands for training, as a share of a weight's own size."""
+"""Size of the noise that simulates training, relative to each weight."""
 
 ROUNDING = 0.1
-"""Largest difference between what was trained and what is read again, as a share of what training
-changed: weights may be saved in half precision.
+"""Largest difference between the trained and the reloaded encoder, relative to the change by
+training: weights may be saved in half precision.
 """
 
 
 class TrainingChecks(EncoderSetup):
-    """Of an encoder without the members they are about, they ask nothing."""
+    """Checks of decoding and training. They pass for an encoder that has no such members."""
 
     # ------------------------------------------------------------ decode
 
@@ -131,7 +131,7 @@ class TrainingChecks(EncoderSetup):
             moments = found.moments
             pairs = [("latent", found.latents)] if moments is None else _named(moments)
             for name, tensor in pairs:
-                advice = f"forward's {name} is another one than encode's: training would move what"
+                advice = f"forward's {name} differs from encode's: training changes weights that"
                 assert_close(tensor, encoded[name], self.tolerance, f"{advice} encode doesn't use")
         if isinstance(encoder, Decodes) and encoder.layout.kind != "quantised":
             low, high = encoder.input.range
@@ -147,7 +147,7 @@ class TrainingChecks(EncoderSetup):
         assert not wrong, f"extra_losses {wrong}: give one value a sample, shape (N,)"
 
     def test_a_gradient_goes_back_to_what_was_encoded(self, tmp_path: Path) -> None:
-        """Where moments (or latents) have a gradient, that of the output goes through them: the
+        """If moments (or latents) have a gradient, the output's gradient reaches them, so that the
         encoder learns from the reconstruction.
         """
         encoder = self.make_encoder(tmp_path)
@@ -169,8 +169,9 @@ class TrainingChecks(EncoderSetup):
         )
 
     def test_the_module_decodes_with_a_gradient(self, tmp_path: Path) -> None:
-        """`module.decode`, where there is one, gives a batch of raw latents as forward's output is,
-        with a gradient: evaluations while training and some losses call it.
+        """`module.decode`, if it exists, decodes raw latents to a batch like forward's output, with
+        a
+        gradient: evaluations during training and some losses call it.
         """
         encoder = self.make_encoder(tmp_path)
         decode = getattr(getattr(encoder, "module", None), "decode", None)
@@ -216,8 +217,8 @@ class TrainingChecks(EncoderSetup):
             )
 
     def test_statistics_reach_the_normalization(self, tmp_path: Path) -> None:
-        """After `set_statistics`, where there is one, of mean 0 and standard deviation 2, what
-        `save` writes is an encoder whose `normalization` halves raw latents.
+        """After `set_statistics`, if it exists, with mean 0 and standard deviation 2, the saved
+        encoder has a `normalization` that halves raw latents.
         """
         encoder = self.make_encoder(tmp_path)
         if not isinstance(encoder, Trainable) or not self.trains:
@@ -248,7 +249,8 @@ class TrainingChecks(EncoderSetup):
     # ------------------------------------------------------------ for the checks
 
     def save_and_read(self, tmp_path: Path, encoder: Trainable) -> Any:
-        """The encoder in the folder that `save` writes; None where no config reads it."""
+        """Save the encoder and return the one opened from that folder; None if no config opens it.
+        """
         folder = tmp_path / "saved"
         folder.mkdir()
         encoder.save(folder)
@@ -260,7 +262,7 @@ class TrainingChecks(EncoderSetup):
 
 
 def _run_forward(encoder: Trainable, batch: Tensor) -> Reconstruction:
-    """What the module gives when it isn't trained, as evaluations see it."""
+    """Return the module's output in eval mode, as in evaluations."""
     module = encoder.module.eval()
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)  # equal draws in each call
@@ -281,7 +283,7 @@ def _parts_of(found: Reconstruction) -> dict[str, Tensor]:
 
 
 def _stand_in_for_training(module: nn.Module) -> None:
-    """Move every weight, by numbers that are the same in each call, and lay it out in memory as
+    """Change every weight, by numbers that are the same in each call, and lay it out in memory as
     training does.
     """
     generator = torch.Generator().manual_seed(0)
@@ -293,7 +295,7 @@ def _stand_in_for_training(module: nn.Module) -> None:
 
 
 def _lay_out(module: nn.Module) -> None:
-    """Let weights lie in memory as in training."""
+    """Lay weights out in memory as training does."""
     for weight in module.parameters():
         layout = memory_format(weight.device, weight.ndim)
         weight.data = weight.data.to(memory_format=layout)

@@ -19,13 +19,12 @@ REASON = "the source went away"
 
 @dataclass(frozen=True)
 class MakeWorker:
-    """Makes workers that leave a file for each unit and device in a folder, and do no more;
-    picklable, as the contract says.
+    """Makes workers that only write a file for each unit and device to a folder. It can be pickled.
 
     Args:
-        folder: of those files.
-        but: "all" units give a result; "even" ones alone, as where another process has the rest; or
-            the third one "fails".
+        folder: folder of these files.
+        but: "all": every unit has a result; "even": only even ones, as if another process had the
+            rest; "fails": the third unit raises an error.
     """
 
     folder: Path
@@ -36,6 +35,7 @@ class MakeWorker:
         return self._work
 
     def _work(self, units: Iterator[Unit]) -> Iterator[UnitResult]:
+        """Touch a file for each unit and yield its result."""
         for unit in units:
             if self.but == "fails" and unit.number == 2:
                 raise SourceError(REASON)
@@ -46,16 +46,16 @@ class MakeWorker:
 
 
 class ExecutorContract(PluginContract):
-    """What an `Executor` promises.
+    """Checks that every `Executor` must pass.
 
-    Give `spec`, and `make_config` with what it needs to run on this machine alone.
+    Set `spec`, and override `make_config` so that the executor runs on this machine alone.
     """
 
     spec_type: ClassVar[type[NamedSpec]] = ExecutorSpec
     protocols: ClassVar[tuple[type, ...]] = (Executor,)
 
     def make_executor(self, tmp_path: Path) -> Executor:
-        """The executor under test."""
+        """Return the executor under test."""
         executor: Executor = self.build(tmp_path)
         return executor
 
@@ -71,8 +71,8 @@ class ExecutorContract(PluginContract):
         ], f"results of the units {numbers}; expected one of each of {len(UNITS)}"
 
     def test_units_that_another_process_has_give_no_result(self, tmp_path: Path) -> None:
-        """A worker leaves out what another process did: that is waited for by nobody, and given a
-        second time by nobody.
+        """A worker leaves out units that another process encoded: the executor doesn't wait for
+        their results, and doesn't hand them out again.
         """
         numbers = sorted(unit.number for unit in self.run(tmp_path, MakeWorker(tmp_path, "even")))
         wanted = [unit.number for unit in UNITS if unit.number % 2 == 0]
@@ -86,7 +86,7 @@ class ExecutorContract(PluginContract):
         assert not found, f"no units gave the results {found}"
 
     def test_the_error_of_a_worker_is_the_error_of_the_run(self, tmp_path: Path) -> None:
-        """What a worker raises comes out of `run`, of the same class and with the same message: it
+        """An error of a worker is raised by `run`, with the same class and message, because it
         tells the user what to fix.
         """
         raised: Exception | None = None
@@ -109,8 +109,8 @@ class ExecutorContract(PluginContract):
         assert not wrong, f"workers were made for {wrong}: give torch's name of a device"
 
     def test_the_executor_can_be_used_again(self, tmp_path: Path) -> None:
-        """A second `run` of one executor does its units too: with several encoders, each has a run
-        of its own.
+        """A second `run` of an executor encodes its units too: with several encoders there is one
+        run for each.
         """
         executor = self.make_executor(tmp_path)
         counts = [len(list(executor.run(UNITS, MakeWorker(tmp_path)))) for _ in range(2)]
@@ -119,12 +119,12 @@ class ExecutorContract(PluginContract):
         ), f"{counts} results of two runs; keep what a run needs inside run()"
 
     def run(self, tmp_path: Path, make_worker: MakeWorker) -> list[Unit]:
-        """Units of the results, in the order they came."""
+        """Run all units and return the units of the results, in the order in which they came."""
         return [result.unit for result in self.make_executor(tmp_path).run(UNITS, make_worker)]
 
 
 def is_device(name: str) -> bool:
-    """Whether torch knows a device of this name."""
+    """Return whether torch knows a device of this name."""
     try:
         torch.device(name)
     except RuntimeError:

@@ -1,4 +1,4 @@
-"""The latent datasets that exporters are tried with."""
+"""The latent datasets that exporters are tested with."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -28,8 +28,8 @@ from latentkit.contracts import (
 from latentkit.errors import SampleError
 
 KEYS = ("a.png", "b/a.png", "../up.png", "zoë, 'x'\n.png", "con.tar.gz", "bad.png", "a")
-"""As sources give them: in folders, climbing, with quotes, line ends and dots, one the beginning of
-another, one that is skipped.
+"""Keys as sources may give them: in folders, with "..", quotes, line breaks and dots, one the start
+of another, and one of a skipped sample.
 """
 VIEWS = ("plain", "hflip")
 DATASET = "latents"
@@ -37,17 +37,18 @@ DATASET = "latents"
 
 @dataclass(frozen=True)
 class DatasetShape:
-    """What a dataset is like.
+    """The properties of a dataset to test with.
 
     Args:
-        views: of each sample.
-        axes: "CHW", or "CL" as embeddings of texts have them.
-        channels, downscale: of latents.
-        shift, scale: of the normalization, one number or one per channel.
-        size_multiple: of the sides of what was encoded.
+        views: views of each sample.
+        axes: "CHW", "CL" as for text embeddings, or "CTHW" for videos of one frame.
+        channels, downscale: channels and downscale factor of latents.
+        shift, scale: normalization, one number or one per channel.
+        size_multiple: number of which the sides of the encoded images are multiples.
         has_two_sizes: whether every other sample is twice as wide.
-        has_moments: whether there are mean and logvar, or one latent.
-        attributes: names of those that samples have, "text" and "label" of any.
+        has_moments: whether mean and logvar are stored, or one latent.
+        attributes: names of the samples' attributes; "text" and "label" may hold any values.
+        dtype: dtype of the stored tensors.
     """
 
     views: tuple[str, ...] = VIEWS
@@ -60,16 +61,17 @@ class DatasetShape:
     has_two_sizes: bool = True
     has_moments: bool = True
     attributes: tuple[str, ...] = field(default=("text", "label"))
+    dtype: Literal["float16", "int8"] = "float16"
 
     @property
     def sides(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Height and width of the images, of every other sample in turn."""
+        """Return height and width of the images with even and with odd numbers."""
         side = math.lcm(2 * self.downscale, self.size_multiple)
         return (side, side), (side, side * (1 + self.has_two_sizes))
 
 
 def full_shape(needs: ExportNeeds | None) -> DatasetShape:
-    """A dataset that an exporter can take, with more than it needs."""
+    """Return a dataset that an exporter accepts, with more than it needs."""
     if needs is None:
         return DatasetShape()
     constants = needs.normalization or Normalization(0.25, 2.0)
@@ -90,18 +92,18 @@ def _hashable(constant: Any) -> float | tuple[float, ...]:
 
 
 def copy_dataset(folder: Path, shape: DatasetShape | None = None) -> Path:
-    """A finished latent dataset of 12 rows, copied to a folder that isn't there yet; the folder.
+    """Copy a finished latent dataset of 12 rows to a new folder, and return the folder.
 
     Args:
-        shape: what it is like; None: two views of six samples in two shapes, with moments of 3
-            channels.
+        shape: properties of the dataset; None: two views of six samples in two shapes, with moments
+            of 3 channels.
     """
     shutil.copytree(made_dataset(shape or DatasetShape()), folder)
     return folder
 
 
-def picture_bytes(key: str) -> bytes:
-    """A PNG of a key, as the media of the kit's samples."""
+def image_bytes(key: str) -> bytes:
+    """Return a PNG for a key, the media of the kit's samples."""
     from PIL import Image
 
     file = io.BytesIO()
@@ -163,6 +165,7 @@ class _Encoder:
         repeats = -(-self._shape.channels // 3)
         mean = torch.cat([small + step for step in range(repeats)], 1)[:, : self._shape.channels]
         mean = mean.mean(dim=2) if self._shape.axes == "CL" else mean
+        mean = mean[:, :, None] if self._shape.axes == "CTHW" else mean
         return {"mean": mean, "logvar": mean - 1} if self._shape.has_moments else {"latent": mean}
 
     def fingerprint(self) -> dict[str, str]:
@@ -171,13 +174,13 @@ class _Encoder:
 
 @functools.cache
 def _kept_folder() -> tempfile.TemporaryDirectory[str]:
-    """Removed when the interpreter ends."""
+    """Return a temporary folder that is removed when the interpreter ends."""
     return tempfile.TemporaryDirectory()
 
 
 @functools.cache
 def made_dataset(shape: DatasetShape) -> Path:
-    """A finished latent dataset, made once per process."""
+    """Return a finished latent dataset, which is made once per process."""
     from latentkit.encoding.encode_source import encode_source
     from latentkit.encoding.make_plan import EncodeInputs, EncodeSettings
     from latentkit.executors.local import LocalExecutor
@@ -191,7 +194,9 @@ def made_dataset(shape: DatasetShape) -> Path:
         lambda device: _Encoder(shape),
         {"encoder.name": "test"},
     )
-    settings = EncodeSettings(batch_size=2, unit_size=4, threads=1, compile=False)
+    settings = EncodeSettings(
+        dtype=shape.dtype, batch_size=2, unit_size=4, threads=1, compile=False
+    )
     encode_source(
         LocalFolder(path), inputs, LocalExecutor("cpu"), "cpu", settings, "", show_progress=False
     )

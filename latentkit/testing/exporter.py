@@ -18,41 +18,41 @@ from latentkit.testing.exported_dataset import (
     DatasetShape,
     copy_dataset,
     full_shape,
-    picture_bytes,
+    image_bytes,
 )
 from latentkit.testing.plugin import PluginContract
 
 PART = "written here"
-"""Name of the folder that is written, before it is the export."""
+"""Name of the folder in which files are written before it is renamed to the export."""
 
 ITEMS_PER_PART = 2
-"""Of an exporter that leaves it open: few, so that there are several parts."""
+"""Items per part for an exporter that doesn't set it: few, so that there are several parts."""
 
 
 class ExporterContract(PluginContract, ABC):
-    """What an `Exporter` or an `ItemExporter` promises. Give `spec` and `read`.
+    """Checks that every `Exporter` or `ItemExporter` must pass. Set `spec`, and override `read`.
 
-    The dataset has two views of six samples in two shapes, and suits the exporter's `needs`.
+    The dataset has two views of six samples in two shapes, and fits the exporter's `needs`.
     """
 
     spec_type: ClassVar[type[NamedSpec]] = ExporterSpec
     protocols: ClassVar[tuple[type, ...]] = (Exporter, ItemExporter)
 
     tolerance: float = 1e-6
-    """Largest difference, absolute and relative, of what is read back; larger for a format of half
-    precision.
+    """Largest difference, absolute and relative, of latents that are read back; set it higher for a
+    format with half precision.
     """
 
     # ------------------------------------------------------------ what a plugin author overrides
 
     @abstractmethod
     def read(self, folder: Path) -> Iterable[tuple[str, str, Tensor]]:
-        """Key, view and latent of every row that an export has, by the format's own reader, in any
-        order.
+        """Read an export with the format's own reader. Yield key, view and latent of every row, in
+        any order.
         """
 
     def expected(self, dataset: Any) -> list[tuple[str, str, Tensor]]:
-        """What `read` should give: unless overridden the latents as a trainer sees them, (C, h, w)
+        """Return the expected result of `read`: by default the normalized latents, (C, h, w)
         float32.
         """
         return [
@@ -67,8 +67,7 @@ class ExporterContract(PluginContract, ABC):
     # ------------------------------------------------------------ checks
 
     def test_every_row_is_there_with_its_latent(self, tmp_path: Path) -> None:
-        """What the format's own reader gives is every row once, under its key and view, with its
-        latent.
+        """The format's own reader gives every row once, with its key, view and latent.
         """
         dataset, folder = self.export(tmp_path)
         wanted = {(key, view): latent for key, view, latent in self.expected(dataset)}
@@ -83,8 +82,7 @@ class ExporterContract(PluginContract, ABC):
             assert same, f"{key!r}, {view}: what is read back is not the latent that was exported"
 
     def test_an_export_stays_in_its_folder(self, tmp_path: Path) -> None:
-        """Nothing is written beside the folder, whatever keys look like, and no link leads out of
-        it.
+        """Nothing is written outside the folder, for any keys, and no link leads out of it.
         """
         _, folder = self.export(tmp_path)
         there = (path.name for path in tmp_path.iterdir())
@@ -116,8 +114,8 @@ class ExporterContract(PluginContract, ABC):
         ), f"these files differ the second time: {different}; leave out times, and sort"
 
     def test_no_file_says_where_it_was_written(self, tmp_path: Path) -> None:
-        """No file holds the path of the folder in which it was written, which is renamed when all
-        is there; `Export.folder` is where files will lie.
+        """No file contains the path of the folder in which it was written, because that is renamed
+        at the end; `Export.folder` is the final folder.
         """
         _, folder = self.export(tmp_path)
         place = str(tmp_path / PART).encode()
@@ -125,8 +123,8 @@ class ExporterContract(PluginContract, ABC):
         assert not wrong, f"these files name a folder that is gone: {wrong}; use export.folder"
 
     def test_items_in_any_order_and_again_give_the_same_files(self, tmp_path: Path) -> None:
-        """Parts written from the last to the first, by another exporter of the same options, and
-        each of them twice, give the same files: so it is with threads, and after a stop.
+        """Parts that are written from the last to the first, each twice and by another exporter
+        with the same options, give the same files. This happens with threads, and after a stop.
         """
         if self.needs(tmp_path) is None:
             return
@@ -140,8 +138,7 @@ class ExporterContract(PluginContract, ABC):
         )
 
     def test_what_it_needs_is_enough(self, tmp_path: Path) -> None:
-        """A dataset with the views, values and attributes that `needs` names, and no others, can
-        be exported.
+        """A dataset with only the views, values and attributes that `needs` names can be exported.
         """
         needs = self.needs(tmp_path)
         if needs is None or type(self).make_dataset is not ExporterContract.make_dataset:
@@ -158,7 +155,7 @@ class ExporterContract(PluginContract, ABC):
     # ------------------------------------------------------------ for the checks
 
     def build(self, tmp_path: Path) -> Any:
-        """What the spec builds from the config, which is made once for each folder."""
+        """Build the exporter from the config, which is made once for each folder."""
         return self.spec.build(self._config(tmp_path), self.make_context(tmp_path))
 
     def _config(self, tmp_path: Path) -> Any:
@@ -168,18 +165,18 @@ class ExporterContract(PluginContract, ABC):
         return made[tmp_path]
 
     def needs(self, tmp_path: Path) -> ExportNeeds | None:
-        """What the exporter needs; None of one that takes the dataset as a whole."""
+        """Return the exporter's needs; None for an exporter of whole datasets."""
         exporter = self.build(tmp_path)
         return exporter.needs if isinstance(exporter, ItemExporter) else None
 
     def export(
         self, tmp_path: Path, is_plain: bool = True, shape: DatasetShape | None = None
     ) -> tuple[Any, Path]:
-        """A dataset, and the folder that it was exported to.
+        """Export a dataset; return the dataset and the export's folder.
 
         Args:
             is_plain: whether parts are written in order and once.
-            shape: of the dataset; None: as `make_dataset` makes it.
+            shape: properties of the dataset; None: the dataset of `make_dataset`.
         """
         from latentkit.tasks.export import open_for_export
 
@@ -195,7 +192,9 @@ class ExporterContract(PluginContract, ABC):
         return dataset, folder.rename(tmp_path / "export")
 
     def _export_and_remove(self, tmp_path: Path, is_plain: bool) -> dict[str, bytes]:
-        """Content of an export's files, which are gone; the next lies in the same folder."""
+        """Export, and return the files' content. The files are removed, so that the next export has
+        the same folder.
+        """
         found = files_of(self.export(tmp_path, is_plain)[1])
         for name in ("export", DATASET):
             shutil.rmtree(tmp_path / name)
@@ -209,7 +208,7 @@ class ExporterContract(PluginContract, ABC):
 
         config, final = self._config(path.parent), path.parent / "export"
         items, export = open_items(
-            exporter, config, str(path), final, find_media=picture_bytes
+            exporter, config, str(path), final, find_media=image_bytes
         )
         size = getattr(exporter, "items_per_part", ITEMS_PER_PART)
         parts = [(first, min(first + size, len(items))) for first in range(0, len(items), size)]
@@ -223,7 +222,7 @@ class ExporterContract(PluginContract, ABC):
 
 
 def _least_shape(needs: ExportNeeds) -> DatasetShape:
-    """A dataset that has no more than what is needed."""
+    """Return a dataset that has only what is needed."""
     full = full_shape(needs)
     views = tuple(needs.views) or ("plain",)
     attributes = (needs.label,) if needs.label else ()
@@ -231,7 +230,7 @@ def _least_shape(needs: ExportNeeds) -> DatasetShape:
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    """Content of every file below a folder."""
+    """Return the content of every file below a folder, by relative path."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))

@@ -1,4 +1,4 @@
-"""Latents that an encoder under test gives: encoding, comparing, and the states around it."""
+"""Helpers of the checks for encoders: encode, compare latents, and read random states."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ Latents = Mapping[str, Tensor]
 
 
 def encode_without_mask(encoder: Encoder, batch: Batch) -> dict[str, Tensor]:
-    """What `encode` gives for a batch, but "mask"."""
+    """Return the result of `encode` for a batch, without "mask"."""
     given: Any = batch
     return {name: tensor for name, tensor in encoder.encode(given).items() if name != "mask"}
 
 
 def counted_of(latents: Tensor, mask: Tensor, layout: LatentLayout) -> Tensor:
-    """The positions of latents that a mask counts."""
+    """Return the latents at the positions that a mask counts."""
     places = [layout.axes.index(axis) + 1 for axis in masked_axes(layout, mask.ndim - 1)]
     return latents.cpu().movedim(places, list(range(1, len(places) + 1)))[mask]
 
@@ -41,8 +41,8 @@ def flip_bit(weight: Tensor) -> None:
 
 
 def deciding_parts(encoder: Encoder) -> dict[str, str]:
-    """The part of an encoder's fingerprint that decides latents: not the decoder's, nor where it
-    came from.
+    """Return the parts of an encoder's fingerprint that decide latents, without the decoder and the
+    hub's commit.
     """
     return {
         name: part
@@ -52,7 +52,7 @@ def deciding_parts(encoder: Encoder) -> dict[str, str]:
 
 
 def are_equal(first: Latents, second: Latents) -> bool:
-    """Whether two encodings agree bit for bit; nan equals nan."""
+    """Return whether two encodings agree bit for bit; nan equals nan."""
     return first.keys() == second.keys() and all(
         torch.equal(first[name].nan_to_num(), second[name].nan_to_num()) for name in first
     )
@@ -68,7 +68,7 @@ def assert_close(actual: Tensor, expected: Tensor, tolerance: float, message: st
 
 
 def random_state() -> list[bytes]:
-    """Where the global generators of torch, NumPy and Python stand."""
+    """Return the states of the global generators of torch, NumPy and Python."""
     return [
         torch.random.get_rng_state().numpy().tobytes(),
         pickle.dumps(np.random.get_state()),
@@ -77,7 +77,7 @@ def random_state() -> list[bytes]:
 
 
 def raised_by(encoder: Encoder, batch: Batch) -> Exception | None:
-    """What encoding a batch raises; None when it gives something."""
+    """Return the exception that encoding a batch raises; None if there is none."""
     try:
         encode_without_mask(encoder, batch)
     except Exception as error:  # noqa: BLE001 (plugin boundary)

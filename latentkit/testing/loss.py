@@ -30,9 +30,9 @@ DOWNSCALE = 8
 
 
 class LossContract(PluginContract):
-    """What a `Loss` promises.
+    """Checks that every `Loss` must pass.
 
-    Give `spec`; override `make_batch` where it doesn't look at images.
+    Set `spec`; override `make_batch` for a loss that isn't for images.
     """
 
     spec: LossSpec
@@ -74,13 +74,13 @@ class LossContract(PluginContract):
         return True
 
     def make_loss(self, tmp_path: Path) -> Loss:
-        """The loss under test."""
+        """Return the loss under test."""
         loss: Loss = self.build(tmp_path)
         return loss
 
     def make_batch(self) -> LossBatch:
-        """Four different rows, always the same: images in [-1, 1], a poor reconstruction,
-        moments; all values finite, no mask.
+        """Return four different rows, always the same: images in [-1, 1], a poor reconstruction,
+        and moments. All values are finite, and there is no mask.
         """
         generator = torch.Generator().manual_seed(0)
 
@@ -312,7 +312,7 @@ class LossContract(PluginContract):
     # ------------------------------------------------------------ for the checks
 
     def are_close(self, actual: Tensor, expected: Tensor) -> bool:
-        """Whether losses are equal within `tolerance`; nan equals nan."""
+        """Return whether losses are equal within `tolerance`; nan equals nan."""
         fits = actual.shape == expected.shape
         return fits and torch.allclose(
             actual.double(),
@@ -323,7 +323,7 @@ class LossContract(PluginContract):
         )
 
     def subject(self, batch: LossBatch) -> list[Tensor]:
-        """The tensors of a batch that must receive a gradient from the loss."""
+        """Return the tensors of a batch that must receive a gradient from the loss."""
         moments = batch.reconstruction.moments
         if self.spec.role == "latent" and moments is not None:
             return [moments.mean, moments.logvar]
@@ -388,7 +388,7 @@ def gradients_of(values: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def tensors_of(batch: LossBatch) -> list[Tensor]:
-    """All tensors of a batch."""
+    """Return all tensors of a batch."""
     found = batch.reconstruction
     return [
         batch.inputs,

@@ -159,6 +159,7 @@ class MetricContract(PluginContract):
     def _run(
         self, metric: Metric, samples: MetricBatch, sizes: Sequence[int], backwards: bool = False
     ) -> Measured:
+        """Measure the samples in batches of these sizes."""
         numbers = list(range(NUM_SAMPLES))[:: -1 if backwards else 1]
         metric.start(self.make_setting(samples))
         for size in sizes:

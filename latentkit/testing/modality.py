@@ -42,48 +42,47 @@ View = tuple[str, str, str, dict[str, Tensor]]
 
 
 class _UsedMemory:
-    """Arrays with something in them, as those of a batch before have."""
+    """Memory whose arrays contain old values, like the reused memory of an earlier batch."""
 
     def get(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
         return np.full(shape, 77, dtype)
 
 
 class ModalityContract(PluginContract, ABC):
-    """What a `Modality` promises.
+    """Checks that every `Modality` must pass.
 
-    Give `spec` and `make_samples`, and `input` as an encoder would declare it.
+    Set `spec` and `input` (as an encoder would declare it), and override `make_samples`.
 
-    Let the config ask for several views, and the samples for several shapes, where the modality has
-    them.
+    If the modality supports them, use a config with several views, and samples of several shapes.
     """
 
     spec_type: ClassVar[type[NamedSpec]] = ModalitySpec
     protocols: ClassVar[tuple[type, ...]] = (Modality,)
 
     input: InputSpec = InputSpec(channels=3)
-    """What the encoder takes that the modality prepares for."""
+    """Input of the encoder that the modality prepares for."""
     axes: str = ""
-    """A letter per axis of a prepared tensor; empty: `input.axes`."""
+    """One letter per axis of a prepared tensor; empty: `input.axes`."""
 
     @abstractmethod
     def make_samples(self, tmp_path: Path) -> Sequence[Sample]:
-        """At least two good samples, small and different; called more than once in a test, always
-        with the same result.
+        """Return at least two good samples, small and different. A test may call this several
+        times, and expects the same result.
         """
 
     def make_bad_sample(self, tmp_path: Path) -> Sample | None:
-        """A sample that can't be used; None where every media is good.
+        """Return a sample that can't be used; None if all media are good.
 
-        Any damage of your own format is worth a contract of its own.
+        For each kind of damage in your format, add a further subclass.
         """
         return Sample("bad", b"\x00 no media of any kind \xff")
 
     def make_context(self, tmp_path: Path) -> BuildContext:
-        """What `build` is told: a folder, a seed, and what the encoder takes."""
+        """Return the context for `build`: a folder, a seed, and the encoder's input."""
         return BuildContext(recipe_dir=tmp_path, input=self.input)
 
     def make_modality(self, tmp_path: Path) -> Modality:
-        """The modality under test."""
+        """Return the modality under test."""
         modality: Modality = self.build(tmp_path)
         return modality
 
@@ -103,8 +102,9 @@ class ModalityContract(PluginContract, ABC):
             ), f"sample {sample.key!r} has the views {got}, expected {expected}"
 
     def test_a_bucket_is_a_shape(self, tmp_path: Path) -> None:
-        """Tensors of equal shapes have equal bucket names, and of different shapes different ones:
-        a batch is a bucket's.
+        """Tensors with equal shapes have the same bucket name, and tensors with different shapes
+        have
+        different names: the rows of a bucket form batches.
         """
         for one in (views := self.prepare_all(self.make_modality(tmp_path), tmp_path)):
             for other in views:
@@ -118,8 +118,8 @@ class ModalityContract(PluginContract, ABC):
                 ) == same_shape, f"{text}: make the name from the shape, such as '256x192'"
 
     def test_geometry_is_json_like(self, tmp_path: Path) -> None:
-        """Geometry is scalars or lists of scalars, under names that are texts: it becomes columns
-        of a table.
+        """Geometry maps texts to scalars or lists of scalars, because it becomes columns of a
+        table.
         """
         views = self.prepare_all(self.make_modality(tmp_path), tmp_path)
         wrong = {name for prepared in views for name in find_unplain(prepared.geometry)}
@@ -178,8 +178,8 @@ class ModalityContract(PluginContract, ABC):
             )
 
     def test_tensors_follow_the_encoders_range(self, tmp_path: Path) -> None:
-        """For an encoder with a range twice as wide, values are the same ones stretched to it; or
-        the modality refuses such an encoder.
+        """For an encoder with a range twice as wide, the values are scaled to it, or the modality
+        refuses the encoder.
         """
         config, context = self.make_config(tmp_path), self.make_context(tmp_path)
         low, high = self.input.range
@@ -205,8 +205,8 @@ class ModalityContract(PluginContract, ABC):
                 )
 
     def test_a_mapping_of_tensors_has_a_mask(self, tmp_path: Path) -> None:
-        """Where a prepared row is several tensors by name, one is "mask": 1 where a value counts, 0
-        in the padding.
+        """If a prepared row is several tensors by name, one of them is "mask": 1 where a value
+        counts, 0 in the padding.
         """
         for prepared in self.prepare_all(self.make_modality(tmp_path), tmp_path):
             has_mask = isinstance(prepared.tensor, Tensor) or "mask" in prepared.tensor
@@ -240,8 +240,8 @@ class ModalityContract(PluginContract, ABC):
                 )
 
     def test_several_tensors_are_for_encoders_that_take_them(self, tmp_path: Path) -> None:
-        """Besides its mask a row has one tensor, unless the encoder's input says `takes_mask`: an
-        encoder without it gets that one.
+        """A row has one tensor in addition to its mask, unless the encoder's input has
+        `takes_mask`: other encoders get only that tensor.
         """
         for prepared in self.prepare_all(self.make_modality(tmp_path), tmp_path):
             names = sorted(tensors_of(prepared))
@@ -288,8 +288,8 @@ class ModalityContract(PluginContract, ABC):
         assert same, "threads got other tensors: keep buffers and open media inside prepare()"
 
     def test_rows_without_seeking_are_equal(self, tmp_path: Path) -> None:
-        """A modality that has `without_seeking` prepares the same views with it: what is found by
-        seeking is what lies there.
+        """If the modality has `without_seeking`, that modality prepares the same views: a seek
+        doesn't change what is read.
         """
         modality = self.make_modality(tmp_path)
         make = getattr(modality, "without_seeking", None)
@@ -299,8 +299,8 @@ class ModalityContract(PluginContract, ABC):
         assert same, "without_seeking() prepares other tensors: a seek must not change what is read"
 
     def test_rows_prepared_into_memory_are_equal(self, tmp_path: Path) -> None:
-        """A modality whose `prepare` takes `memory` prepares the same views there, whatever the
-        memory held before.
+        """If `prepare` takes `memory`, it prepares the same views in it, whatever the memory
+        contained before.
         """
         modality = self.make_modality(tmp_path)
         prepare: Callable[..., Iterable[Prepared]] = modality.prepare
@@ -314,8 +314,8 @@ class ModalityContract(PluginContract, ABC):
     # ------------------------------------------------------------ media that is no good
 
     def test_bad_media_raises_sample_error(self, tmp_path: Path) -> None:
-        """Media that can't be used raises `SampleError`, which becomes a row with its reason;
-        anything else ends the run.
+        """Media that can't be used raises `SampleError`, whose text becomes the reason in the
+        ledger. Any other error ends the run.
         """
         bad = self.make_bad_sample(tmp_path)
         if bad is None:
@@ -326,7 +326,7 @@ class ModalityContract(PluginContract, ABC):
         ), f"bad media gave {raised!r}: raise SampleError('what is wrong with it') from err"
 
     def test_reason_of_bad_media_is_the_same_in_every_run(self, tmp_path: Path) -> None:
-        """The reason holds no memory address and no path, and is the same for the same media in
+        """The reason contains no memory address and no path, and is the same for the same media in
         another folder and process.
         """
         reasons = []
@@ -337,7 +337,7 @@ class ModalityContract(PluginContract, ABC):
             raised = None if bad is None else raised_by(modality, bad)
             reasons.append(str(raised) if isinstance(raised, SampleError) else "")
         assert reasons[0] == reasons[1], (
-            f"two reasons for one damage: {reasons[0]!r}, {reasons[1]!r}; leave out times,"
+            f"two reasons for the same damage: {reasons[0]!r}, {reasons[1]!r}; leave out times,"
             " counters, paths"
         )
         changing = [
@@ -347,10 +347,10 @@ class ModalityContract(PluginContract, ABC):
         ]
         assert (
             not changing
-        ), f"the reason {reasons[0]!r} names {changing}, which another run or machine has not"
+        ), f"the reason {reasons[0]!r} names {changing}, which differ between runs or machines"
 
     def test_media_out_of_reach_raises_os_error(self, tmp_path: Path) -> None:
-        """A file that can't be read raises `OSError`, which is tried again and then ends the run:
+        """A file that can't be read raises `OSError`. It is retried, and then ends the run, because
         it isn't the sample's fault.
         """
         raised = raised_by(self.make_modality(tmp_path), Sample("gone", tmp_path / "gone"))
@@ -361,8 +361,8 @@ class ModalityContract(PluginContract, ABC):
     # ------------------------------------------------------------ looking at tensors
 
     def test_render_writes_a_file(self, tmp_path: Path) -> None:
-        """`render` writes rows of different lengths to the path it is given, and leaves the tensors
-        as they are.
+        """`render` writes rows of different lengths to the given path, and doesn't change the
+        tensors.
         """
         modality = self.make_modality(tmp_path)
         first, *rest = [
@@ -391,7 +391,7 @@ class ModalityContract(PluginContract, ABC):
     # ------------------------------------------------------------ for the checks
 
     def prepare_all(self, modality: Modality, tmp_path: Path) -> list[Prepared]:
-        """All views of all samples."""
+        """Prepare all samples and return all views."""
         return [
             prepared
             for sample in self.make_samples(tmp_path)
@@ -399,24 +399,24 @@ class ModalityContract(PluginContract, ABC):
         ]
 
     def values(self, tmp_path: Path) -> list[Tensor]:
-        """All tensors of all samples, masks left out."""
+        """Prepare all samples and return all tensors, without masks."""
         views = self.prepare_all(self.make_modality(tmp_path), tmp_path)
         return [tensor for prepared in views for tensor in tensors_of(prepared).values()]
 
 
 def tensors_of(prepared: Prepared) -> dict[str, Tensor]:
-    """Tensors of one view by name ("" where there is one), the mask left out."""
+    """Return the tensors of one view by name ("" for a single one), without the mask."""
     named = prepared.tensor if isinstance(prepared.tensor, Mapping) else {"": prepared.tensor}
     return {name: tensor for name, tensor in named.items() if name != "mask"}
 
 
 def shapes_of(prepared: Prepared) -> dict[str, tuple[int, ...]]:
-    """Shapes of a view's tensors by name."""
+    """Return the shapes of a view's tensors by name."""
     return {name: tuple(tensor.shape) for name, tensor in tensors_of(prepared).items()}
 
 
 def are_equal(first: Iterable[Prepared], second: Iterable[Prepared]) -> bool:
-    """Whether two lists of views agree in everything, tensors bit for bit."""
+    """Return whether two lists of views agree in everything, tensors bit for bit."""
     pairs = [(facts_of(one), facts_of(other)) for one, other in zip(first, second, strict=True)]
     return all(
         one[:3] == other[:3] and one[3].keys() == other[3].keys() for one, other in pairs
@@ -426,21 +426,21 @@ def are_equal(first: Iterable[Prepared], second: Iterable[Prepared]) -> bool:
 
 
 def facts_of(prepared: Prepared) -> View:
-    """What two preparations of a sample must agree on."""
+    """Return everything about a view that must be equal when the sample is prepared again."""
     geometry = json.dumps(dict(prepared.geometry), default=repr, sort_keys=True)
     named = prepared.tensor if isinstance(prepared.tensor, Mapping) else {"": prepared.tensor}
     return prepared.view, prepared.bucket, geometry, dict(named)
 
 
 def is_same(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are equal; nan equals nan."""
+    """Return whether two tensors are equal; nan equals nan."""
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
     return bool(((one == other) | (one.isnan() & other.isnan())).all())
 
 
 def raised_by(modality: Modality, sample: Sample) -> BaseException | None:
-    """What preparing a sample raises; None when it gives something."""
+    """Return the exception that preparing a sample raises; None if there is none."""
     try:
         list(modality.prepare(sample))
     except Exception as error:  # noqa: BLE001 (plugin boundary)

@@ -1,4 +1,4 @@
-"""Checks that hold for every kind of plugin, and running checks without pytest."""
+"""Checks for every kind of plugin, and functions that run checks without pytest."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ from pydantic import BaseModel
 from latentkit.contracts import BuildContext, NamedSpec, PluginSpec
 
 HEAVY = ("torch", "diffusers", "accelerate", "datasets", "transformers")
-"""Modules that take seconds to import, which commands such as `latentkit plugins` must not have to
-wait for.
+"""Modules that take seconds to import, and must not slow down commands such as `latentkit plugins`.
 """
 
 IMPORT_PROGRAM = """
@@ -29,9 +28,9 @@ print(",".join(name for name in sys.argv[2:] if name in sys.modules))
 
 
 class SpecContract:
-    """What every declaration promises. Subclass a contract below it, not this one.
+    """Checks that every declaration must pass. Subclass one of its subclasses, not this class.
 
-    `tmp_path`, in every method that takes it, is an empty folder that is the test's own.
+    `tmp_path`, in every method that takes it, is an empty folder for this test alone.
     """
 
     spec: NamedSpec
@@ -40,8 +39,8 @@ class SpecContract:
     spec_type: ClassVar[type[NamedSpec]] = NamedSpec
 
     def entry_point(self) -> str | None:
-        """Name of the module that the plugin's entry point names; None for a spec that no module
-        but a test declares.
+        """Return the name of the module in the plugin's entry point; None for a spec that only a
+        test declares.
         """
         raise NotImplementedError
 
@@ -53,8 +52,8 @@ class SpecContract:
         ), f"spec is a {got}: declare this plugin with {wanted}(name, summary, ...)"
 
     def test_importing_the_plugin_loads_nothing_heavy(self, tmp_path: Path) -> None:
-        """Importing the module that declares the plugin loads no torch: `latentkit plugins` imports
-        every plugin there is.
+        """Importing the module that declares the plugin loads no torch, because `latentkit plugins`
+        imports every installed plugin.
         """
         module = self.entry_point()
         if module is None:
@@ -72,8 +71,8 @@ class SpecContract:
 
 
 class PluginContract(SpecContract):
-    """What every plugin promises that is built from options. Subclass one of the contracts below
-    it, not this one.
+    """Checks for every plugin that is built from options. Subclass one of its subclasses, not this
+    class.
     """
 
     spec: PluginSpec
@@ -85,29 +84,29 @@ class PluginContract(SpecContract):
     # ------------------------------------------------------------ what a plugin author overrides
 
     def make_config(self, tmp_path: Path) -> BaseModel:
-        """The config to test with, all defaults unless overridden; called once in a test, so it may
-        write files.
+        """Return the config to test with, by default with all defaults. It is called once in a
+        test, so it may write files.
         """
         return self.spec.config()
 
     def make_context(self, tmp_path: Path) -> BuildContext:
-        """What `build` is told."""
+        """Return the context for `build`."""
         return BuildContext(recipe_dir=tmp_path)
 
     def entry_point(self) -> str | None:
-        """Name of the module that the plugin's entry point names; None for a spec that no module
-        but a test declares.
+        """Return the name of the module in the plugin's entry point; None for a spec that only a
+        test declares.
         """
         return self.spec.config.__module__
 
     # ------------------------------------------------------------ for the contracts
 
     def build(self, tmp_path: Path) -> Any:
-        """What the spec builds."""
+        """Build the plugin from `make_config` and `make_context`."""
         return self.spec.build(self.make_config(tmp_path), self.make_context(tmp_path))
 
     def build_twice(self, tmp_path: Path) -> tuple[Any, Any]:
-        """Two builds of one config."""
+        """Build the plugin twice from one config."""
         config, context = self.make_config(tmp_path), self.make_context(tmp_path)
         return self.spec.build(config, context), self.spec.build(config, context)
 
@@ -132,8 +131,8 @@ class PluginContract(SpecContract):
             )
 
     def test_config_survives_being_written_to_a_recipe(self, tmp_path: Path) -> None:
-        """What was set in a config, written as JSON and validated again, gives an equal config: a
-        run is resumed from its own recipe.
+        """Values that were set in a config, written as JSON and validated again, give an equal
+        config: a run is resumed from its own recipe.
         """
         config = self.make_config(tmp_path)
         again = type(config).model_validate(json.loads(config.model_dump_json(exclude_unset=True)))
@@ -143,7 +142,7 @@ class PluginContract(SpecContract):
         )
 
     def test_build_gives_what_the_hook_promises(self, tmp_path: Path) -> None:
-        """What `build` gives has every member of its protocol."""
+        """The object that `build` returns has every member of its protocol."""
         built = self.build(tmp_path)
         names = " or ".join(protocol.__name__ for protocol in self.protocols)
         assert isinstance(built, self.protocols), (
@@ -153,7 +152,7 @@ class PluginContract(SpecContract):
 
 
 def config_models(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
-    """A pydantic model and every model that its fields hold."""
+    """Yield a pydantic model and every model in its fields."""
     waiting, seen = [model], set()
     while waiting:
         model = waiting.pop()
@@ -166,15 +165,15 @@ def config_models(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
 
 
 def _parts(annotation: Any) -> Iterator[Any]:
-    """A type and all types it is made of."""
+    """Yield a type and all types it is made of."""
     yield annotation
     for part in typing.get_args(annotation):
         yield from _parts(part)
 
 
 def is_plain(value: object) -> bool:
-    """Whether a value is a JSON-like scalar, or a list of such; nan and text that is not UTF-8 are
-    not.
+    """Return whether a value is a JSON-like scalar or a list of them. NaN, and text that UTF-8
+    can't encode, are not.
     """
     if isinstance(value, list | tuple):
         return all(is_plain(item) and not isinstance(item, list | tuple) for item in value)
@@ -188,12 +187,12 @@ def is_plain(value: object) -> bool:
 
 
 def is_storable(text: str) -> bool:
-    """Whether a text can be written as UTF-8: names of files that are not UTF-8 can't."""
+    """Return whether a text can be written as UTF-8; some file names can't."""
     return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def find_unplain(values: Mapping[str, object]) -> list[str]:
-    """Names of the values that are not plain."""
+    """Return the names of the values that are not plain."""
     return [
         str(name)
         for name, value in values.items()
@@ -205,17 +204,16 @@ def find_unplain(values: Mapping[str, object]) -> list[str]:
 
 
 def check_names(contract: type[SpecContract]) -> list[str]:
-    """Names of a contract's checks, in alphabetical order."""
+    """Return the names of a contract's checks, in alphabetical order."""
     return [name for name in dir(contract) if name.startswith("test_")]
 
 
 def find_failures(contract: SpecContract, folder: Path) -> dict[str, Exception]:
-    """Name of each check that fails, with what it raised; empty for a plugin that keeps its
-    contract.
+    """Run all checks; return the name of each check that fails, with its exception.
 
     Args:
-        contract: with its `spec`.
-        folder: gets a sub-folder for each check, its `tmp_path`.
+        contract: an instance of a contract with its `spec`.
+        folder: folder in which each check gets a sub-folder as its `tmp_path`.
     """
     failures = {}
     for name in check_names(type(contract)):

@@ -1,4 +1,4 @@
-"""Checks for sources, and for sources that are read as a stream."""
+"""Checks for sources by position, and for sources that are read as a stream."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ NUM_THREADS = 8
 
 
 class SampleContract(PluginContract, ABC):
-    """What both kinds of source promise of their samples.
+    """Checks of samples, for both kinds of source.
 
-    Subclass `SourceContract` or `StreamSourceContract`.
+    Subclass `SourceContract` or `StreamSourceContract`, not this class.
     """
 
     spec_type: ClassVar[type[NamedSpec]] = SourceSpec
 
     @abstractmethod
     def read_all(self, source: Any) -> list[Sample]:
-        """Every sample of a source, in order."""
+        """Return every sample of a source, in order."""
 
     def make_samples(self, tmp_path: Path) -> list[Sample]:
-        """Every sample of the source under test."""
+        """Return every sample of the source under test."""
         return self.read_all(self.build(tmp_path))
 
     def test_there_are_samples(self, tmp_path: Path) -> None:
@@ -44,8 +44,8 @@ class SampleContract(PluginContract, ABC):
         ), "the source is empty: override make_config so that it finds samples"
 
     def test_keys_are_unique(self, tmp_path: Path) -> None:
-        """No two samples have the same key: rows of a latent dataset are found, joined and resumed
-        by it.
+        """No two samples have the same key, because rows of a latent dataset are found, joined and
+        resumed by their key.
         """
         keys = [sample.key for sample in self.make_samples(tmp_path)]
         twice = sorted({str(key) for key in keys if keys.count(key) > 1})
@@ -60,10 +60,10 @@ class SampleContract(PluginContract, ABC):
             for key in (sample.key for sample in self.make_samples(tmp_path))
             if not is_name(key)
         ]
-        assert not wrong, f"these keys are no texts, empty, or not UTF-8: {', '.join(wrong)}"
+        assert not wrong, f"these keys aren't texts, are empty, or aren't UTF-8: {', '.join(wrong)}"
 
     def test_stamps_are_texts(self, tmp_path: Path) -> None:
-        """A stamp is a text; numbers and times are written as one."""
+        """A stamp is a text; numbers and times must be converted to text."""
         wrong = [
             f"{sample.key}: {sample.stamp!r}"
             for sample in self.make_samples(tmp_path)
@@ -84,8 +84,8 @@ class SampleContract(PluginContract, ABC):
         )
 
     def test_attributes_are_json_like(self, tmp_path: Path) -> None:
-        """Attributes are scalars or lists of scalars, under names that are texts: they become
-        columns of a table.
+        """Attributes map texts to scalars or lists of scalars, because they become columns of a
+        table.
         """
         wrong = {
             f"{sample.key}: {name}"
@@ -113,26 +113,26 @@ class SampleContract(PluginContract, ABC):
 
 
 class SourceContract(SampleContract):
-    """What a `Source` promises.
+    """Checks that every `Source` must pass.
 
-    Give `spec`, and `make_config` where its defaults find no samples: a few small ones will do.
+    Set `spec`, and override `make_config` so that the source has a few small samples.
     """
 
     protocols: ClassVar[tuple[type, ...]] = (Source,)
 
     def read_all(self, source: Source) -> list[Sample]:
-        """Every sample, by position."""
+        """Return every sample, by position."""
         return [source[index] for index in range(len(source))]
 
     def make_source(self, tmp_path: Path) -> Source:
-        """The source under test."""
+        """Return the source under test."""
         source: Source = self.build(tmp_path)
         return source
 
     def media_files(self, source: Source) -> Iterable[os.PathLike[str] | str]:
-        """Files that `entries()` has no business in: the samples' paths.
+        """Return the files that `entries()` must not open: the samples' paths.
 
-        Override for a source that gives bytes out of files of its own.
+        Override it for a source that reads bytes from files itself.
         """
         return [
             sample.media
@@ -162,8 +162,8 @@ class SourceContract(SampleContract):
         ), "the second call of entries() differs: give a new iterator each time, over a fixed list"
 
     def test_entries_open_no_media(self, tmp_path: Path) -> None:
-        """`entries()` opens none of the media files: it runs over the whole source before any work,
-        and on every resume.
+        """`entries()` opens no media file, because it runs over the whole source before any work,
+        and again on every resume.
         """
         source = self.make_source(tmp_path)
         media = {os.path.realpath(path) for path in self.media_files(source)}
@@ -204,7 +204,7 @@ class SourceContract(SampleContract):
         for index in (size, -size - 1):
             assert (
                 read_or_none(source, index) is None
-            ), f"source[{index}] of {size} samples gave one: raise IndexError"
+            ), f"source[{index}] of {size} samples returned a sample: raise IndexError"
         last = read_or_none(source, -1)
         is_last = last is None or last.key == source[size - 1].key
         assert is_last, (
@@ -214,19 +214,19 @@ class SourceContract(SampleContract):
 
 
 class StreamSourceContract(SampleContract):
-    """What a `StreamSource` promises.
+    """Checks that every `StreamSource` must pass.
 
-    Give `spec`, and a `make_config` whose source has several shards.
+    Set `spec`, and override `make_config` so that the source has several shards.
     """
 
     protocols: ClassVar[tuple[type, ...]] = (StreamSource,)
 
     def read_all(self, source: StreamSource) -> list[Sample]:
-        """Every sample, shard by shard."""
+        """Return every sample, shard by shard."""
         return [sample for shard in source.shards() for sample in source.read(shard)]
 
     def make_source(self, tmp_path: Path) -> StreamSource:
-        """The source under test."""
+        """Return the source under test."""
         source: StreamSource = self.build(tmp_path)
         return source
 
@@ -280,18 +280,18 @@ class StreamSourceContract(SampleContract):
 
 
 def is_name(value: object) -> bool:
-    """Whether a value is a text that isn't empty and can be stored."""
+    """Return whether a value is a text that isn't empty and can be stored."""
     return isinstance(value, str) and value != "" and is_storable(value)
 
 
 def has_known_media(sample: Sample) -> bool:
-    """Whether a sample's media is of a type that the contract allows."""
+    """Return whether a sample's media is of a type that the contract allows."""
     return isinstance(sample.media, bytes | str | os.PathLike)
 
 
 def facts_of(samples: Iterable[Sample]) -> list[tuple[Any, ...]]:
-    """All that two readings of the same samples must agree on: key, stamp, attributes, and the hash
-    of the media.
+    """Return everything that must be equal when the same samples are read again: key, stamp,
+    attributes, and the hash of the media.
     """
     return [
         (
@@ -305,7 +305,7 @@ def facts_of(samples: Iterable[Sample]) -> list[tuple[Any, ...]]:
 
 
 def read_or_none(source: Source, index: int) -> Sample | None:
-    """The sample at a position; None where the source raises `IndexError`."""
+    """Return the sample at a position; None if the source raises `IndexError`."""
     try:
         return source[index]
     except IndexError:
@@ -317,7 +317,7 @@ _watches: list[set[str]] = []
 
 @contextmanager
 def watch_opened_files() -> Iterator[set[str]]:
-    """The real paths of all files that Python code opens inside the block, in whatever way and
+    """Yield a set of the real paths of all files that Python code opens inside the block, in any
     thread.
     """
     _install_watcher()
@@ -331,15 +331,16 @@ def watch_opened_files() -> Iterator[set[str]]:
 
 @functools.cache
 def _install_watcher() -> None:
-    """Listen to "open" events of the interpreter.
+    """Install a hook for the interpreter's "open" events.
 
-    A hook can't be removed again, so there is one, which is idle when nobody watches.
+    A hook can't be removed, so a single one is installed, which does nothing outside
+    `watch_opened_files`.
     """
 
-    def note(event: str, arguments: tuple[Any, ...]) -> None:
+    def record_opened(event: str, arguments: tuple[Any, ...]) -> None:
         if _watches and event == "open" and isinstance(arguments[0], str | bytes | os.PathLike):
             path = os.path.realpath(os.fsdecode(arguments[0]))
             for opened in _watches:
                 opened.add(path)
 
-    sys.addaudithook(note)
+    sys.addaudithook(record_opened)

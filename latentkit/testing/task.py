@@ -18,7 +18,7 @@ CONTEXT = TaskContext(device="cpu")
 
 
 class TaskContract(SpecContract, ABC):
-    """What a task promises. Give `spec` and `make_values`."""
+    """Checks that every task must pass. Set `spec`, and override `make_values`."""
 
     spec_type: ClassVar[type[NamedSpec]] = TaskSpec
 
@@ -28,12 +28,12 @@ class TaskContract(SpecContract, ABC):
 
     @abstractmethod
     def make_values(self, tmp_path: Path) -> Mapping[str, Any]:
-        """A small recipe that works, as it is read from YAML; relative paths start from `tmp_path`,
-        and what it reads is there.
+        """Return the values of a small recipe that works, and make the files it reads. Relative
+        paths start from `tmp_path`.
         """
 
     def entry_point(self) -> str | None:
-        """See `SpecContract`; unless overridden the module of the recipe model."""
+        """See `SpecContract`. By default it is the module of the recipe model."""
         return self.spec.recipe.__module__
 
     # ------------------------------------------------------------ the recipe
@@ -76,7 +76,7 @@ class TaskContract(SpecContract, ABC):
     # ------------------------------------------------------------ the run
 
     def test_checking_writes_nothing(self, tmp_path: Path) -> None:
-        """`check` takes a recipe that works, and leaves all files as they are."""
+        """`check` accepts a recipe that works, and changes no file."""
         recipe, before = self.make_recipe(tmp_path), _read_files(tmp_path)
         if self.spec.check is not None:
             self.spec.check(recipe, ())
@@ -84,7 +84,7 @@ class TaskContract(SpecContract, ABC):
         assert not changed, f"check wrote {changed}: open what a run opens, and write nothing"
 
     def test_a_dry_run_says_something_and_writes_nothing(self, tmp_path: Path) -> None:
-        """`describe`, where there is one, gives a text, and leaves all files as they are."""
+        """`describe`, if it exists, returns a text, and changes no file."""
         if self.spec.describe is None:
             return
         recipe, before = self.make_recipe(tmp_path), _read_files(tmp_path)
@@ -95,7 +95,7 @@ class TaskContract(SpecContract, ABC):
         assert not changed, f"describe wrote {changed}: a dry run writes nothing"
 
     def test_it_runs_and_says_what_it_made(self, tmp_path: Path) -> None:
-        """`run` does a recipe that works, and `report` has something to say of what it gives."""
+        """`run` completes a recipe that works, and `report` returns lines about its result."""
         text = self.run_recipe(tmp_path)
         is_text = isinstance(text, str) and text not in ("", "None")
         assert is_text, (
@@ -104,7 +104,8 @@ class TaskContract(SpecContract, ABC):
         )
 
     def test_it_runs_again(self, tmp_path: Path) -> None:
-        """The same recipe once more is no error: it goes on, or makes the result again."""
+        """Running the same recipe again is no error: the task continues, or makes the result again.
+        """
         self.run_recipe(tmp_path)
         try:
             self.spec.run(self.make_recipe(tmp_path), CONTEXT)
@@ -117,7 +118,7 @@ class TaskContract(SpecContract, ABC):
     # ------------------------------------------------------------ for the checks
 
     def make_recipe(self, tmp_path: Path) -> Recipe:
-        """The recipe of `make_values`, which is asked once in a test."""
+        """Return the recipe of `make_values`, which is called once in a test."""
         kept = tmp_path / "recipe.json"
         if not kept.exists():
             kept.write_text(json.dumps(self.make_values(tmp_path)), encoding="utf-8")
@@ -125,12 +126,12 @@ class TaskContract(SpecContract, ABC):
         return parse_recipe(values, "recipe", tmp_path, model=self.spec.recipe)
 
     def run_recipe(self, tmp_path: Path) -> str:
-        """What is printed after a run."""
+        """Run the recipe and return the text that is printed after it."""
         return self.spec.report(self.spec.run(self.make_recipe(tmp_path), CONTEXT))
 
 
 def _find_uses(value: Any, key: str) -> Iterator[str]:
-    """The key of every plugin that a recipe names."""
+    """Yield the recipe key of every plugin that a recipe names."""
     if isinstance(value, Use):
         yield key
     if isinstance(value, BaseModel):
@@ -151,6 +152,6 @@ def _read_files(folder: Path) -> dict[str, bytes]:
 
 
 def _find_changes(before: Mapping[str, bytes], after: Mapping[str, bytes]) -> str:
-    """Names of the files that are not as they were."""
+    """Return the names of the files that have changed."""
     names = sorted({*before, *after})
     return ", ".join(name for name in names if before.get(name) != after.get(name))

@@ -34,7 +34,7 @@ AHEAD = 3
 MAX_SHAPES = 256
 """Most groups that wait. With more, samples aren't bucketed but have arbitrary shapes."""
 ORDER, VIEW, SIZE = 1, 2, 3
-"""What is drawn: separate streams of random numbers of one seed."""
+"""Names of separate streams of random numbers of one seed: for order, views and sizes."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class BatchSettings:
 
     @property
     def bad_samples(self) -> BadSamplePolicy:
-        """When bad samples end the run."""
+        """The settings that decide when bad samples end the run."""
         return BadSamplePolicy(self.on_bad_sample, self.max_bad)
 
 
@@ -263,17 +263,18 @@ def _prepare_ahead(
 
 
 def _one_tensor(view: Prepared, key: str) -> Tensor:
+    """Return a view's tensor, after checking that it has a single one."""
     if not isinstance(view.tensor, Tensor):
         names = ", ".join(view.tensor)
         raise TrainingError(
             f"training needs modalities that return one tensor per sample; for {key!r} this one"
-            " returns"
-            f" {names}"
+            f" returns {names}"
         )
     return view.tensor
 
 
 def _stack(examples: Sequence[Example], after: Position) -> Batch:
+    """Return examples as one batch."""
     moments = [example.moments for example in examples if example.moments is not None]
     return Batch(
         torch.stack([example.inputs for example in examples]),

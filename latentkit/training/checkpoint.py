@@ -130,7 +130,7 @@ def read_checkpoint(path: Path, only: str | None = None) -> Checkpoint:
         only: stem of the only file to read and check, or "" for state.json alone.
 
     Raises:
-        TrainingError: it is damaged.
+        TrainingError: the checkpoint is damaged.
     """
     try:
         state = json.loads((path / STATE).read_text(encoding="utf-8"))
@@ -157,7 +157,7 @@ def read_weights(path: Path, raw: bool = False) -> dict[str, Tensor]:
     `raw`.
 
     Raises:
-        TrainingError: it is damaged.
+        TrainingError: the checkpoint is damaged.
     """
     stem = "model" if raw or not has_average(path) else "average"
     tensors = read_checkpoint(path, stem).tensors
@@ -170,7 +170,7 @@ def has_average(path: Path) -> bool:
     """Return whether a checkpoint has a moving average of the weights.
 
     Raises:
-        TrainingError: it is damaged.
+        TrainingError: the checkpoint is damaged.
     """
     return "num_average_updates" in read_checkpoint(path, "").state
 

@@ -234,6 +234,7 @@ def restore(
 
 
 def _restore_tensors(state: TrainState, checkpoint: Checkpoint) -> None:
+    """Load weights, optimizers, average, losses and discriminators from a checkpoint."""
     tensors, values = checkpoint.tensors, checkpoint.state
     state.module.load_state_dict(dict(tensors["model"]))
     unpack_optimizer(state.optimizer, tensors["optimizer"])

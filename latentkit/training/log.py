@@ -1,4 +1,4 @@
-"""What a training run reports: log.jsonl, trackers, the progress line, and the meaning of its KL
+"""Reports of a training run: log.jsonl, trackers, the progress line, and the meaning of its KL
 weight.
 """
 
@@ -158,6 +158,8 @@ class TrainingLog:
                 tracker.finish()
 
     def _append(self, record: Mapping[str, Any]) -> None:
+        """Append a record to log.jsonl, in the first process, and pass its numbers to the trackers.
+        """
         if not self._accelerator.is_main_process:
             return
         try:

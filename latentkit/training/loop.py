@@ -1,14 +1,14 @@
-"""The training loop: built objects in, the folder of a trained model out.
+"""The training loop: trains built objects and writes the folder of a trained model.
 
 Read `train` first, then `training_step.take_step`. Weights stay float32; the forward pass runs
-under autocast, losses outside it in float32. A run that was killed goes on from its newest
+under autocast, losses outside it in float32. A run that was killed continues from its newest
 checkpoint and ends, on a CPU, with the same weights bit for bit.
 
     model/, model-last/   the best step's weights where evaluations say which is the best, and the
                           last step's; else model/ alone, of the last step; averaged weights where
                           there are any, with measured statistics
     checkpoints/          see `checkpoint`
-    log.jsonl             averages of steps, and metrics, of which step 0 has those before training
+    log.jsonl             averages of steps, and metrics; step 0 is before training
     result.json           steps, metrics and files of each model; samples that the first process
                           left out since it last began, and why
 
@@ -272,6 +272,7 @@ def _evaluate(run: Run, evaluate: TrainEvaluation, saver: Saver) -> None:
 
 
 def _measure(run: Run, evaluate: TrainEvaluation) -> Mapping[str, float]:
+    """Return the metrics of the current model, in eval mode, without changing the run."""
     state, best = run.state, evaluate.best
     state.module.eval()
     with contextlib.ExitStack() as stack:
@@ -300,8 +301,7 @@ def _explain_memory(state: TrainState) -> Iterator[None]:
             f"out of memory after step {state.step}:"
             f" {str(error).splitlines()[0] if str(error) else type(error).__name__}. Lower"
             " batch_size and raise accumulate by the same factor, which gives the same training;"
-            " or set"
-            " gradient_checkpointing: true; or prepare smaller samples (modality.with.size)"
+            " or set gradient_checkpointing: true; or prepare smaller samples (modality.with.size)"
         ) from error
 
 

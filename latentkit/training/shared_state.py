@@ -1,5 +1,4 @@
-"""What all parts of a training run share: the model's passes, the run's state, and its
-checkpoints.
+"""Shared by all parts of a training run: the model's passes, the run's state, and its checkpoints.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ AUTOCAST = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass
 class Run:
-    """What the parts of a run share: the state, which changes, and everything that doesn't.
+    """Shared by the parts of a run: its state, which changes, and everything that doesn't.
 
     Args:
         last_layers: by role of a loss, the weight at which adaptive weights are computed.

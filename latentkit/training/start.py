@@ -70,7 +70,7 @@ def check(
     """Check that these can be trained together.
 
     Raises:
-        TrainingError: they can't; the message says why.
+        TrainingError: something can't be trained; the message says what and why.
     """
     if not isinstance(source, Source):
         raise TrainingError(
@@ -258,6 +258,7 @@ def check_losses_on_first_batch(run: Run, batches: Iterator[Batch]) -> Iterator[
 
 
 def _compute_once(run: Run, losses: Sequence[WeightedLoss], first: Batch) -> None:
+    """Compute these losses once in eval mode, to find errors."""
     if not losses:
         return
     run.state.module.eval()
@@ -273,7 +274,7 @@ def _compute_once(run: Run, losses: Sequence[WeightedLoss], first: Batch) -> Non
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Refuse trackers that don't exist or aren't installed.
+    """Check that all trackers exist and are installed.
 
     Raises:
         TrainingError: the message names the tracker.
@@ -379,6 +380,7 @@ def _prepare_module(module: nn.Module, accelerator: Accelerator) -> nn.Module:
 def _open_discriminator(
     loss: WeightedLoss, settings: TrainSettings, accelerator: Accelerator
 ) -> Discriminator:
+    """Return a loss's discriminator with its optimizer, frozen until its own pass."""
     assert isinstance(loss.loss, Adversarial)
     module = _prepare_module(loss.loss.discriminator, accelerator)
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]

@@ -197,6 +197,7 @@ def _weigh(run: Run, batch: LossBatch, losses: Sequence[WeightedLoss]) -> tuple[
 
 
 def _check_shape(name: str, value: Tensor, batch: LossBatch) -> None:
+    """Check that a loss is one value per sample, on the batch's device."""
     count = len(batch.inputs)
     if value.shape != (count,):
         raise PluginError(
@@ -236,6 +237,7 @@ def discriminator_pass(
 
 
 def _detached(run: Run, batch: LossBatch) -> LossBatch:
+    """Return the batch without its graph, for discriminators."""
     found = batch.reconstruction
     moments = (
         None

@@ -44,7 +44,7 @@ def try_samples(
         return []
     advice = "modality.with.min_size leaves small ones out"
     small = (
-        f"{num_enlarged} of {count} pictures that were tried are smaller than the size they are"
+        f"{num_enlarged} of {count} images that were tried are smaller than the size they are"
         " prepared to"
     )
     return [f"{small}, and are enlarged; {advice}"]

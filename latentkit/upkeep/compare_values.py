@@ -118,6 +118,7 @@ class Difference:
 
 
 def _finding(found: Verification, name: str, difference: Difference, tolerance: float) -> Finding:
+    """Return the finding for a unit's difference: damage above the tolerance, else a remark."""
     rows = f"{difference.num_rows} rows encoded again"
     if difference.num_other:
         rows += f" ({difference.num_other} more have other media now)"
@@ -145,6 +146,7 @@ def _finding(found: Verification, name: str, difference: Difference, tolerance: 
 
 
 def _compare_unit(found: Verification, again: LocalFolder, unit: ReadUnit) -> Difference:
+    """Return the difference between a unit and the same unit encoded again in `again`."""
     new = read_unit(again, unit.unit)
     ours, theirs = unit.rows, new.rows
     if (
@@ -183,8 +185,8 @@ def _compare_unit(found: Verification, again: LocalFolder, unit: ReadUnit) -> Di
 def _blocks(
     bucket: str, first: Any, second: Any, rows: Sequence[Tensor]
 ) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
-    """Give the same rows of both files: tensors by name, (N, C, ...); ragged rows singly."""
-    keys = first.keys()  # of a file, no mapping
+    """Yield the same rows of both files: tensors by name, (N, C, ...); ragged rows one by one."""
+    keys = first.keys()  # a copy, as the mapping of the file may be closed
     names = [name for name in keys if name.startswith(f"{bucket}/")]
     ours, theirs = (
         {name.rpartition("/")[2]: file.get_tensor(name) for name in names}
@@ -202,7 +204,7 @@ def _blocks(
 
 
 def _ragged_row(tensors: Mapping[str, Tensor], row: int) -> dict[str, Tensor]:
-    """One row, (1, C, positions, ...) whichever axis is the ragged one; scales (1, C)."""
+    """Return one row, (1, C, positions, ...) whichever axis is the ragged one; scales (1, C)."""
     found = {}
     for name, tensor in tensors.items():
         if name + OFFSETS in tensors:

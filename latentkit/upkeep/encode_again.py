@@ -175,6 +175,7 @@ def _shards(table: pa.Table) -> Iterator[tuple[str, str]]:
 
 
 def _raise_for_missing(found: Verification, gone: Sequence[str]) -> None:
+    """Raise an error if samples of the units are gone."""
     if gone:
         what = (
             f"{len(gone)} samples of units to encode again were changed in or removed from the"

@@ -1,4 +1,4 @@
-"""What a check of a latent dataset found: what could be read of it, and what is wrong."""
+"""The results of checking a latent dataset: what could be read, and what is wrong."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Report:
-    """What a check of a dataset found.
+    """The report of a check.
 
     Args:
         state: "finished", or how far it is.
@@ -60,7 +60,7 @@ class Report:
         return tuple(finding for finding in self.findings if finding.part != "remark")
 
     def names(self, part: Part) -> list[str]:
-        """Files of one kind that something is wrong with."""
+        """Files of one kind in which something is wrong."""
         return [finding.file for finding in self.findings if finding.part == part]
 
     def __str__(self) -> str:
@@ -75,12 +75,12 @@ class Report:
 
 @dataclass
 class Verification:
-    """What a check could read of a dataset, and what is wrong.
+    """The parts of a dataset that could be read, and what is wrong with the others.
 
     Args:
         document: dataset.json; None when it isn't there or can't be trusted.
-        plans: readable ones that count, by number.
-        units: undamaged ones, by name.
+        plans: readable plans that are in use, by number.
+        units: undamaged units, by name.
         left: names of units that an unfinished run has still to make.
     """
 
@@ -103,7 +103,7 @@ class Verification:
         )
 
     def names(self, part: Part) -> list[str]:
-        """Files of one kind that something is wrong with."""
+        """Files of one kind in which something is wrong."""
         return [finding.file for finding in self.findings if finding.part == part]
 
     @property

@@ -1,4 +1,4 @@
-"""What is in a latent dataset, finished or not, as a mapping and as text."""
+"""Describe a latent dataset, finished or not, as a mapping and as text."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def inspect_dataset(path: str, with_ledger: bool = False) -> dict[str, Any]:
     """Return all that is known without reading latents; `with_ledger` adds a list of every row.
 
     Raises:
-        StoreError: there is no latent dataset, or it is damaged.
+        StoreError: the latent dataset is missing or damaged.
     """
     folder = open_folder(path)
     if not folder.exists(DATASET) and (unfinished := _unfinished(folder)):
@@ -125,10 +125,10 @@ def _left_out(index: pa.Table) -> float | None:
 
 
 def list_skipped(path: str) -> str:
-    """A line for each sample that was skipped, with its reason; of a run under way, so far.
+    """Return a line for each sample that was skipped (so far), with its reason.
 
     Raises:
-        StoreError: there is no latent dataset, or it is damaged.
+        StoreError: the latent dataset is missing or damaged.
     """
     folder = open_folder(path)
     plan = None if folder.exists(DATASET) else newest_plan(folder)
@@ -142,7 +142,7 @@ def list_skipped(path: str) -> str:
 
 
 def _first_keys(reasons: Mapping[str, str]) -> dict[str, list[str]]:
-    """The first few keys of each reason."""
+    """Return the first few keys for each reason."""
     found: dict[str, list[str]] = {}
     for key, reason in reasons.items():
         keys = found.setdefault(reason, [])
@@ -164,7 +164,7 @@ def _ledger(folder: Folder, newest: int, index: pa.Table) -> list[dict[str, Any]
     """Return a row per sample and view: "ok", "skipped" with a reason, or "superseded"."""
     chain = read_chain(
         folder, before=newest + 1
-    )  # a run that is under way may have begun another plan
+    )  # a run in progress may have started another plan
     old = superseded_rows(chain, read_units(folder, chain))
     names = ["key", "view", "status", "reason", "unit"]
     return [
@@ -174,6 +174,7 @@ def _ledger(folder: Folder, newest: int, index: pa.Table) -> list[dict[str, Any]
 
 
 def _unfinished(folder: Folder) -> dict[str, Any] | None:
+    """Return the description of an unfinished dataset; None if there is no plan."""
     plan = newest_plan(folder) if folder.list("plans") else None
     if plan is None:
         return None
@@ -224,12 +225,12 @@ def describe(found: dict[str, Any]) -> str:
             f"  latents    {layout['kind']}, {counted(layout['channels'], 'channel')}, axes"
             f" {layout['axes']}{_of_axes(found)}"
         ),
-        f"  stored as  {_stored(found)}",
+        f"  stored as  {describe_stored(found)}",
         f"  source     {found['source'].get('use')} {found['source'].get('with') or ''}".rstrip(),
         f"  views      {_counts(found['views'])}",
         f"  buckets    {_counts(found['buckets'])}",
         f"  on disk    {counted(found['units'], 'unit')}, {found['bytes'] / 1e6:.1f} MB",
-        f"  normalized {_formula(found)}",
+        f"  normalized {describe_normalization(found)}",
     ]
     if found["statistics"]:
         lines += [
@@ -254,9 +255,9 @@ def describe(found: dict[str, Any]) -> str:
 
 
 def describe_columns(found: Mapping[str, Any], most: int, command: str) -> list[str]:
-    """A line for each column and how many rows have it.
+    """Return a line for each column, with the number of rows that have it.
 
-    Of more than `most`, the last names the command that lists all.
+    With more than `most` columns, the last line names the command that lists all.
     """
     columns = {name: Filling(**filling) for name, filling in found["columns"].items()}
     lines = describe_fillings(columns, found["rows"].get("ok", 0), "row")
@@ -268,11 +269,11 @@ def describe_columns(found: Mapping[str, Any], most: int, command: str) -> list[
 def describe_remarks(
     found: Mapping[str, Any], most: int, command: str, source: Sequence[Remark] | None = None
 ) -> list[str]:
-    """A line for each remark of the source and of samples.
+    """Return a line for each remark of the source and of samples.
 
     Args:
         most: lines, the last of which names the command that lists all.
-        source: what the source remarks now; None: what it did when the dataset was written.
+        source: the source's remarks now; None: its remarks when the dataset was written.
     """
     stated = [Remark(**remark) for remark in found["remarks"]["source"]]
     of_samples = [Remark(**remark) for remark in found["remarks"]["samples"]]
@@ -285,7 +286,7 @@ def describe_remarks(
 
 
 def _skipped(found: Mapping[str, Any], command: str) -> list[str]:
-    """How many rows were skipped for each reason, with the first few keys."""
+    """Return lines with the number of skipped rows for each reason, and the first few keys."""
     lines = []
     for reason, count in found["skipped"].items():
         lines += [f"  skipped    {count}: {reason}", f"             {name_keys(found, reason)}"]
@@ -293,11 +294,11 @@ def _skipped(found: Mapping[str, Any], command: str) -> list[str]:
 
 
 def name_keys(found: Mapping[str, Any], reason: str) -> str:
-    """The first few samples that were skipped for a reason."""
+    """Return the first few samples that were skipped for a reason, as text."""
     return "such as " + ", ".join(map(escape_line_breaks, found["skipped_samples"].get(reason, [])))
 
 
-def _formula(found: dict[str, Any]) -> str:
+def describe_normalization(found: Mapping[str, Any]) -> str:
     """Return the formula that reading applies to stored latents z, with any fold into channels."""
     norm, layout = found["normalization"], found["layout"]
     fold: dict[str, int] = norm.get("fold") or {}
@@ -311,7 +312,7 @@ def _formula(found: dict[str, Any]) -> str:
     )
 
 
-def _stored(found: dict[str, Any]) -> str:
+def describe_stored(found: Mapping[str, Any]) -> str:
     """Name the stored values and their dtype, such as "moments in float16"."""
     if found["layout"]["kind"] == "quantised":
         return "indices"

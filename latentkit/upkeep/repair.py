@@ -1,5 +1,5 @@
-"""Repair a latent dataset: make the files that a check found broken again, from the source and the
-encoder, and leave all others as they are.
+"""Repair a latent dataset: make broken files again from the source and the encoder, and leave all
+others as they are.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ from latentkit.upkeep.verify import verify_folder
 
 @dataclass(frozen=True)
 class Repair:
-    """What a repair did.
+    """The result of a repair.
 
     Args:
         encoded: names of the units that were encoded again.
-        differing: those of them whose bytes are no longer the same.
+        differing: units among `encoded` whose bytes changed.
         written: other files that were written again, or removed.
-        report: what a check finds after the repair.
+        report: the report of a check after the repair.
     """
 
     encoded: tuple[str, ...]
@@ -73,7 +73,7 @@ def repair_dataset(path: str, also: Sequence[Finding] = (), device: str = "auto"
     where they are.
 
     Args:
-        also: what `compare_values` found.
+        also: findings of `compare_values`.
 
     Raises:
         FingerprintError: the encoder is no longer the one that made the dataset.
@@ -178,9 +178,9 @@ def _restore_plans(found: Verification) -> list[str]:
         plan = _rebuild(found, number)
         if plan is None:
             raise StoreError(
-                f"{found.folder}/{name} can't be made again: {DATASET} and index don't say all that"
-                " was in it. Copy it back from where you have one; without it the latents can"
-                " still be read, but neither repaired nor added to"
+                f"{found.folder}/{name} can't be made again: {DATASET} and index don't have all of"
+                " its content. Copy it back from a backup; without it the latents can still be"
+                " read, but neither repaired nor added to"
             )
         found.folder.remove(name)
         write_plan(found.folder, plan)

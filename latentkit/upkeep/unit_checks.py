@@ -109,6 +109,7 @@ def _read_data(file: BinaryIO, header: UnitHeader) -> dict[str, bytes]:
 
 
 def _is_finite(piece: bytes, tensor: StoredTensor) -> bool:
+    """Return whether all values in a piece of a tensor's bytes are finite."""
     if tensor.dtype not in NON_FINITE:
         return True
     unsigned, signed, infinity = NON_FINITE[tensor.dtype]

@@ -38,7 +38,7 @@ def verify_folder(folder: Folder) -> Verification:
     """Return everything that is wrong with a latent dataset; all of it is read, nothing written.
 
     Raises:
-        StoreError: there is no latent dataset, or it can't be reached.
+        StoreError: the latent dataset is missing or can't be reached.
     """
     if not folder.top_names() & {DATASET, "plans", "units"}:
         raise StoreError(f"{folder} is not a latent dataset: there is neither {DATASET} nor plans")
@@ -101,7 +101,7 @@ def _read_plans(found: Verification) -> None:
 
 def _find_gaps(found: Verification, known: Sequence[int]) -> None:
     """Add a finding for each missing plan that a later one builds on; `known`: newest first."""
-    for number, older in zip(known, [*known[1:], -1], strict=False):  # there may be none
+    for number, older in zip(known, [*known[1:], -1], strict=False):  # may be none
         if older < number - 1 and not (
             number in found.plans and found.plans[number].settings.compacts
         ):
@@ -122,6 +122,7 @@ def _restore_hint(folder: Folder) -> str:
 
 
 def _read_units(found: Verification) -> None:
+    """Read every unit that should exist, and add a finding for each that is missing or damaged."""
     there = committed_units(found.folder)
     wanted = {
         unit.name: WantedUnit(unit.name, unit, plan, None)
@@ -160,6 +161,7 @@ def _read_units(found: Verification) -> None:
 def _read_or_error(
     folder: Folder, wanted: WantedUnit, headers: Mapping[str, str]
 ) -> ReadUnit | StoreError:
+    """Return the unit, or the error that reading it raises."""
     try:
         return read_whole(folder, wanted, headers)
     except StoreError as error:
@@ -242,6 +244,7 @@ def _compare(found: Verification, chain: Sequence[Plan], document: Mapping[str, 
 
 
 def _same_table(content: bytes, index: pa.Table) -> bool:
+    """Return whether a file's content is this index, in any encoding by Parquet."""
     written = index_bytes(index)
     if written == content:
         return True
@@ -298,6 +301,7 @@ def _all_units(found: Verification) -> Iterable[str]:
 
 
 def _list_left_over(found: Verification) -> None:
+    """Add remarks on a missing recipe and on files of processes that have ended."""
     if not found.folder.exists(RECIPE):
         found.add(
             "remark",

@@ -8,6 +8,7 @@ python tests/benchmarks/make_dataset.py PATH [--rows 1000000] [--channels 4] [--
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -26,9 +27,16 @@ def caption(number: int) -> str:
     return f"a caption of exactly sixty characters, number {number:>8d} it is...."[:60]
 
 
-def make_dataset(path: Path, num_rows: int, channels: int, side: int, unit_size: int) -> Path:
-    """Gaussian moments (2 * channels, side, side) in float16 with a 60-character caption each; rows
-    are drawn from one pool of noise.
+def make_dataset(
+    path: Path,
+    num_samples: int,
+    channels: int,
+    side: int,
+    unit_size: int,
+    views: Sequence[str] = ("plain",),
+) -> Path:
+    """Gaussian moments (2 * channels, side, side) in float16 of each view, with a caption of 60
+    characters per sample; rows are drawn from one pool of noise.
     """
     folder = LocalFolder(path)
     settings = PlanSettings(
@@ -39,7 +47,9 @@ def make_dataset(path: Path, num_rows: int, channels: int, side: int, unit_size:
         False,
         {},
     )
-    entries = (Entry(f"{i:08d}", "", {"text": caption(i), "label": i}) for i in range(num_rows))
+    entries = (
+        Entry(f"{i:08d}", "", {"text": caption(i), "label": i % 1000}) for i in range(num_samples)
+    )
     plan = plan_of(0, list_entries(entries), settings)
     write_plan(folder, plan)
     noise = torch.randn(BATCH, 2 * channels, side, side).half()
@@ -47,10 +57,10 @@ def make_dataset(path: Path, num_rows: int, channels: int, side: int, unit_size:
         writer = UnitWriter(unit)
         for start in range(unit.start, unit.stop, BATCH):
             positions = range(start, min(start + BATCH, unit.stop))
-            rows = noise[: len(positions)].roll(start, 0)
+            rows = noise.roll(start, 0)[: len(positions)].repeat_interleave(len(views), 0)
             writer.add(
                 f"{side * 8}x{side * 8}",
-                [RowLabel(position, "plain") for position in positions],
+                [RowLabel(position, view) for position in positions for view in views],
                 {"moments": rows},
             )
         writer.commit(folder, {}, settings.fingerprint)
@@ -58,7 +68,7 @@ def make_dataset(path: Path, num_rows: int, channels: int, side: int, unit_size:
     finalize(
         folder,
         [plan],
-        Description(layout, Normalization(0.1, 0.5), "moments", "float16", {}, ["plain"]),
+        Description(layout, Normalization(0.1, 0.5), "moments", "float16", {}, [*views]),
         lambda index: None,
     )
     return path

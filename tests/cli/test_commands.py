@@ -90,6 +90,11 @@ def test_commands_and_options_are_these(capsys: pytest.CaptureFixture[str]) -> N
         "compact": ["PATH"],
         "export": ["PATH", "OUT", "--to", "--set"],
         "checkpoint": ["RUN", "OUT", "--step", "--weights"],
+        "push": [
+            *("PATH", "OWNER/NAME", "--license", "--public", "--dry-run", "--no-preview"),
+            *("--keep-paths", "--replace"),
+        ],
+        "pull": ["OWNER/NAME", "OUT"],
         "plugins": ["--json"],
         "plugins new": ["NAME", "--kind", "--path"],
         "recipes": [],

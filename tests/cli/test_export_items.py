@@ -33,8 +33,8 @@ from latentkit.contracts import (
     OtherScaleConfig,
 )
 from latentkit.errors import InterruptedRunError
-from latentkit.exporting.items import draw_noise
-from latentkit.exporting.names import safe_name, tell_apart
+from latentkit.exporting.names import make_unique, safe_name
+from latentkit.exporting.row_block import draw_noise
 from latentkit.plugins import Provided, Registry, discover
 from latentkit.testing import copy_dataset
 from latentkit.testing.exported_dataset import DatasetShape
@@ -199,6 +199,18 @@ def test_names_of_classes_are_numbered_in_their_order(
     assert kept.export.label_names == ["ant", "zebra"]
 
 
+def test_numbers_beyond_those_of_classes_are_no_labels(
+    latents: Path,
+    use: UseExporter,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("latentkit.exporting.items.MOST_LABELS", 6)
+    use(Kept(ExportNeeds(label="label")))
+    assert export(latents) == 2
+    assert "label 6 of the attribute 'label' is too large" in capsys.readouterr().err
+
+
 def test_text_embeddings_come_from_a_second_dataset_by_key(
     latents: Path, use: UseExporter, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -273,7 +285,7 @@ def test_names_are_safe_and_told_apart(latents: Path, use: UseExporter) -> None:
     assert safe_name("/etc/../C:\\x\\.hidden.png") == "etc/C_/x/_hidden"
     assert safe_name("..") == "_"
     assert len(safe_name("é" * 300).encode()) <= 120
-    assert tell_apart(["x", "X", "x-2", "x"]) == ["x", "X-3", "x-2", "x-4"]
+    assert make_unique(["x", "X", "x-2", "x"]) == ["x", "X-3", "x-2", "x-4"]
 
 
 # ---------------------------------------------------------------- what is refused
@@ -299,8 +311,8 @@ def test_names_are_safe_and_told_apart(latents: Path, use: UseExporter) -> None:
             ExportNeeds(normalization=Normalization(0.0, 0.18215)),
             DatasetShape(),
             [],
-            "its trainer normalizes by scale 0.18215, whatever made the latents, and these need"
-            " shift 0.25, scale 2; encode with that trainer's autoencoder, or insist with"
+            "its trainer always normalizes by scale 0.18215, and these latents need shift 0.25,"
+            " scale 2; encode with that trainer's autoencoder, or export them anyway with"
             " allow_other_scale=true",
         ),
         (
@@ -315,13 +327,18 @@ def test_names_are_safe_and_told_apart(latents: Path, use: UseExporter) -> None:
             [],
             "it takes latents of one size, and the dataset has 2 (16x16, 16x32)",
         ),
-        (ExportNeeds(square=True), DatasetShape(), [], "it takes squares, and there are 16x32"),
+        (
+            ExportNeeds(square=True),
+            DatasetShape(),
+            [],
+            "it takes square latents, and the dataset has 16x32",
+        ),
         (
             ExportNeeds(size_multiple=32),
             DatasetShape(),
             [],
-            "it takes sizes that are multiples of 32, and there are 16x16; encode again with such a"
-            " modality.with.size, or with buckets.step: 32",
+            "it takes sizes that are multiples of 32, and the dataset has 16x16; encode again with"
+            " such a modality.with.size, or with buckets.step: 32",
         ),
         (
             ExportNeeds(sizes=((16, 16), (64, 64), (32, 32))),
@@ -334,7 +351,7 @@ def test_names_are_safe_and_told_apart(latents: Path, use: UseExporter) -> None:
             ExportNeeds(label="label"),
             DatasetShape(attributes=("text",)),
             [],
-            "it needs the attribute 'label' of every sample, and there are ['text']",
+            "it needs the attribute 'label' of every sample, and the dataset has ['text']",
         ),
         (
             ExportNeeds(axes="CTHW"),

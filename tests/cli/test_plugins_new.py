@@ -101,7 +101,7 @@ def test_the_prefix_of_distributions_is_not_doubled_and_the_kind_not_said_twice(
         (["a" * 41, "--kind", "encoder"], "has 41 characters; expected a name of at most 40"),
         (
             ["soft-edges", "--kind", "los"],
-            "--kind los: there is no such kind of plugin, did you mean 'loss'?",
+            "--kind los: unknown kind of plugin, did you mean 'loss'?",
         ),
         (
             ["soft-edges", "--kind", "kernel"],

@@ -19,8 +19,8 @@ from latentkit.cli.main import main
 from latentkit.encoding.encode_source import EncodeSummary
 
 SAID = (
-    "1: left out because of their ending .svg: a drawing or document without pixels; render it to PNG, such"
-    " as x.svg"
+    "1: left out because of their ending .svg: a drawing or document without pixels; render it to"
+    " PNG, such as x.svg"
 )
 FIXED = {"batch_size": 2, "threads": 1, "compile": False, "preview": 0, "output.unit_size": 4}
 Words = pytest.CaptureFixture[str]
@@ -102,7 +102,7 @@ def test_latentkit_alone_prints_its_help_and_tasks_without_a_command_point_at_ru
     for task in ("train", "evaluate"):
         assert main([task, "recipe.yaml"]) == 2
         assert (
-            f"a recipe with task: {task} is run by `latentkit run RECIPE`"
+            f"run a recipe with task: {task} by `latentkit run RECIPE`"
             in capsys.readouterr().err
         )
 

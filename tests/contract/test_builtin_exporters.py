@@ -5,7 +5,9 @@ formats' own readers.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -105,6 +107,19 @@ class TestWebdataset(ExporterContract):
             ):
                 assert row["json"]["label"] in range(7)
                 yield row["json"]["key"], row["json"]["view"], torch.from_numpy(row["latent.npy"])
+
+    def test_a_shard_has_the_bytes_that_tarfile_writes(self, tmp_path: Path) -> None:
+        _, folder = self.export(tmp_path)
+        for shard in folder.glob("*.tar"):
+            again = io.BytesIO()
+            with tarfile.open(shard) as read, tarfile.open(
+                fileobj=again, mode="w", format=tarfile.USTAR_FORMAT
+            ) as written:
+                for entry in read:
+                    plain = tarfile.TarInfo(entry.name)
+                    plain.size = entry.size
+                    written.addfile(plain, read.extractfile(entry))
+            assert shard.read_bytes() == again.getvalue()
 
 
 def load_buckets(folder: Path) -> list[datasets.Dataset]:

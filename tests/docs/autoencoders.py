@@ -34,7 +34,7 @@ The encoder `diffusers` supports every autoencoder class that diffusers 0.42.1 e
 can't be an encoder of samples, for the reason given. This page is made by `tests/docs/autoencoders.py` from
 `latentkit/encoders/diffusers_table.py`, which holds what can't be measured; sizes are measured on each model when it is opened.
 
-- **Takes**: modalities, the usual one first. A video class sees a picture as a clip of one frame; a picture class sees a clip frame by
+- **Takes**: modalities, the usual one first. A video class sees an image as a clip of one frame; an image class sees a clip frame by
   frame.
 - **Input**: axes of one prepared input as the class has them, and its range. Other pixel scales (ImageNet's, px / 128 - 1) are made of it
   inside.
@@ -77,7 +77,7 @@ More than the table:
   `config.json` lies beside it, or `config` names it: a path, or a name of the table below. No object but tensors is loaded. The names
   of original trainers are converted. The same weights have the same fingerprint in every kind of file.
 - Where a config gives other numbers of shifts and scales than its latents have channels, the model is refused when it is opened.
-- A class that isn't here is tried as one of pictures, of clips and of sound, and driven when its `encode` gives a `latent_dist`, `latent`,
+- A class that isn't here is tried as one of images, of clips and of sound, and driven when its `encode` gives a `latent_dist`, `latent`,
   `latents` or a tuple, and its `decode` gives the input's sizes back; else what it lacks is said.
 """
 

@@ -175,7 +175,7 @@ def test_a_spec_of_another_kind_a_text_and_a_forgotten_mark_are_recorded(
     assert causes["acme-wrong-type", "latentkit_modalities"] == "expected ModalitySpec, got str"
     assert (
         causes["acme-extra-argument", "latentkit_losses"]
-        == "not marked with @hookimpl (latentkit.hooks)"
+        == "not marked as a hook; add @hookimpl (from latentkit.hooks)"
     )
 
 

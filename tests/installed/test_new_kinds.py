@@ -155,7 +155,7 @@ def test_a_task_as_a_command_is_told_how_it_is_run(tmp_path: Path) -> None:
     for name in ("tally", "train"):
         done = latentkit(name, cwd=tmp_path)
         assert done.returncode == 2
-        assert done.stderr.startswith(f"latentkit: there is no command {name}; a recipe with task:")
+        assert done.stderr.startswith(f"latentkit: there is no command {name}, but a task: run")
 
 
 def test_two_of_one_task_s_name_fail_its_recipes_alone(tmp_path: Path) -> None:
@@ -230,7 +230,7 @@ def test_plugins_name_says_all_about_one(tmp_path: Path) -> None:
         "  task: tally (needed)",
         "      what the recipe does",
         "  seed: whole number = 0",
-        "      of every random draw",
+        "      seed of every random draw",
         "  source: mapping (needed)",
         "      where samples come from",
         "  source.use: text (needed)",

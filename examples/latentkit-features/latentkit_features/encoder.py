@@ -114,7 +114,7 @@ def open_features(folder: Path, device: str) -> FeatureEncoder:
         raise EncoderError(f"{folder}: weights are missing: {', '.join(missing)}")
     mean, deviation = IMAGENET
     path = folder / "preprocessor_config.json"
-    said = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    preprocessing = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return FeatureEncoder(
-        network, said.get("image_mean", mean), said.get("image_std", deviation), device
+        network, preprocessing.get("image_mean", mean), preprocessing.get("image_std", deviation), device
     )

@@ -9,7 +9,7 @@ from torch import nn
 
 
 class Autoencoder(nn.Module):
-    """Pictures (N, 3, H, W) in [-1, 1] to means and log-variances, (N, 2 * 4, H / 8, W / 8), and
+    """Images (N, 3, H, W) in [-1, 1] to means and log-variances, (N, 2 * 4, H / 8, W / 8), and
     (N, 4, H / 8, W / 8) back.
     """
 

@@ -1,4 +1,4 @@
-"""What the plugin declares.
+"""The declarations of the plugin.
 
 Importing this loads no torch, so that `latentkit plugins` answers in a blink.
 """

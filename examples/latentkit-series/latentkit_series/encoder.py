@@ -27,7 +27,8 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
 class Description(Config):
-    """What config.json holds: the network's shape, and what was measured of its latents."""
+    """The content of config.json: the network's shape, and the measured statistics of its latents.
+    """
 
     channels: int
     latent_channels: int

@@ -1,4 +1,6 @@
-"""What the plugin declares. Importing this loads no torch, so that `latentkit plugins` is quick."""
+"""The declarations of the plugin. Importing this loads no torch, so that `latentkit plugins` is
+quick.
+"""
 
 from __future__ import annotations
 

@@ -170,7 +170,7 @@ class Track:
         """Yield all frames, in chunks.
 
         Raises:
-            SampleError: they are damaged.
+            SampleError: the packets are damaged.
         """
         held, num_before = None, 0
         with av_errors("damaged, or cut off"):

@@ -19,7 +19,7 @@ equals that part of the resampled whole. soxr's best filter reaches 160 of them 
 
 @dataclass(frozen=True)
 class LengthRule:
-    """Which numbers of samples the encoder accepts. A row of `size` steps has `(size - extra) *
+    """The numbers of samples that the encoder accepts. A row of `size` steps has `(size - extra) *
     hop` samples.
 
     Args:

@@ -58,7 +58,7 @@ class LeveledFrames:
 
 @dataclass(frozen=True)
 class Levels:
-    """How loud rows become.
+    """The loudness that rows get.
 
     Args:
         rate_hz: rate of the frames.

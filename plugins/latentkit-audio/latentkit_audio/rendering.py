@@ -54,21 +54,21 @@ def write_spectrograms(rows: Sequence[Sequence[Tensor]], path: Path) -> None:
     low = min(float(mel.min()) for row in rows for mel in row)
     high = max(float(mel.max()) for row in rows for mel in row)
     scale = 255 / (high - low) if high > low else 0.0
-    pictures = [[_to_levels((mel - low) * scale) for mel in row] for row in rows]
+    images = [[_to_levels((mel - low) * scale) for mel in row] for row in rows]
     width = (
-        max(sum(picture.shape[1] + GAP_PIXELS for picture in row) for row in pictures) + GAP_PIXELS
+        max(sum(image.shape[1] + GAP_PIXELS for image in row) for row in images) + GAP_PIXELS
     )
     height = (
-        sum(max(picture.shape[0] for picture in row) + GAP_PIXELS for row in pictures) + GAP_PIXELS
+        sum(max(image.shape[0] for image in row) + GAP_PIXELS for row in images) + GAP_PIXELS
     )
     sheet = np.full((height, width), GAP_LEVEL, np.uint8)
     top = GAP_PIXELS
-    for row in pictures:
+    for row in images:
         left = GAP_PIXELS
-        for picture in row:
-            sheet[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
-            left += picture.shape[1] + GAP_PIXELS
-        top += max(picture.shape[0] for picture in row) + GAP_PIXELS
+        for image in row:
+            sheet[top : top + image.shape[0], left : left + image.shape[1]] = image
+            left += image.shape[1] + GAP_PIXELS
+        top += max(image.shape[0] for image in row) + GAP_PIXELS
     Image.fromarray(sheet).save(path, format="PNG")
 
 

@@ -319,6 +319,6 @@ def test_without_pyav_the_reason_names_it(open_audio: Any, monkeypatch: pytest.M
 
     monkeypatch.setattr(builtins, "__import__", without_av)
     with pytest.raises(
-        SampleError, match=r"takes PyAV to read: pip install 'latentkit-audio\[av\]'"
+        SampleError, match=r"needs the package PyAV: pip install 'latentkit-audio\[av\]'"
     ):
         list(open_audio(AAC_HZ).prepare(Sample("a", media)))

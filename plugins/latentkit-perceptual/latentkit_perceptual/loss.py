@@ -83,9 +83,9 @@ class Lpips(nn.Module):
             ]
         return torch.stack(found).sum(0)
 
-    def _features(self, pictures: Tensor) -> list[Tensor]:
+    def _features(self, images: Tensor) -> list[Tensor]:
         """Return each map's feature vectors, scaled to length 1."""
-        normed = (pictures.float().expand(-1, 3, -1, -1) - self.shift) / self.scale
+        normed = (images.float().expand(-1, 3, -1, -1) - self.shift) / self.scale
         return [
             found * (found.square().sum(1, keepdim=True) + SMALLEST_SQUARED_LENGTH).rsqrt()
             for found in self.network(normed)
@@ -118,8 +118,8 @@ class Perceptual:
         )
         return distances
 
-    def _center(self, pictures: Tensor) -> Tensor:
-        return (pictures - self._low) * (2 / (self._high - self._low)) - 1
+    def _center(self, images: Tensor) -> Tensor:
+        return (images - self._low) * (2 / (self._high - self._low)) - 1
 
 
 def open_perceptual(config: PerceptualConfig, context: BuildContext) -> Perceptual:

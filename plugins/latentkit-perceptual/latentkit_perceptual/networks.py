@@ -34,12 +34,12 @@ class Network(nn.Module):
         ]
         self.widths = [group[-1].out_channels for group in convolutions]
 
-    def forward(self, pictures: Tensor) -> list[Tensor]:
+    def forward(self, images: Tensor) -> list[Tensor]:
         found = []
         for number, layer in enumerate(self.layers):
-            pictures = layer(pictures)
+            images = layer(images)
             if number in self._ends:
-                found.append(pictures)
+                found.append(images)
         return found
 
 

@@ -14,7 +14,7 @@ from latentkit.kit import choose_device
 
 
 class Signal(Enum):
-    """What an actor reports in addition to results."""
+    """A report of an actor in addition to results."""
 
     WANTS = "the worker is ready for another unit"
     ENDED = "the worker was told that no units are left, and has finished"

@@ -26,7 +26,7 @@ TICK_SECONDS = 1.0
 """Interval at which the nodes are checked if nothing happens."""
 
 BUSY_CLUSTER_SECONDS = 30.0
-"""If no actor has started for this long, the user is told."""
+"""If no actor has started for this long, a message is printed."""
 
 STOP_SECONDS = 20.0
 """Time that workers have to drop their units before their processes are killed."""

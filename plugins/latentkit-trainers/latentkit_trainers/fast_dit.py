@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from latentkit.contracts import Export, ExportItem, ExportNeeds
+from latentkit.kit import write_npy
 from latentkit_trainers import scales
 from latentkit_trainers.plugin import FastDitConfig
 
@@ -37,16 +38,14 @@ class FastDitExporter:
             (folder / name).mkdir(exist_ok=True)
         for item in items:
             file = f"{item.number:08d}.npy"
-            np.save(folder / FEATURES / file, item.row.latent[None].numpy())
-            np.save(folder / LABELS / file, np.array([item.label], np.int64))
+            write_npy(f"{folder}/{FEATURES}/{file}", item.row.latent[None].numpy())
+            write_npy(f"{folder}/{LABELS}/{file}", np.array([item.label], np.int64))
         return []
 
     def finish(self, records: Iterable[None], folder: Path, export: Export) -> str:
         """Return the options for train.py."""
         size, num_classes = export.buckets[0].split("x")[0], len(export.label_names)
-        return (
-            f"--feature-path '{export.folder}' --image-size {size} --num-classes {num_classes}"
-        )
+        return f"--feature-path '{export.folder}' --image-size {size} --num-classes {num_classes}"
 
 
 build = FastDitExporter

@@ -1,4 +1,4 @@
-"""Exporter `kohya`: the cache of sd-scripts (its `FineTuningDataset`), which needs no pictures."""
+"""Exporter `kohya`: the cache of sd-scripts (its `FineTuningDataset`), which needs no images."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from latentkit.contracts import Export, ExportItem, ExportNeeds, Normalization
+from latentkit.kit import write_npz
 from latentkit_trainers import scales
 from latentkit_trainers.captions import caption_of, remark_on
 from latentkit_trainers.plugin import KohyaConfig
@@ -19,7 +20,7 @@ from latentkit_trainers.plugin import KohyaConfig
 
 @dataclass(frozen=True)
 class Family:
-    """What the cache of one family of models is like.
+    """The format of the cache for one family of models.
 
     Args:
         suffix: of its files.
@@ -51,8 +52,8 @@ FAMILIES = {
 class KohyaExporter:
     """A .npz per sample, NAME_WWWWxHHHH_FAMILY.npz, and metadata.json with captions and sizes.
 
-    The trainer finds a picture's bucket by the size that metadata.json gives: the bucket's own,
-    while `original_size` in the .npz is the picture's.
+    The trainer finds an image's bucket by the size that metadata.json gives: the bucket's own,
+    while `original_size` in the .npz is the image's.
     """
 
     closing_suffix = ".toml"
@@ -77,13 +78,13 @@ class KohyaExporter:
             height, width = item.row.size
             file = folder / f"{item.name}_{width:04d}x{height:04d}_{self._family.suffix}.npz"
             file.parent.mkdir(parents=True, exist_ok=True)
-            np.savez(file, **self._arrays(item))
-            said = {
+            write_npz(file, self._arrays(item))
+            entry = {
                 "caption": caption_of(item, self._config.caption),
                 "image_size": [width, height],
             }
-            picture = item.name + (PurePosixPath(item.key).suffix or ".png")
-            records.append([picture, said, "hflip" in item.rows])
+            image = item.name + (PurePosixPath(item.key).suffix or ".png")
+            records.append([image, entry, "hflip" in item.rows])
         return records
 
     def _arrays(self, item: ExportItem) -> dict[str, Any]:
@@ -104,13 +105,13 @@ class KohyaExporter:
     def finish(self, records: Iterable[Any], folder: Path, export: Export) -> str:
         """Write metadata.json; returns a dataset configuration."""
         metadata, all_mirrored = {}, True
-        for picture, said, is_mirrored in records:
-            metadata[picture] = said
+        for image, entry, is_mirrored in records:
+            metadata[image] = entry
             all_mirrored &= is_mirrored
         text = json.dumps(metadata, indent=1, ensure_ascii=False)
         (folder / "metadata.json").write_text(text, encoding="utf-8")
-        sizes = [tuple(said["image_size"]) for said in metadata.values()]
-        captions = (said["caption"] for said in metadata.values())
+        sizes = [tuple(entry["image_size"]) for entry in metadata.values()]
+        captions = (entry["caption"] for entry in metadata.values())
         largest = max(sizes, key=math.prod)
         sides = sorted({side for size in sizes for side in size})
         return "\n".join(
@@ -137,13 +138,13 @@ class KohyaExporter:
         )
 
 
-def fit_inside(picture: tuple[int, int], bucket: tuple[int, int]) -> list[float]:
-    """Left, top, right and bottom of a picture (width, height) that is scaled to lie in a bucket,
-    in its middle.
+def fit_inside(image: tuple[int, int], bucket: tuple[int, int]) -> list[float]:
+    """Return left, top, right and bottom of an image (width, height) that is scaled to fit inside a
+    bucket, in its middle.
 
-    That is what the trainer stores as the crop, and what SDXL is conditioned on.
+    The trainer stores these numbers as the crop, and SDXL is conditioned on them.
     """
-    ratio = picture[0] / picture[1]
+    ratio = image[0] / image[1]
     is_wider = bucket[0] / bucket[1] > ratio
     width = bucket[1] * ratio if is_wider else float(bucket[0])
     height = float(bucket[1]) if is_wider else bucket[0] / ratio

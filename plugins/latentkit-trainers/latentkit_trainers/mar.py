@@ -11,8 +11,12 @@ import numpy as np
 import torch
 
 from latentkit.contracts import Export, ExportItem, ExportNeeds, ExportRow
+from latentkit.kit import write_npz
 from latentkit_trainers import scales
 from latentkit_trainers.plugin import MarConfig
+
+LONGEST_NAME = 200
+"""Bytes of a folder's name; file systems take 255."""
 
 
 class MarExporter:
@@ -39,7 +43,7 @@ class MarExporter:
             file = folder / names[item.label] / f"{item.name}.npz"
             file.parent.mkdir(parents=True, exist_ok=True)
             plain, mirrored = (stack_moments(item.rows[view]) for view in self.needs.views)
-            np.savez(file, moments=plain, moments_flip=mirrored)
+            write_npz(file, {"moments": plain, "moments_flip": mirrored})
             labels.append(item.label)
         return labels
 
@@ -64,7 +68,8 @@ def class_folders(names: Sequence[str]) -> list[str]:
     """Return a folder's name for each class; sorted, they are in the order of the classes."""
     safe = [re.sub(r"[^\w-]", "_", name) for name in names]
     is_same = all(first < second for first, second in itertools.pairwise(["", *safe]))
-    return safe if is_same else [f"{number:06d}" for number in range(len(names))]
+    is_short = all(len(name.encode()) <= LONGEST_NAME for name in safe)
+    return safe if is_same and is_short else [f"{number:06d}" for number in range(len(names))]
 
 
 build = MarExporter

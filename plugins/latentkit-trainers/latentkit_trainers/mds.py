@@ -178,7 +178,7 @@ def half_text(item: ExportItem) -> bytes:
 
 
 def jpeg(item: ExportItem) -> bytes:
-    """The picture as it was encoded."""
+    """Return JPEG bytes of the image as it was encoded."""
     file = io.BytesIO()
     cut_picture(item.media, item.row).save(file, "JPEG", quality=95)
     return file.getvalue()

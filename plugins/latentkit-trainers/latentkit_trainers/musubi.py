@@ -1,5 +1,5 @@
 """Exporter `musubi`: the cache of musubi-tuner for models of images (its `ImageDataset`), which
-needs no pictures.
+needs no images.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from latentkit_trainers.plugin import MusubiConfig
 
 @dataclass(frozen=True)
 class Architecture:
-    """What the cache of one architecture is like; all hold the posterior's mean.
+    """The format of the cache for one architecture; all contain the posterior's mean.
 
     Args:
         code: at the end of file names.

@@ -1,4 +1,4 @@
-"""Pictures as they were encoded, for trainers that read pixels beside latents."""
+"""Images as they were encoded, for trainers that read pixels beside latents."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from latentkit.contracts import ExportRow
 
 
 def cut_picture(media: Any, row: ExportRow) -> Image.Image:
-    """Return the part of a picture that a view shows, RGB, in the size that was encoded.
+    """Return the part of an image that a view shows, RGB, in the size that was encoded.
 
     Args:
         media: path, bytes or `PIL.Image.Image`, as a source gives it.
@@ -20,10 +20,10 @@ def cut_picture(media: Any, row: ExportRow) -> Image.Image:
     """
     height, width = row.size
     with _open(media) as opened:
-        picture = ImageOps.exif_transpose(opened).convert("RGB")
-    top, left, rows, columns = row.geometry.get("crop") or (0, 0, picture.height, picture.width)
+        image = ImageOps.exif_transpose(opened).convert("RGB")
+    top, left, rows, columns = row.geometry.get("crop") or (0, 0, image.height, image.width)
     box = (left, top, left + columns, top + rows)
-    cut = picture.resize((width, height), Image.Resampling.LANCZOS, box)
+    cut = image.resize((width, height), Image.Resampling.LANCZOS, box)
     return ImageOps.mirror(cut) if row.geometry.get("flip") else cut
 
 

@@ -1,4 +1,4 @@
-"""What the plugin declares. Importing this loads no torch."""
+"""The plugin's declarations. Importing this loads no torch."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class RepaConfig(ExportConfig, OtherScaleConfig, LabelConfig):
     pictures: bool = Field(
         True,
         description=(
-            "write the pictures too, which the trainer reads beside the latents, from the dataset's"
+            "write the images too, which the trainer reads beside the latents, from the dataset's"
             " source; false: make them with the trainer's dataset_tools.py"
         ),
     )
@@ -108,13 +108,13 @@ class MdsConfig(DrawConfig, OtherScaleConfig, CaptionConfig):
 
 
 EXPORTERS: Mapping[str, tuple[str, type[Config]]] = {
-    "kohya": ("sd-scripts: .npz and metadata.json, no pictures needed", KohyaConfig),
+    "kohya": ("sd-scripts: .npz and metadata.json, no images needed", KohyaConfig),
     "mar": ("MAR: .npz of moments in a folder for each class", MarConfig),
-    "repa": ("REPA, SiT + REPA: .npy of moments, pictures and dataset.json", RepaConfig),
+    "repa": ("REPA, SiT + REPA: .npy of moments, images and dataset.json", RepaConfig),
     "lightningdit": ("LightningDiT: .safetensors and latents_stats.pt", LightningDitConfig),
     "fast-dit": ("fast-DiT: .npy of features and of labels, each view a sample", FastDitConfig),
     "mds": ("MosaicML streaming, micro_diffusion: shards with columns by name", MdsConfig),
-    "musubi": ("musubi-tuner: .safetensors for models of images, no pictures needed", MusubiConfig),
+    "musubi": ("musubi-tuner: .safetensors for models of images, no images needed", MusubiConfig),
 }
 """Name, which is also the module's with "_" for "-", to summary and options."""
 

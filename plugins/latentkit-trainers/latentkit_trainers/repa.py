@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from latentkit.contracts import Export, ExportItem, ExportNeeds
+from latentkit.kit import write_npy
 from latentkit_trainers import scales
 from latentkit_trainers.pictures import cut_picture
 from latentkit_trainers.plugin import RepaConfig
@@ -37,7 +38,7 @@ class RepaExporter:
         )
 
     def write(self, items: Iterable[ExportItem], folder: Path, export: Export) -> list[Any]:
-        """Write a .npy and a picture per sample; returns the .npy's name, and the label."""
+        """Write a .npy and an image per sample; returns the .npy's name, and the label."""
         records = []
         for item in items:
             number = f"{item.number:08d}"
@@ -46,11 +47,11 @@ class RepaExporter:
             file.parent.mkdir(parents=True, exist_ok=True)
             row = item.rows["plain"]
             moments: np.ndarray = torch.cat([row.mean, (row.logvar / 2).exp()]).numpy()
-            np.save(file, moments, allow_pickle=False)
+            write_npy(file, moments)
             if self._has_pictures:
-                picture = folder / "images" / number[:5] / f"img{number}.png"
-                picture.parent.mkdir(parents=True, exist_ok=True)
-                cut_picture(item.media, row).save(picture)
+                image = folder / "images" / number[:5] / f"img{number}.png"
+                image.parent.mkdir(parents=True, exist_ok=True)
+                cut_picture(item.media, row).save(image)
             records.append([name, item.label])
         return records
 

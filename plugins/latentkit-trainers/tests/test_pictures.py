@@ -98,7 +98,7 @@ def test_another_autoencoder_than_the_trainers_is_refused(
 ) -> None:
     latents = make_dataset(4, 0.18215)
     for family, reason in (
-        ("sdxl", "its trainer normalizes by scale 0.13025"),
+        ("sdxl", "its trainer always normalizes by scale 0.13025"),
         ("flux", "it takes latents of 16 channels and 8 x downscale, and these have 4"),
     ):
         assert export(latents, "kohya", f"family={family}") == 2
@@ -115,6 +115,7 @@ def test_names_of_classes_that_a_folder_cannot_have_are_numbered() -> None:
     assert class_folders(["0", "1", "2"]) == ["0", "1", "2"]
     assert class_folders([str(number) for number in range(11)])[10] == "000010"
     assert class_folders([""]) == ["000000"]
+    assert class_folders(["long" * 100]) == ["000000"]
 
 
 def test_a_picture_is_fitted_into_the_middle_of_its_bucket() -> None:

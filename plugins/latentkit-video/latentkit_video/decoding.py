@@ -1,4 +1,4 @@
-"""Decodes a video file to frames with their times. It contains everything that FFmpeg must be told,
+"""Decodes a video file to frames with their times. It contains all settings of FFmpeg,
 and nothing about sizes or clips.
 """
 

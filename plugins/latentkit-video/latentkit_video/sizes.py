@@ -16,7 +16,7 @@ def check_sizes(config: FramingConfig, frames: int, spec: InputSpec) -> None:
     """Check that the encoder accepts clips with this number of frames in each of the shapes.
 
     Raises:
-        RecipeError: it doesn't; the message names the nearest sizes.
+        RecipeError: the encoder doesn't take the size; the message names the nearest sizes.
     """
     _check("modality.with.frames", "a number of frames", frames, spec.sizes.get("T"))
     where = "modality.with.size" if config.buckets is None else "modality.with.buckets"

@@ -106,7 +106,7 @@ class VolumeKLEncoder:
             encoder's dtype; logvar in [-30, 20].
 
         Raises:
-            ValueError: another shape; names it.
+            ValueError: the shape is another one; the message names it.
         """
         channels, factor = self.input.channels, self._config.downscale
         if (
@@ -133,7 +133,7 @@ class VolumeKLEncoder:
             (N, C, f d, f h, f w) in the encoder's dtype, approximately in [-1, 1], not clamped.
 
         Raises:
-            ValueError: another shape; names it.
+            ValueError: the shape is another one; the message names it.
         """
         if latents.ndim != 5 or latents.shape[1] != self.layout.channels:
             found = " x ".join(map(str, latents.shape))

@@ -64,49 +64,49 @@ def _slices(
     planes = ((channel[depth], 1, 2), (channel[:, height], 0, 2), (channel[:, :, width], 0, 1))
     finest = min(sides)
     zoom = max(1, -(-SMALLEST_SIDE_PIXELS // max(channel.shape)))
-    pictures = []
+    images = []
     for plane, down, across in planes:
         size = [
             max(1, round(zoom * channel.shape[axis] * sides[axis] / finest))
             for axis in (across, down)
         ]
-        pictures.append(
+        images.append(
             Image.fromarray(np.ascontiguousarray(plane[::-1])).resize(
                 (size[0], size[1]), Image.Resampling.NEAREST
             )
         )
-    return pictures
+    return images
 
 
-def _side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
-    gaps = GAP_PIXELS * (len(pictures) - 1)
+def _side_by_side(images: Sequence[Image.Image]) -> Image.Image:
+    gaps = GAP_PIXELS * (len(images) - 1)
     sheet = Image.new(
         "L",
         (
-            sum(picture.width for picture in pictures) + gaps,
-            max(picture.height for picture in pictures),
+            sum(image.width for image in images) + gaps,
+            max(image.height for image in images),
         ),
         BACKGROUND,
     )
     left = 0
-    for picture in pictures:
-        sheet.paste(picture, (left, 0))
-        left += picture.width + GAP_PIXELS
+    for image in images:
+        sheet.paste(image, (left, 0))
+        left += image.width + GAP_PIXELS
     return sheet
 
 
-def _below_each_other(pictures: Sequence[Image.Image]) -> Image.Image:
-    gaps = GAP_PIXELS * (len(pictures) - 1)
+def _below_each_other(images: Sequence[Image.Image]) -> Image.Image:
+    gaps = GAP_PIXELS * (len(images) - 1)
     sheet = Image.new(
         "L",
         (
-            max(picture.width for picture in pictures),
-            sum(picture.height for picture in pictures) + gaps,
+            max(image.width for image in images),
+            sum(image.height for image in images) + gaps,
         ),
         BACKGROUND,
     )
     top = 0
-    for picture in pictures:
-        sheet.paste(picture, (0, top))
-        top += picture.height + GAP_PIXELS
+    for image in images:
+        sheet.paste(image, (0, top))
+        top += image.height + GAP_PIXELS
     return sheet

@@ -1,4 +1,4 @@
-"""Names of views: which patch of a volume each of them is. Loads no torch."""
+"""Names of views, each of a patch of a volume. Loads no torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""`lk.encoder`: the encoders of `latentkit encode` without a dataset, bit for bit what it stores."""
+"""`lk.encoder`: the encoders of `latentkit encode` without a dataset, bit for bit what it stores.
+"""
 
 from __future__ import annotations
 
@@ -259,7 +260,7 @@ def test_wrong_names_and_options_are_refused(kl_folder: Path) -> None:
         lk.encoder(kl_folder, tilling=True)
     with pytest.raises(RecipeError, match=r"encoder\.with\.dtype"):
         lk.encoder("tiny-kl", dtype="float8")
-    with pytest.raises(ValueError, match="dtype are given twice"):
+    with pytest.raises(ValueError, match="given twice: dtype; give each option once"):
         lk.encoder("tiny-kl", dtype="float32", options={"dtype": "float32"})
     with pytest.raises(RecipeError, match="takes the modality image, got audio"):
         lk.encoder("tiny-kl", modality="audio")

@@ -55,7 +55,7 @@ def test_the_command_says_that_nothing_is_decoded(
     assert main(["preview", str(encoded), str(tmp_path / "look.npz"), "--rows", "2"]) == 0
     assert (
         capsys.readouterr().out
-        == f"wrote {tmp_path / 'look.npz'}: samples alone, as the encoder can't decode\n"
+        == f"wrote {tmp_path / 'look.npz'}: only the samples, as the encoder can't decode latents\n"
     )
     assert len(shown(tmp_path / "look.npz")) == 2
 

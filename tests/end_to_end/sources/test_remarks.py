@@ -184,7 +184,7 @@ def test_last_lines_count_the_dataset_and_then_what_this_process_did(
     )
     assert command(recipe(source={"use": "waves", "with": {"count": 17}}), tmp_path) == 0
     assert (
-        "out: 15 latents, 2 skipped; finished already, nothing was left" in capsys.readouterr().out
+        "out: 15 latents, 2 skipped; all were encoded already" in capsys.readouterr().out
     )
 
 
@@ -281,8 +281,8 @@ def test_two_processes_write_the_same_remarks_and_count_the_dataset(
     for text in said:
         assert text.startswith("both: 12 latents, 2 skipped")
         assert notes(text) == [
-            "2: left out because of their ending .svg: a drawing or document without pixels; render it to"
-            " PNG, such as x.svg"
+            "2: left out because of their ending .svg: a drawing or document without pixels;"
+            " render it to PNG, such as x.svg"
         ]
         assert "text (text): 11 of 12 rows" in text
         assert "such as bad.png, bad2.png" in text

@@ -95,7 +95,7 @@ def test_short_latents_take_the_first_of_the_statistics_and_longer_ones_are_refu
         assert torch.equal(Normalizer(PER_FRAME, layout)(z.clone()), expected)
     for call in (lambda z: PER_FRAME.apply(z, "CTHW"), Normalizer(PER_FRAME, layout)):
         with pytest.raises(
-            ValueError, match="axis T of size 4 is longer than its shifts and scales, which are 3"
+            ValueError, match="axis T of size 4 is longer than the shifts and scales, which have 3"
         ):
             call(torch.zeros(2, 1, 4, 2, 2))
 

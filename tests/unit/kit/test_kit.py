@@ -112,7 +112,7 @@ def test_a_name_is_the_same_wherever_it_is_imported_from() -> None:
 def test_without_pyav_the_reason_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
     with (
-        pytest.raises(SampleError, match=r"^a video in a container, .* PyAV to read: pip install"),
+        pytest.raises(SampleError, match=r"^a video in a container, .* the package PyAV: pip install"),
         kit.open_with_av(Sample("a", b"RIFF"), "a video", ["avi"]),
     ):
         pass

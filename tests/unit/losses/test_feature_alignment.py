@@ -287,7 +287,7 @@ def test_models_that_transformers_saved_are_read(kind: str, tmp_path: Path) -> N
     [
         ({}, r"give model \(a transformers folder\) or encoder \(a plugin\)"),
         ({"model": "a", "encoder": "b"}, "not both"),
-        ({"model": "a", "options": {"x": 1}}, "options has an effect with encoder only"),
+        ({"model": "a", "options": {"x": 1}}, "options needs an encoder; name one"),
     ],
 )
 def test_a_network_given_in_two_ways_or_none_is_refused(

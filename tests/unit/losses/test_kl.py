@@ -155,7 +155,7 @@ def test_one_cycle_that_rises_all_the_time_is_a_line() -> None:
         ({"free_bits": 0.0}, "greater than 0"),
         (
             {"anneal": {"steps": 10, "cycles": 2}},
-            "cycles and ratio have an effect with kind: cyclic only",
+            "cycles and ratio need kind: cyclic; set it, or leave them out",
         ),
         ({"anneal": {"kind": "cyclic"}}, "Field required"),
     ],

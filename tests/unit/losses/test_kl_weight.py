@@ -80,7 +80,8 @@ def test_a_target_has_no_beta() -> None:
     assert describe(
         ("l1", l1, 1.0), ("kl", Kl(target=693.147, anneal=AnnealConfig(steps=500)), 0.5)
     ) == [
-        "kl: held at 693.147 nats a sample (1 bits per dimension); the weight is how firmly",
+        "kl: held at 693.147 nats a sample (1 bits per dimension); a larger weight holds it more"
+        " strictly",
         "kl: its target rises from 0 and stays whole from step 500",
     ]
 

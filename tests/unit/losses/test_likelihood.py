@@ -132,7 +132,7 @@ def test_no_scale_but_the_learned_one_has_weights() -> None:
     [
         ({"scale": 0.0}, "expected a number above 0, optimal or learned"),
         ({"scale": "best"}, "'optimal' or 'learned'"),
-        ({"initial_scale": 0.2}, "initial_scale has an effect with scale: learned only"),
+        ({"initial_scale": 0.2}, "initial_scale needs scale: learned; set it"),
         ({"scale": "learned", "initial_scale": 0.0001}, "greater than 0.0025"),
     ],
 )

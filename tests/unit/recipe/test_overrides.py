@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from latentkit.errors import RecipeError
-from latentkit.recipe.overrides import anchor, apply_override, split_overrides
+from latentkit.recipe.overrides import apply_override, make_paths_absolute, split_overrides
 from latentkit.runtime.paths import find_local_path
 
 
@@ -149,14 +149,14 @@ def test_each_of_several_paths_in_one_text_is_anchored(text: str, tmp_path: Path
     (tmp_path / "a.tar").write_bytes(b"")
     expected = "::".join(str(tmp_path / part) for part in text.split("::"))
     for key in (("source", "with", "path"), ("source", "with", "path", 0)):
-        assert anchor(text, key, tmp_path) == expected
-    assert anchor(expected, ("source", "with", "path"), Path("/elsewhere")) == expected
+        assert make_paths_absolute(text, key, tmp_path) == expected
+    assert make_paths_absolute(expected, ("source", "with", "path"), Path("/elsewhere")) == expected
     assert (
-        anchor("simplecache::s3://bucket/a.tar", ("source", "with", "path"), tmp_path)
+        make_paths_absolute("simplecache::s3://bucket/a.tar", ("source", "with", "path"), tmp_path)
         == "simplecache::s3://bucket/a.tar"
     )
     (tmp_path / "x::y").write_bytes(b"")
-    assert anchor("x::y", ("source", "with", "path"), tmp_path) == str(tmp_path / "x::y")
+    assert make_paths_absolute("x::y", ("source", "with", "path"), tmp_path) == str(tmp_path / "x::y")
 
 
 def test_only_paths_below_with_and_the_output_are_anchored(tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_only_paths_below_with_and_the_output_are_anchored(tmp_path: Path) -> No
         ],
         "output": {"path": "s3://b/model"},
     }
-    assert anchor(given, (), tmp_path) == {
+    assert make_paths_absolute(given, (), tmp_path) == {
         "path": "model",
         "losses": [
             {

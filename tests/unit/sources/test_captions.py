@@ -376,6 +376,19 @@ FORMS = {
             ],
         }
     ),
+    "llava.json": json.dumps(
+        [
+            {
+                "image": row["image_path"],
+                "conversations": [
+                    {"from": "human", "value": "<image>\nDescribe it."},
+                    {"from": "gpt", "value": row["caption"]},
+                    {"from": "gpt", "value": "a later answer"},
+                ],
+            }
+            for row in ROWS
+        ]
+    ),
     "table.parquet": parquet_of([{**row, "thumbnail": b"\xff"} for row in ROWS]),
 }
 
@@ -389,7 +402,44 @@ def test_tables_of_every_form_give_captions(name: str, explicit: bool, tmp_path:
     assert list(source.remarks()) == []
 
 
-@pytest.mark.parametrize("caption", ["text", "caption", "Prompt", "description", "transcription"])
+def test_all_captions_of_an_image_in_coco_are_kept_and_the_first_is_its_text(
+    tmp_path: Path,
+) -> None:
+    captions = [(0, "one"), (1, "two"), (0, "three")]
+    notes: list[dict[str, Any]] = [{"image_id": n, "caption": text} for n, text in captions]
+    notes += [{"image_id": 1, "bbox": [0, 0, 1, 1]}] * 2
+    images = [{"id": 0, "file_name": "a.jpg"}, {"id": 1, "file_name": "b.jpg"}]
+    table = json.dumps({"images": images, "annotations": notes})
+    source = open_folder(write(tmp_path, {"a.jpg": "x", "b.jpg": "y", "coco.json": table}))
+    assert [sample.attributes for sample in (source[0], source[1])] == [
+        {"text": "one", "id": 0, "captions": ["one", "three"]},
+        {"text": "two", "id": 1},
+    ]
+
+
+def test_captions_txt_of_flickr_is_a_table_and_further_captions_are_counted(tmp_path: Path) -> None:
+    table = 'image,caption\na.jpg,one\na.jpg,two\nb.jpg,"three, four"\n'
+    source = open_folder(write(tmp_path, {"a.jpg": "x", "b.jpg": "y", "captions.txt": table}))
+    assert texts(source) == {"a.jpg": "one", "b.jpg": "three, four"}
+    text = "rows of tables that name the same file as an earlier row, not used"
+    assert remarks(source) == {text: 1}
+    (tmp_path / "captions.jpg").write_text("z")
+    assert texts(open_folder(tmp_path))["captions.jpg"] == table.strip()
+
+
+def test_captions_txt_that_is_no_table_is_remarked(tmp_path: Path) -> None:
+    source = open_folder(write(tmp_path, {"a.jpg": "x", "captions.txt": "a dog\na cat\n"}))
+    assert texts(source) == {"a.jpg": None}
+    assert remarks(source) == {"table not used: it can't be read, or names no file here": 1}
+
+
+@pytest.mark.parametrize(
+    "caption",
+    [
+        *("text", "caption", "Prompt", "description", "transcription", "TEXT", "blip_caption"),
+        *("long_caption", "short_caption"),
+    ],
+)
 @pytest.mark.parametrize(
     "column",
     [

@@ -350,7 +350,8 @@ def test_rows_of_other_splits_are_counted(saved: bool, tmp_path: Path) -> None:
         (tmp_path / "data").mkdir()
         for name, table in tables.items():
             table.to_parquet(str(tmp_path / "data" / f"{name}.parquet"))
-    source = open_datasets(DatasetsConfig(path=str(tmp_path / "data")), BuildContext())
+    config = DatasetsConfig(path=str(tmp_path / "data"), attributes=["text"])
+    source = open_datasets(config, BuildContext())
     text = "rows of the split test, not read; source.with.split=test takes them"
     assert isinstance(source, DatasetsSource)
     assert list(source.remarks()) == [Remark(text, 3)]
@@ -364,10 +365,36 @@ def test_files_that_the_library_takes_for_no_data_are_counted(
         (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
         make_table([0, 1]).to_parquet(str(tmp_path / "data" / name))
     (tmp_path / "data" / "README.md").write_text("---\nlicense: mit\n---\n")
-    config = DatasetsConfig(path=str(tmp_path / "data"), streaming=streaming)
+    options: dict[str, Any] = {"attributes": ["text"], "streaming": streaming}
+    config = DatasetsConfig(path=str(tmp_path / "data"), **options)
     source = open_datasets(config, BuildContext())
     assert list(source.remarks()) == [
         Remark("files beside those of the data, not read", 2, "extra.parquet")
     ]
-    config = DatasetsConfig(path=str(tmp_path / "data" / "*.parquet"), streaming=streaming)
+    config = DatasetsConfig(path=str(tmp_path / "data" / "*.parquet"), **options)
     assert list(open_datasets(config, BuildContext()).remarks()) == []
+
+
+@pytest.mark.parametrize("kind", ["parquet", "saved", "stream"])
+def test_columns_that_are_not_read_are_named(kind: str, tmp_path: Path) -> None:
+    table = make_table([0, 1])
+    table = table.add_column("mask", [b"x", b"y"], feature=datasets.Value("binary"))
+    if kind == "saved":
+        table.save_to_disk(str(tmp_path / "data"))
+    else:
+        (tmp_path / "data").mkdir()
+        table.to_parquet(str(tmp_path / "data" / "train.parquet"))
+    options: dict[str, Any] = {"path": str(tmp_path / "data"), "media": "image"}
+    config = DatasetsConfig(**options, streaming=kind == "stream")
+    assert list(open_datasets(config, BuildContext()).remarks()) == [
+        Remark("columns with other media, not read", 1, "mask"),
+        Remark(
+            "columns that aren't texts, numbers, labels or lists of them, not read unless"
+            " source.with.attributes names them",
+            2,
+            "box, taken",
+        ),
+    ]
+    chosen = open_source(tmp_path / "data", media="image", attributes=["text", "box", "taken"])
+    assert list(chosen.remarks()) == []
+    assert chosen[1].attributes["box"] == '{"x": 1}'

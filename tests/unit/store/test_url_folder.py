@@ -18,7 +18,7 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from latentkit.cli.closing_words import go_on_with
+from latentkit.cli.closing_words import how_to_continue
 from latentkit.errors import RecipeError, StoreError
 from latentkit.recipe.schema import EncodeRecipe, dump_recipe, load_recipe, parse_recipe
 from latentkit.store import claims as claims_module
@@ -207,10 +207,10 @@ def test_recipe_in_a_dataset_at_a_url_goes_on_with_it(
     }
     values |= {"modality": {"use": "image"}, "encoder": {"use": "tiny-kl"}, "output": {"path": url}}
     recipe = parse_recipe(values, "encode", tmp_path)
-    assert go_on_with(recipe) == "nothing was committed yet; run the same command again"
+    assert how_to_continue(recipe) == "nothing was committed yet; run the same command again"
     open_folder(url).replace("recipe.yaml", dump_recipe(values).encode())
     assert (
-        go_on_with(recipe)
+        how_to_continue(recipe)
         == f"what is committed is kept; go on with: latentkit run {url}/recipe.yaml"
     )
     again = load_recipe(f"{url}/recipe.yaml")
@@ -332,7 +332,10 @@ def test_url_that_leads_nowhere_is_explained(s3_server: object) -> None:
     ):
         open_folder("nosuch://bucket/latents")
     with pytest.raises(
-        StoreError, match="contains no bucket or folder; expected something like s3://bucket/latents"
+        StoreError,
+        match=(
+            "contains no bucket or folder; expected something like s3://bucket/latents"
+        ),
     ):
         open_folder("s3://")
     folder = open_folder("s3://nobody/latents")

@@ -92,11 +92,11 @@ def test_an_executor_left_to_choose_itself_is_no_plugin_and_a_named_one_is() -> 
     [
         (
             [{"use": "l1", "schedule": {"until": 3}}, {"use": "mse", "schedule": {"start": 4}}],
-            "losses: none counts in steps 4 to 4;",
+            "losses: no reconstruction loss is active in steps 4 to 4;",
         ),
-        ([{"use": "l1", "schedule": {"until": 3}}], "losses: none counts in steps 4 to 10;"),
-        ([{"use": "l1", "weight": 0}], "losses: none counts in steps 1 to 10;"),
-        ([{"use": "l1", "adaptive": True}], "losses: none counts in steps 1 to 10;"),
+        ([{"use": "l1", "schedule": {"until": 3}}], "losses: no reconstruction loss is active in steps 4 to 10;"),
+        ([{"use": "l1", "weight": 0}], "losses: no reconstruction loss is active in steps 1 to 10;"),
+        ([{"use": "l1", "adaptive": True}], "losses: no reconstruction loss is active in steps 1 to 10;"),
         (
             [{"use": "l1"}, {"use": "patch-gan", "schedule": {"start": 10}}],
             r"losses\[1\].schedule.start: patch-gan would start after 10",

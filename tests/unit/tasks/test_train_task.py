@@ -123,7 +123,8 @@ def test_random_weights_of_a_loss_follow_from_the_seed(
         (
             {"losses": [{"use": "kl", "weight": 1e-6}]},
             RecipeError,
-            "none counts in steps 1 to 2; training needs a reconstruction loss",
+            "no reconstruction loss is active in steps 1 to 2; training needs a reconstruction"
+            " loss",
         ),
         (
             {
@@ -167,7 +168,7 @@ def test_pictures_below_the_size_are_told_of_before_the_first_step(
         modality = {"use": "image", "with": {"size": size}}
         latentkit.run(recipe | {"modality": modality, "output": {"path": str(tmp_path / output)}})
         said = (
-            "warning: 4 of 4 pictures that were tried are smaller than the size they are"
+            "warning: 4 of 4 images that were tried are smaller than the size they are"
             " prepared to"
             in capfd.readouterr().err
         )

@@ -346,9 +346,10 @@ class Stream:
         (
             {"losses": MSE_KL[1:]},
             TrainingError,
-            "none counts in steps 1 to 1; training needs a reconstruction loss",
+            "no reconstruction loss is active in steps 1 to 1; training needs a reconstruction"
+            " loss",
         ),
-        ({"losses": [WeightedLoss("mse", mse, 0.0)]}, TrainingError, "none counts in steps 1 to 1"),
+        ({"losses": [WeightedLoss("mse", mse, 0.0)]}, TrainingError, "no reconstruction loss is active in steps 1 to 1"),
         ({"losses": [MSE_KL[0], MSE_KL[0]]}, TrainingError, "different names, got mse, mse"),
         (
             {"losses": [WeightedLoss("flat", lambda batch: l1(batch).mean())]},

@@ -89,4 +89,4 @@ def _import(options: argparse.Namespace) -> int:
     return run_parsed(recipe, TaskContext(device="cpu"))
 
 
-IMPORT = CommandSpec("import", SUMMARY, _add_import, _import)
+COMMANDS = (CommandSpec("import", SUMMARY, _add_import, _import),)
