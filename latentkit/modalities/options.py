@@ -230,3 +230,18 @@ class ImageConfig(FramingConfig):
         if not all(0 <= part <= 255 for part in color):
             raise ValueError("red, green and blue must be from 0 to 255")
         return color
+
+
+class LatentsConfig(Config):
+    """Options of the modality `latents`; `latentkit import` sets them."""
+
+    views: tuple[str, ...] = Field(
+        ("plain",), min_length=1, description="views that every sample has, such as plain, hflip"
+    )
+    downscale: int | tuple[int | float, ...] | None = Field(
+        None,
+        description=(
+            "input size over latent size, by which buckets are named: one number, or one for each"
+            " axis but C; null: unknown, named by the latents' own size"
+        ),
+    )
