@@ -229,7 +229,7 @@ def test_recipe_written_by_encode_is_the_same_run(
     latentkit("encode", photos, tmp_path / "out", "--encoder", kl_folder, *FAST)
     again = latentkit("run", tmp_path / "out" / "recipe.yaml", cwd=tmp_path)
     assert again.returncode == 0
-    assert "finished already" in again.stdout
+    assert "all were encoded already" in again.stdout
     assert "path: .," in (tmp_path / "out" / "recipe.yaml").read_text()
 
 
