@@ -148,6 +148,19 @@ class ExportRow:
         return self.size[-2], self.size[-1]
 
     @property
+    def seconds(self) -> float | None:
+        """Length of what was encoded, of audio; None where its modality doesn't say."""
+        start, end = self.geometry.get("start"), self.geometry.get("end")
+        return None if start is None or end is None else float(end) - float(start)
+
+    @property
+    def padding_mask(self) -> list[int]:
+        """A number for each position along the last axis: 1, or 0 where it is padding."""
+        if self.mask is None:
+            return [1] * self.mean.shape[-1]
+        return [int(is_counted) for is_counted in self.mask.tolist()]
+
+    @property
     def mean(self) -> Tensor:
         """The posterior's mean, or the latent of an encoder that has none; raw, float32."""
         stored = self.stored

@@ -39,6 +39,20 @@ class WebdatasetConfig(RowsConfig):
     """Exporter `webdataset`."""
 
     dtype: Literal["float32", "float16"] | None = Field(None, description=DTYPE)
+    part: Literal["latent"] | None = Field(
+        "latent",
+        description=(
+            "name of a latent in 00000000.NAME.npy; null: 00000000.npy, as"
+            " stable-audio-tools reads it"
+        ),
+    )
+    padding_mask: bool = Field(
+        False,
+        description=(
+            "add padding_mask (1 or 0 for each position along the last axis) and, of audio,"
+            " seconds_total to .json, as stable-audio-tools reads them"
+        ),
+    )
     rows_per_shard: int = Field(10_000, ge=1, description="rows in one tar file")
 
 

@@ -5,10 +5,11 @@
 from __future__ import annotations
 
 import itertools
+import math
 import tarfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -40,12 +41,22 @@ class WebdatasetExporter:
             for item in itertools.chain([first], items):
                 tensors = tensors_of(item, self._config.values, self._config.dtype)
                 for name, tensor in tensors.items():
-                    _add(tar, f"{item.number:08d}.{name}.npy", _npy(tensor))
-                labels = TO_JSON(labels_of(item)).encode()
+                    is_nameless = name == "latent" and self._config.part is None
+                    part = "npy" if is_nameless else f"{name}.npy"
+                    _add(tar, f"{item.number:08d}.{part}", _npy(tensor))
+                labels = TO_JSON(self._labels_of(item)).encode()
                 _add(tar, f"{item.number:08d}.json", labels)
             end = tar.tell() + 2 * tarfile.BLOCKSIZE
             tar.write(bytes(2 * tarfile.BLOCKSIZE + -end % tarfile.RECORDSIZE))
         return []
+
+    def _labels_of(self, item: ExportItem) -> dict[str, Any]:
+        labels = labels_of(item)
+        if self._config.padding_mask:
+            labels["padding_mask"] = item.row.padding_mask
+            if item.row.seconds is not None:
+                labels["seconds_total"] = math.ceil(item.row.seconds)
+        return labels
 
     def finish(self, records: Iterable[None], folder: Path, export: Export) -> str:
         """Write latents.json."""

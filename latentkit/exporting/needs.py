@@ -51,7 +51,12 @@ def _find_layout_problems(
     """Yield what is wrong with axes, channels, downscale or kind of the latents."""
     layout = dataset.layout
     ragged = f" of various lengths along {layout.ragged_axis}" if layout.ragged_axis else ""
-    if needs.axes and (needs.axes != layout.axes or layout.ragged_axis):
+    if needs.axes == layout.axes and layout.ragged_axis:
+        yield (
+            f"it takes latents of one length, and these are{ragged}; encode again with rows of one"
+            " length, of audio with modality.with.on_short: pad"
+        )
+    elif needs.axes and needs.axes != layout.axes:
         yield (
             f"it takes latents of axes {needs.axes}, and these have {layout.axes}{ragged}; export"
             " to a format for their modality, or to safetensors"

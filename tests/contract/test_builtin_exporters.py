@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pytest
 import torch
 import webdataset
@@ -24,7 +25,8 @@ from latentkit import builtin
 from latentkit.builtin.exporters import latentkit_exporters
 from latentkit.contracts import ExecutorSpec, ExporterSpec
 from latentkit.exporters.options import DatasetsConfig, SafetensorsConfig, WebdatasetConfig
-from latentkit.testing import ExecutorContract, ExporterContract
+from latentkit.testing import ExecutorContract, ExporterContract, copy_dataset
+from latentkit.testing.exported_dataset import DatasetShape
 
 EXPORTERS: dict[str, ExporterSpec] = {spec.name: spec for spec in latentkit_exporters()}
 EXECUTORS: dict[str, ExecutorSpec] = {spec.name: spec for spec in builtin.latentkit_executors()}
@@ -120,6 +122,28 @@ class TestWebdataset(ExporterContract):
                     plain.size = entry.size
                     written.addfile(plain, read.extractfile(entry))
             assert shard.read_bytes() == again.getvalue()
+
+
+class TestNamelessWebdataset(ExporterContract):
+    """As stable-audio-tools reads pre-encoded audio from tar files."""
+
+    spec = EXPORTERS["webdataset"]
+
+    def make_config(self, tmp_path: Path) -> WebdatasetConfig:
+        return WebdatasetConfig(part=None, padding_mask=True)
+
+    def make_dataset(self, folder: Path) -> None:
+        copy_dataset(folder, DatasetShape(axes="CL"))
+
+    def read(self, folder: Path) -> Iterator[tuple[str, str, Tensor]]:
+        with tarfile.open(folder / "000000.tar") as tar:
+            parts = {entry.name: tar.extractfile(entry).read() for entry in tar}  # type: ignore[union-attr]
+        for name in {name.partition(".")[0] for name in parts}:
+            said = json.loads(parts[f"{name}.json"])
+            latent = torch.from_numpy(np.load(io.BytesIO(parts[f"{name}.npy"])))
+            assert said["padding_mask"] == [1] * latent.shape[1]
+            assert said["seconds_total"] == 3
+            yield said["key"], said["view"], latent
 
 
 def load_buckets(folder: Path) -> list[datasets.Dataset]:

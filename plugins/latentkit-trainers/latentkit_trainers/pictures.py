@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import io
 import os
+from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageOps
 
-from latentkit.contracts import ExportRow
+from latentkit.contracts import ExportItem, ExportRow
+
+
+def write_picture(item: ExportItem, row: ExportRow, file: Path, is_blank: bool) -> None:
+    """Write what a view shows, in the size that was encoded; a blank one is black."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    size = row.size[1], row.size[0]
+    picture = Image.new("RGB", size) if is_blank else cut_picture(item.media, row)
+    picture.save(file)
 
 
 def cut_picture(media: Any, row: ExportRow) -> Image.Image:

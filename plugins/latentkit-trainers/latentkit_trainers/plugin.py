@@ -174,12 +174,97 @@ class OnetrainerConfig(ExportConfig, CaptionConfig):
     concept_seed: int = Field(0, description="seed of the concept, a part of its cache's name")
 
 
+class PictureConfig(Config):
+    """The option of an exporter whose trainer reads the sizes of images."""
+
+    pictures: bool = Field(
+        True,
+        description=(
+            "write the images, cut to their buckets' sizes, from the dataset's source; false:"
+            " black ones, whose sizes are all that the trainer reads of them"
+        ),
+    )
+
+
+class LtxConfig(DrawConfig, CaptionConfig):
+    """Options of `ltx`."""
+
+    posterior: Literal["draw", "mean"] = Field(
+        "mean",
+        description=(
+            "mean: the posterior's mean, as LTX-2's own script has it; draw: mean + exp(logvar / 2)"
+            " * noise, drawn once and frozen in the files, as LTX-Video-Trainer's has it"
+        ),
+    )
+    packed: bool = Field(
+        False,
+        description="latents as a sequence, (F h w, C), which LTX-Video-Trainer reads; LTX-2 both",
+    )
+    text: str | None = Field(
+        None,
+        description=(
+            "latent dataset of the captions, all of one length, by the model's own text encoder;"
+            " null: captions.jsonl is for the trainer's own script"
+        ),
+    )
+    dtype: Literal["bfloat16", "float16", "float32"] = Field(
+        "bfloat16", description="of values in the files"
+    )
+
+
+class AiToolkitConfig(DrawConfig, OtherScaleConfig, CaptionConfig, PictureConfig):
+    """Options of `ai-toolkit`."""
+
+    family: Literal["sd1", "sdxl", "sd3", "flux1"] = Field(
+        description="latent space of the models to train"
+    )
+    dtype: Literal["bfloat16", "float16", "float32"] = Field(
+        "bfloat16", description="of values in the files"
+    )
+
+
+class SimpleTunerConfig(DrawConfig, CaptionConfig, PictureConfig):
+    """Options of `simpletuner`."""
+
+    id: str = Field(
+        "latents",
+        pattern=r"^[\w-]+$",
+        description="of the data backend in the trainer's configuration",
+    )
+    dtype: Literal["bfloat16", "float16", "float32"] = Field(
+        "bfloat16", description="of values in the files"
+    )
+
+
+class StableAudioConfig(DrawConfig, CaptionConfig):
+    """Options of `stable-audio`."""
+
+    dtype: Literal["float32", "float16"] = Field("float32", description="of values in the files")
+
+
+class AutomodelConfig(DrawConfig, OtherScaleConfig, CaptionConfig):
+    """Options of `automodel`."""
+
+    model: Literal["flux", "flux2", "qwen-image", "wan"] = Field(
+        description="models to train: wan reads latents of videos, the others of images"
+    )
+    text: str | None = Field(
+        None,
+        description="latent dataset of the captions, by the model's own text encoder; necessary",
+    )
+
+
 EXPORTERS: Mapping[str, tuple[str, type[Config]]] = {
     "kohya": ("sd-scripts: .npz and metadata.json, no images needed", KohyaConfig),
     "mar": ("MAR: .npz of moments in a folder for each class", MarConfig),
     "repa": ("REPA, SiT + REPA: .npy of moments, images and dataset.json", RepaConfig),
     "lightningdit": ("LightningDiT: .safetensors and latents_stats.pt", LightningDitConfig),
     "fast-dit": ("fast-DiT: .npy of features and of labels, each view a sample", FastDitConfig),
+    "ltx": ("LTX-2, LTX-Video-Trainer: .pt of videos, no videos needed", LtxConfig),
+    "ai-toolkit": ("ai-toolkit: .safetensors beside images and captions", AiToolkitConfig),
+    "simpletuner": ("SimpleTuner: .pt beside images, and its bucket files", SimpleTunerConfig),
+    "stable-audio": ("stable-audio-tools: .npy and .json of audio", StableAudioConfig),
+    "automodel": ("NeMo AutoModel: .pt of images or .meta of videos, with texts", AutomodelConfig),
     "mds": ("MosaicML streaming, micro_diffusion: shards with columns by name", MdsConfig),
     "energon": ("Megatron Energon: tar files with .tar.idx and .nv-meta", EnergonConfig),
     "pixart": ("PixArt-Sigma: .npy of moments and data_info.json", PixartConfig),
