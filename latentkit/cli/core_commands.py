@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from latentkit.cli import dataset_commands, hub_commands, plugin_commands, recipe_commands
+from latentkit.cli import (
+    dataset_commands,
+    hub_commands,
+    import_commands,
+    plugin_commands,
+    recipe_commands,
+)
 from latentkit.contracts import CommandSpec
 from latentkit.hooks import hookimpl
 
@@ -10,5 +16,11 @@ from latentkit.hooks import hookimpl
 @hookimpl
 def latentkit_commands() -> list[CommandSpec]:
     """Core's commands, in the order in which `--help` lists them."""
-    groups = (recipe_commands, dataset_commands, hub_commands, plugin_commands)
+    groups = (
+        recipe_commands,
+        import_commands,
+        dataset_commands,
+        hub_commands,
+        plugin_commands,
+    )
     return [command for group in groups for command in group.COMMANDS]

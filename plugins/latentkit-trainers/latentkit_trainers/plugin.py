@@ -16,8 +16,11 @@ from latentkit.contracts import (
     ExporterSpec,
     ItemExporter,
     OtherScaleConfig,
+    Source,
+    SourceSpec,
 )
 from latentkit.hooks import hookimpl
+from latentkit_trainers.caches.options import CacheConfig, KohyaCacheConfig, MdsCacheConfig
 
 
 class CaptionConfig(Config):
@@ -203,3 +206,31 @@ def _spec(name: str) -> ExporterSpec:
 def latentkit_exporters() -> Iterator[ExporterSpec]:
     """An exporter for each trainer."""
     return map(_spec, EXPORTERS)
+
+
+CACHES: Mapping[str, tuple[str, type[Config]]] = {
+    "kohya": ("cache of sd-scripts, for latentkit import", KohyaCacheConfig),
+    "mar": ("cache of MAR, for latentkit import", CacheConfig),
+    "repa": ("data of REPA, for latentkit import", CacheConfig),
+    "lightningdit": ("cache of LightningDiT, for latentkit import", CacheConfig),
+    "fast-dit": ("features of fast-DiT, for latentkit import", CacheConfig),
+    "mds": ("latents in shards of MosaicML's streaming, for latentkit import", MdsCacheConfig),
+}
+"""Name, which is also that of a module of `caches`, to summary and options."""
+
+
+def _cache_spec(name: str) -> SourceSpec:
+    summary, config = CACHES[name]
+
+    def build(config: Config, context: BuildContext) -> Source:
+        module = importlib.import_module(f"latentkit_trainers.caches.{name.replace('-', '_')}")
+        source: Source = module.build(config, context)
+        return source
+
+    return SourceSpec(name, summary, config, build, modality="latents")
+
+
+@hookimpl
+def latentkit_sources() -> Iterator[SourceSpec]:
+    """A source for each cache that can be imported."""
+    return map(_cache_spec, CACHES)
