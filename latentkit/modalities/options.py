@@ -77,7 +77,10 @@ class BucketsConfig(Config):
         if self.area is None:
             idle = sorted({"step", "min", "max", "aspect"} & self.model_fields_set)
             if idle:
-                raise ValueError(f"{', '.join(idle)}: has no effect on shapes that are listed")
+                raise ValueError(
+                    f"{', '.join(idle)}: no effect where `shapes` is a list; leave it out, or give"
+                    " area instead of shapes"
+                )
         elif not bucket_shapes(self.area, self.step, self.min, self.max, self.aspect):
             raise ValueError("no shape fits: lower step or min, or raise area or max")
         return self
