@@ -167,14 +167,16 @@ class PartWriter:
 
 @contextlib.contextmanager
 def _disk_errors(work: Path) -> Iterator[None]:
-    """Raise an OSError where a library, such as safetensors or torch.save, reports a full or
-    failing disk by an exception of its own.
+    """Raise an OSError with its number where a library, such as safetensors or NumPy, reports a
+    full or failing disk by an exception of its own.
     """
     try:
         yield
-    except (OSError, LatentkitError):
+    except LatentkitError:
         raise
     except Exception as error:
+        if isinstance(error, OSError) and error.errno:
+            raise
         number = re.search(r"\(os error (\d+)\)", str(error))
         if number:
             raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
