@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from latentkit.cli import dataset_commands, hub_commands, plugin_commands, recipe_commands
+from latentkit.cli import (
+    dataset_commands,
+    hub_commands,
+    plugin_commands,
+    recipe_commands,
+    use_commands,
+)
 from latentkit.contracts import CommandSpec
 from latentkit.hooks import hookimpl
 
@@ -10,5 +16,5 @@ from latentkit.hooks import hookimpl
 @hookimpl
 def latentkit_commands() -> list[CommandSpec]:
     """Core's commands, in the order in which `--help` lists them."""
-    groups = (recipe_commands, dataset_commands, hub_commands, plugin_commands)
-    return [command for group in groups for command in group.COMMANDS]
+    modules = (recipe_commands, dataset_commands, use_commands, hub_commands, plugin_commands)
+    return [command for module in modules for command in module.COMMANDS]
