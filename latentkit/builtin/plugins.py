@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+from latentkit.builtin import latents
 from latentkit.contracts import (
     BuildContext,
     EncoderSpec,
@@ -94,6 +95,7 @@ def latentkit_sources() -> Iterator[SourceSpec]:
     yield SourceSpec(
         "sample-photos", "photographs inside scikit-image", NoOptions, _build_sample_photos
     )
+    yield from latents.SOURCES
 
 
 @hookimpl
@@ -108,6 +110,7 @@ def latentkit_modalities() -> Iterator[ModalitySpec]:
         version=2,
         suffixes=IMAGE_SUFFIXES,
     )
+    yield latents.MODALITY
 
 
 @hookimpl
@@ -125,6 +128,7 @@ def latentkit_encoders() -> Iterator[EncoderSpec]:
         TinyKLConfig,
         _build_tiny_kl_16,
     )
+    yield latents.ENCODER
 
 
 @hookimpl

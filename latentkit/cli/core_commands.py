@@ -5,6 +5,7 @@ from __future__ import annotations
 from latentkit.cli import (
     dataset_commands,
     hub_commands,
+    import_commands,
     plugin_commands,
     recipe_commands,
     use_commands,
@@ -16,5 +17,12 @@ from latentkit.hooks import hookimpl
 @hookimpl
 def latentkit_commands() -> list[CommandSpec]:
     """Core's commands, in the order in which `--help` lists them."""
-    modules = (recipe_commands, dataset_commands, use_commands, hub_commands, plugin_commands)
-    return [command for module in modules for command in module.COMMANDS]
+    groups = (
+        recipe_commands,
+        import_commands,
+        dataset_commands,
+        use_commands,
+        hub_commands,
+        plugin_commands,
+    )
+    return [command for group in groups for command in group.COMMANDS]

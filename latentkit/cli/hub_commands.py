@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from latentkit.cli.shared_arguments import printable
 from latentkit.contracts import CommandSpec
+from latentkit.errors import InterruptedRunError
 
 if TYPE_CHECKING:
-    from latentkit.publishing.push_dataset import Push
+    from latentkit.publishing.push_plan import PushPlan
 
 
 def _add_push(command: argparse.ArgumentParser) -> None:
@@ -59,53 +62,62 @@ def _add_pull(command: argparse.ArgumentParser) -> None:
     )
 
 
-def _push(options: argparse.Namespace) -> int:
-    from latentkit.publishing.push_dataset import PushOptions, push_dataset
+@contextmanager
+def _continuable() -> Iterator[None]:
+    """Say how to go on when the command is stopped."""
+    try:
+        yield
+    except InterruptedRunError as error:
+        text = f"{error}; the same command goes on from here"
+        raise InterruptedRunError(text, error.exit_code) from error
 
-    _show_bars_on_terminals()
-    done = push_dataset(
-        options.path,
-        options.name,
-        PushOptions(
-            license=options.license,
-            public=options.public,
-            keep_paths=options.keep_paths,
-            preview=not options.no_preview,
-            replace=options.replace,
-            dry_run=options.dry_run,
-        ),
+
+def _push(options: argparse.Namespace) -> int:
+    from latentkit.publishing.push_dataset import check_account, push_dataset
+    from latentkit.publishing.push_plan import PushOptions, plan_push
+
+    if not sys.stderr.isatty():
+        _hide_bars()
+    if not options.dry_run:
+        check_account()
+    chosen = PushOptions(
+        license=options.license,
+        public=options.public,
+        keep_paths=options.keep_paths,
+        preview=not options.no_preview,
+        replace=options.replace,
     )
-    print(printable(_describe(done, options.dry_run)))
+    with _continuable():
+        plan = plan_push(options.path, options.name, chosen)
+        print(printable(_describe(plan, options.dry_run)), flush=True)
+        if not options.dry_run:
+            address = f"hf://datasets/{plan.place.repository}@{push_dataset(plan)}"
+            print(printable(f'read it  latentkit.open("{address}")'))
     return 0
 
 
-def _show_bars_on_terminals() -> None:
-    """Show the bars of the hub's library only where somebody looks at them."""
-    if not sys.stderr.isatty():
-        from huggingface_hub.utils.tqdm import disable_progress_bars
+def _hide_bars() -> None:
+    """Hide the bars of the hub's library, of which there is one for each file."""
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
-        disable_progress_bars()
+    disable_progress_bars()
 
 
-def _describe(done: Push, is_dry: bool) -> str:
-    plan, lines = done.plan, [f"note     {note}" for note in done.notes]
+def _describe(plan: PushPlan, is_dry: bool) -> str:
+    """Return what is published; of a dry run every file, and the card."""
     sent = [*plan.added, *plan.changed]
-    if is_dry:
-        lines = [
-            *(f"upload   {file.name} ({file.size / 1e6:.1f} MB)" for file in sent),
-            *(f"remove   {name}" for name in plan.removed),
-            *lines,
-            "",
-            "README.md:",
-            done.card,
-        ]
     megabytes = sum(file.size for file in sent) / 1e6
-    first = "nothing to upload" if plan.is_empty else f"{len(sent)} files, {megabytes:.1f} MB"
-    rest = f"{plan.num_same} files are there already, {len(plan.removed)} removed"
-    lines = [f"{done.place}: {'would upload ' if is_dry else ''}{first}; {rest}", *lines]
-    if not is_dry:
-        address = f"hf://datasets/{done.place.repository}@{done.commit}"
-        lines.append(f'read it  latentkit.open("{address}")')
+    what = "nothing" if plan.is_empty else f"{len(sent)} files ({megabytes:.1f} MB)"
+    where = "public: everybody" if plan.is_public else "private: only who has access"
+    lines = [
+        f"{plan.place}: {'would upload' if is_dry else 'uploading'} {what}, removing"
+        f" {len(plan.removed)}; {plan.num_same} are there",
+        *(f"note     {note}" for note in [f"{where} can read it", *plan.notes]),
+    ]
+    if is_dry:
+        lines += [f"upload   {file.name} ({file.size / 1e6:.1f} MB)" for file in sent]
+        lines += [f"remove   {name}" for name in plan.removed]
+        lines += ["", "README.md:", plan.card]
     return "\n".join(lines)
 
 
@@ -114,8 +126,9 @@ def _pull(options: argparse.Namespace) -> int:
     from latentkit.runtime.paths import in_shell
     from latentkit.store.contents import counted
 
-    _show_bars_on_terminals()
-    done = pull_dataset(options.name, options.output)
+    _hide_bars()
+    with _continuable():
+        done = pull_dataset(options.name, options.output)
     size = f"{counted(done.num_units, 'unit')}, {done.num_bytes / 1e6:.1f} MB"
     print(printable(f"{done.folder}: {size} of {done.address}"))
     print(printable(f"check every byte with latentkit verify {in_shell(done.folder)}"))

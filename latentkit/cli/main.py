@@ -80,8 +80,8 @@ def _find_command(name: str) -> CommandSpec:
     registry = discover()
     if name in registry.names("task") and name not in registry.names("command"):
         raise LatentkitError(
-            f"there is no command {name}, but a task: run a recipe with task: {name} by `latentkit"
-            " run RECIPE`; `latentkit recipes` lists recipes to begin with"
+            f"{name} is a task, not a command; write `task: {name}` in a recipe and run the recipe"
+            " with `latentkit run RECIPE`. `latentkit recipes` lists recipes to start from"
         )
     spec = registry.find("command", name).spec
     assert isinstance(spec, CommandSpec)

@@ -132,9 +132,11 @@ def _options(model: type[BaseModel], prefix: str) -> Iterator[str]:
 
 
 def _default(info: FieldInfo) -> str:
-    """Return an option's default as the end of its line; empty for a mapping."""
+    """Return the text that ends an option's line: its default, or that it is required; empty for
+    nested options, which have lines of their own.
+    """
     if info.is_required():
-        return " (needed)"
+        return " (required)"
     value = info.get_default(call_default_factory=True)
     if isinstance(value, BaseModel):
         return ""

@@ -92,7 +92,7 @@ def _encode(options: argparse.Namespace) -> int:
     for remark in remarks:
         print(remark, file=sys.stderr)
     recipe = parse_recipe(values, "encode", Path.cwd(), options.set)
-    return run_recipe_and_report(
+    return run_parsed(
         recipe, TaskContext(device=options.device, devices=split_devices(options), fits=True)
     )
 
@@ -108,10 +108,10 @@ def _run(options: argparse.Namespace) -> int:
         options.device,
         split_devices(options),
     )
-    return run_recipe_and_report(load_recipe(options.recipe, options.set), context)
+    return run_parsed(load_recipe(options.recipe, options.set), context)
 
 
-def run_recipe_and_report(recipe: Recipe, context: TaskContext) -> int:
+def run_parsed(recipe: Recipe, context: TaskContext) -> int:
     """Run a recipe and print its result. If the run is stopped, say how to continue."""
     from latentkit.cli.closing_words import how_to_continue
     from latentkit.tasks.encode_task import is_first_process

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from latentkit.cli.recipe_commands import run_recipe_and_report
+from latentkit.cli.recipe_commands import run_parsed
 from latentkit.cli.shared_arguments import add_device, add_set
 from latentkit.contracts import CommandSpec
 
@@ -57,7 +57,7 @@ def _run(options: argparse.Namespace, task: str, chosen: Mapping[str, Any]) -> i
     places = {"latents": options.dataset, "output": {"path": options.output}}
     values = {"task": task, **places, **chosen, "seed": options.seed}
     recipe = parse_recipe(values, task, Path.cwd(), options.set)
-    return run_recipe_and_report(recipe, TaskContext(device=options.device))
+    return run_parsed(recipe, TaskContext(device=options.device))
 
 
 COMMANDS = (

@@ -74,6 +74,7 @@ if TYPE_CHECKING:
         UnitResult,
         Worker,
     )
+    from latentkit.contracts.ready_latents import KnownLatents
     from latentkit.contracts.recipe_models import Recipe, RecipePart, Use
     from latentkit.contracts.samples import (
         Entry,
@@ -107,6 +108,7 @@ __all__ = [
     "HasModule",
     "InputSpec",
     "ItemExporter",
+    "KnownLatents",
     "LatentLayout",
     "Loss",
     "LossBatch",
@@ -166,6 +168,7 @@ _NAMES_BY_MODULE = {
         "Moments Prepared Reconstruction RowMemory Source StreamSource Trainable Unit "
         "UnitResult Worker"
     ),
+    "ready_latents": "KnownLatents",
     "recipe_models": "Recipe RecipePart Use",
     "samples": "Entry Remark Sample Shard",
     "task_spec": "TaskContext TaskSpec lazy",

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from latentkit.contracts import (
     Config,
+    Use,
     neutral,
 )
 
@@ -86,3 +87,37 @@ class TinyKLConfig(Config):
         if self.model is not None and self.init == "random":
             raise ValueError("give model (weights to load) or init: random, not both")
         return self
+
+
+Constant = float | tuple[float, ...]
+
+
+class UnknownConfig(Config):
+    """Options of the encoder `unknown`; `latentkit import` sets them."""
+
+    kind: Literal["gaussian", "deterministic"] = Field(
+        description="gaussian: mean and log-variance are there; deterministic: one latent each"
+    )
+    axes: str = Field("CHW", pattern="^C[A-Z]*$", description="of a latent: CHW, CTHW, CL")
+    channels: int = Field(ge=1, description="of a raw latent")
+    downscale: int | tuple[int | float, ...] | None = Field(
+        None,
+        description=(
+            "input size over latent size, one number or one for each axis but C; null: unknown"
+        ),
+    )
+    shift: Constant | None = neutral(
+        None, description="a trainer's latent is (raw - shift) * scale; null: 0"
+    )
+    scale: Constant | None = neutral(
+        None, description="a number, or one for each channel; null: unknown, taken as 1"
+    )
+    fold: dict[str, int] = Field(
+        {}, description="factor of each latent axis that normalizing moves into channels first"
+    )
+    normalized: bool = Field(
+        False, description="the latents were normalized already; they are stored raw"
+    )
+    decoder: Use | None = neutral(
+        None, description="encoder that made them, as the user says; null: unknown"
+    )

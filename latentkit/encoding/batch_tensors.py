@@ -102,8 +102,8 @@ def input_of(spec: InputSpec, batch: Any) -> Any:
         if isinstance(batch, Mapping) and MASK in batch:
             return batch
         raise EncoderError(
-            "the encoder takes rows with a mask (takes_mask in its input), but the modality"
-            " returned rows without one"
+            "the encoder needs a mask (its input has takes_mask), but the modality gave none; use a"
+            " modality that gives masks, or an encoder without takes_mask"
         )
     values = without_mask(batch)
     if values is None:

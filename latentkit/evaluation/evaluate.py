@@ -367,7 +367,8 @@ def _pass(
     output = decode(seen.latents) if decodes else None
     if output is not None and output.shape != inputs.shape:
         raise EncoderError(
-            f"the model returned {tuple(output.shape)} for an input of {tuple(inputs.shape)}"
+            f"the model's reconstruction has the shape {tuple(output.shape)}, but its input has"
+            f" {tuple(inputs.shape)}; the two must be equal"
         )
     return MetricBatch(
         positions, seen.latents, seen.moments, inputs, output, seen.is_draw, settings.seed, decode

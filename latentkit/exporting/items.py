@@ -21,7 +21,7 @@ from latentkit.store.dataset_json import read_dataset, read_index
 BLOCK_BYTES = 1 << 25
 """Bytes of stored rows to read at once."""
 
-MOST_AT_ONCE = 256
+MOST_AT_ONCE = 128
 """Most items to read at once."""
 
 MOST_LABELS = 1 << 20

@@ -35,16 +35,16 @@ def shorten(name: str) -> str:
 def make_unique(names: Iterable[str]) -> list[str]:
     """Return the names, each unique in any case: repeated ones get a number, such as "001-2"."""
     wanted = list(names)
-    first = {name.casefold() for name in wanted}
-    used, last_number = set[str](), dict[str, int]()
-    distinct = []
+    last_number = dict.fromkeys((name.casefold() for name in wanted), 0)
+    numbered, distinct = set[str](), []
     for name in wanted:
-        number = last_number.get(name.casefold(), 0) + 1
+        number = last_number[name.casefold()] + 1
         other = name if number == 1 else f"{name}-{number}"
-        while other.casefold() in used or (number > 1 and other.casefold() in first):
+        while number > 1 and (other.casefold() in numbered or other.casefold() in last_number):
             number += 1
             other = f"{name}-{number}"
         last_number[name.casefold()] = number
-        used.add(other.casefold())
+        if number > 1:
+            numbered.add(other.casefold())
         distinct.append(other)
     return distinct

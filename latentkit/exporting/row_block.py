@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from latentkit.contracts import ExportRow
 from latentkit.reading.dataset import LatentDataset
 from latentkit.reading.posterior import BLOCK, Array, Noise
+
+FIRST, LAST = slice(16), slice(16, 32)
+"""Bytes of a hash."""
 
 
 class RowBlock:
@@ -126,24 +128,33 @@ def draw_noise(seed: int, key: str, view: str, shape: Sequence[int]) -> Tensor:
 
 def fill_noise(seed: int, keys: Sequence[str], views: Sequence[str], out: Array) -> None:
     """Write the noise of some rows into `out`, (N, ...) float32."""
-    noise = _RowNoise(_words_of(seed, key, view) for key, view in zip(keys, views, strict=True))
+    noise = _RowNoise(_digest(seed, key, view) for key, view in zip(keys, views, strict=True))
     step = max(1, BLOCK // max(1, out[:1].size))
     for start in range(0, len(out), step):
         noise.fill(out[start : start + step])
 
 
 class _RowNoise(Noise):
-    """Noise with a separate seed for each row."""
+    """Noise with a separate stream for each row, started by a hash of 32 bytes."""
 
-    def __init__(self, seeds: Iterable[npt.NDArray[np.uint32]]) -> None:
-        self._seeds = iter(seeds)
+    def __init__(self, digests: Iterable[bytes]) -> None:
+        super().__init__(0)
+        self._digests = iter(digests)
 
     def _raw(self, num_rows: int, size: int) -> Array:
-        rows = [np.random.PCG64(next(self._seeds)).random_raw(size) for _ in range(num_rows)]
-        return np.concatenate(rows)
+        return np.concatenate([self._row(next(self._digests), size) for _ in range(num_rows)])
+
+    def _row(self, digest: bytes, size: int) -> Array:
+        # the hash is the state itself: to seed a generator takes longer than to draw a row
+        state, step = (int.from_bytes(digest[part], "little") for part in (FIRST, LAST))
+        self._bits.state = {
+            "bit_generator": "PCG64",
+            "state": {"state": state, "inc": step | 1},
+            "has_uint32": 0,
+            "uinteger": 0,
+        }
+        return self._bits.random_raw(size)
 
 
-def _words_of(seed: int, key: str, view: str) -> npt.NDArray[np.uint32]:
-    """Return a seed as 32-bit words."""
-    text = f"{seed}\0{key}\0{view}".encode("utf-8", "surrogatepass")
-    return np.frombuffer(hashlib.sha256(text).digest(), "<u4").astype(np.uint32)
+def _digest(seed: int, key: str, view: str) -> bytes:
+    return hashlib.sha256(f"{seed}\0{key}\0{view}".encode("utf-8", "surrogatepass")).digest()

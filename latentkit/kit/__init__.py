@@ -35,10 +35,12 @@ if TYPE_CHECKING:
     from latentkit.runtime.device import choose_device, free_memory, memory_format
     from latentkit.runtime.memory import refuse_beyond_memory
     from latentkit.runtime.numpy_files import npy_bytes, write_npy, write_npz
+    from latentkit.runtime.packed_latents import pack_latents
     from latentkit.runtime.progress import Progress
     from latentkit.sources.endings import is_clutter
     from latentkit.sources.files import LocalFiles
     from latentkit.sources.folder import FolderSource
+    from latentkit.sources.latent_source import Latents, LatentSource
     from latentkit.sources.options import FolderConfig
 
 __all__ = [
@@ -47,6 +49,8 @@ __all__ = [
     "FolderConfig",
     "FolderSource",
     "FramingConfig",
+    "LatentSource",
+    "Latents",
     "LocalFiles",
     "PerSample",
     "Progress",
@@ -69,6 +73,7 @@ __all__ = [
     "nearest_shape",
     "npy_bytes",
     "open_with_av",
+    "pack_latents",
     "prepared_memory",
     "read_tensors",
     "refuse_beyond_memory",
@@ -99,10 +104,12 @@ _NAMES_BY_MODULE = {
     "runtime.device": "choose_device free_memory memory_format",
     "runtime.memory": "refuse_beyond_memory",
     "runtime.numpy_files": "npy_bytes write_npy write_npz",
+    "runtime.packed_latents": "pack_latents",
     "runtime.progress": "Progress",
     "sources.endings": "is_clutter",
     "sources.files": "LocalFiles",
     "sources.folder": "FolderSource",
+    "sources.latent_source": "LatentSource Latents",
     "sources.options": "FolderConfig",
 }
 _MODULES = {

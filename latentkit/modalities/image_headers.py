@@ -28,7 +28,8 @@ def complete_header(image: Image.Image, media: bytes) -> None:
         if image.mode == "CMYK" and "adobe" not in image.info:
             # Adobe inverts ink values, and programs differ on all other files.
             raise SampleError(
-                "CMYK JPEG without Adobe's mark, whose white is not known; convert it"
+                "CMYK JPEG without an Adobe marker: it is unknown whether its values are inverted;"
+                " convert it to RGB"
             )
     elif image.format == "HEIF":
         _restore_heif_orientation(image, media)

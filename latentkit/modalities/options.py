@@ -77,7 +77,10 @@ class BucketsConfig(Config):
         if self.area is None:
             idle = sorted({"step", "min", "max", "aspect"} & self.model_fields_set)
             if idle:
-                raise ValueError(f"{', '.join(idle)}: has no effect on shapes that are listed")
+                raise ValueError(
+                    f"{', '.join(idle)}: no effect where `shapes` is a list; leave it out, or give"
+                    " area instead of shapes"
+                )
         elif not bucket_shapes(self.area, self.step, self.min, self.max, self.aspect):
             raise ValueError("no shape fits: lower step or min, or raise area or max")
         return self
@@ -227,3 +230,18 @@ class ImageConfig(FramingConfig):
         if not all(0 <= part <= 255 for part in color):
             raise ValueError("red, green and blue must be from 0 to 255")
         return color
+
+
+class LatentsConfig(Config):
+    """Options of the modality `latents`; `latentkit import` sets them."""
+
+    views: tuple[str, ...] = Field(
+        ("plain",), min_length=1, description="views that every sample has, such as plain, hflip"
+    )
+    downscale: int | tuple[int | float, ...] | None = Field(
+        None,
+        description=(
+            "input size over latent size, by which buckets are named: one number, or one for each"
+            " axis but C; null: unknown, named by the latents' own size"
+        ),
+    )

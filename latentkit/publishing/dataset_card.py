@@ -18,10 +18,10 @@ from latentkit.store.contents import counted
 from latentkit.upkeep.inspect_dataset import describe_normalization, describe_stored
 
 BEGIN = (
-    "<!-- latentkit begin: `latentkit push` writes this part anew, and keeps what is outside -->"
+    "<!-- latentkit begin: `latentkit push` writes this part again, and keeps what is outside -->"
 )
 END = "<!-- latentkit end -->"
-PART = re.compile(rf"{re.escape(BEGIN)}.*{re.escape(END)}", re.DOTALL)
+PART = re.compile(rf"<!-- latentkit begin.*{re.escape(END)}", re.DOTALL)
 
 METADATA = re.compile(r"\A---\n(.*?)^---(\n|\Z)", re.DOTALL | re.MULTILINE)
 

@@ -25,10 +25,12 @@ class Remote:
 
     Args:
         head: the commit; None: there is no such repository.
+        has_branch: whether it is that of the branch in question, not of main.
         files: every file, by its name.
     """
 
     head: str | None
+    has_branch: bool
     is_private: bool
     files: Mapping[str, RepoFile]
 
@@ -58,19 +60,19 @@ def look_at(place: HubPlace) -> Remote:
 
     Raises what the hub's library does.
     """
-    api = HfApi()
+    api, has_branch = HfApi(), True
     try:
         try:
             found = api.dataset_info(place.repository, revision=place.revision)
-        except RevisionNotFoundError:  # a push makes the branch from main
-            found = api.dataset_info(place.repository)
+        except RevisionNotFoundError:
+            found, has_branch = api.dataset_info(place.repository), False
     except RepositoryNotFoundError:
-        return Remote(None, False, {})
+        return Remote(None, False, False, {})
     entries = api.list_repo_tree(
         place.repository, recursive=True, revision=found.sha, repo_type="dataset"
     )
     files = {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
-    return Remote(found.sha, bool(found.private), files)
+    return Remote(found.sha, has_branch, bool(found.private), files)
 
 
 def read_files(place: HubPlace, remote: Remote, names: Sequence[str]) -> dict[str, bytes]:

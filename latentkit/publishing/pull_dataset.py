@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import shutil
 from collections.abc import Mapping, Sequence
@@ -11,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import hf_hub_download
 
 from latentkit.errors import DamagedError, StoreError
 from latentkit.publishing.dataset_repository import parse_dataset_name
-from latentkit.publishing.published_files import CARD
+from latentkit.publishing.published_files import CARD, PREVIEW
 from latentkit.runtime.hub_errors import HUB_ERRORS, explain_hub_error
-from latentkit.runtime.paths import in_shell
+from latentkit.runtime.progress import Progress
 from latentkit.store.dataset_json import DATASET, RECIPE, read_dataset, read_index, read_units
 from latentkit.store.format import unit_name
 from latentkit.store.hub_folder import HubFolder, open_hub_folder
@@ -27,8 +26,6 @@ from latentkit.store.unit_cache import open_cache
 
 SCRATCH = ".cache"
 """Where the hub's library keeps what it has of unfinished downloads; removed in the end."""
-
-PATTERNS = ("units/*", "plans/*", "index/*", "preview.*", RECIPE, CARD)
 
 
 @dataclass(frozen=True)
@@ -67,8 +64,9 @@ def pull_dataset(name: str, output: str) -> Pull:
     document = read_dataset(remote)
     local = LocalFolder(Path(output).expanduser().absolute())
     _check_output(local, document)
-    wanted = [*map(unit_name, document["units"]), *document["plans"], document["index"]["name"]]
-    _download(remote, local, wanted)
+    wanted = [*document["plans"], document["index"]["name"], *map(unit_name, document["units"])]
+    beside = [name for name in remote.top_names() if name in (RECIPE, CARD) or PREVIEW.match(name)]
+    _download(remote, local, [*wanted, *beside])
     _check_download(local, document)
     assert content is not None
     local.replace(DATASET, content)
@@ -81,44 +79,45 @@ def pull_dataset(name: str, output: str) -> Pull:
 
 
 def _check_output(local: LocalFolder, document: Mapping[str, Any]) -> None:
-    """Check that the folder can take the dataset: nothing in it is replaced by something older."""
+    """Check that the folder can take the dataset: it has nothing, or an earlier state of it."""
     there = local.top_names()
-    if not there or (there == {SCRATCH}) or (local.path / SCRATCH / "huggingface").is_dir():
-        return
     if DATASET not in there:
+        if there and not (local.path / SCRATCH / "huggingface").is_dir():
+            raise StoreError(
+                f"{local} isn't empty, and has no download to continue. Choose an empty folder"
+            )
+        return
+    plans = document["plans"]
+    stated = read_dataset(local)["plans"].items()
+    others = [name for name, digest in stated if plans.get(name) != digest]
+    others += [name for file in local.list("plans") if (name := f"plans/{file}") not in plans]
+    if others:
         raise StoreError(
-            f"{local} isn't empty, and has no download to continue. Choose an empty folder"
-        )
-    if read_dataset(local)["fingerprint"] != document["fingerprint"]:
-        raise StoreError(f"{local} has another dataset. Choose an empty folder")
-    newer = {f"plans/{name}" for name in local.list("plans")} - {*document["plans"]}
-    if any(name > max(document["plans"]) for name in newer):
-        raise StoreError(
-            f"{local} has changes that the hub doesn't have, such as {max(newer)}. Choose an empty"
-            f" folder, or upload them: `latentkit push {in_shell(local)} OWNER/NAME`"
+            f"{local} has what the hub doesn't, such as {others[0]}: another dataset,"
+            " or changes that were not pushed. Choose an empty folder"
         )
 
 
-def _download(remote: HubFolder, local: LocalFolder, wanted: Sequence[str]) -> None:
-    """Download files, and what is beside them, into their place."""
-    left_over = {
-        f"{part}/{name}" for part in ("units", "plans", "index") for name in remote.list(part)
-    } - {*wanted}
-    try:
-        snapshot_download(
-            remote.place.repository,
+def _download(remote: HubFolder, local: LocalFolder, names: Sequence[str]) -> None:
+    """Download files into their place. What the hub's library finds there isn't downloaded."""
+    place = remote.place
+
+    def fetch(name: str) -> None:
+        hf_hub_download(
+            place.repository,
+            name,
             repo_type="dataset",
-            revision=remote.place.revision,
+            revision=place.revision,
             local_dir=local.path,
-            allow_patterns=list(PATTERNS),
-            ignore_patterns=[glob.escape(name) for name in left_over],
         )
+        progress.update(1)
+
+    try:
+        with Progress(len(names), "files", shown=True) as progress:
+            remote.ask_each(fetch, names)
     except HUB_ERRORS as error:
-        reason = explain_hub_error(error, remote.place)
+        reason = explain_hub_error(error, place)
         raise StoreError(f"{remote}: {reason}. What is there is kept; run again") from error
-    missing = [name for name in wanted if not local.exists(name)]
-    if missing:  # the hub's library only warns when the network is lost
-        raise StoreError(f"{remote}: {missing[0]} can't be downloaded now; run again")
 
 
 def _check_download(local: LocalFolder, document: Mapping[str, Any]) -> None:

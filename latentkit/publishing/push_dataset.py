@@ -7,259 +7,83 @@ commit of the repository is either no dataset, or a whole one, wherever an uploa
 
 from __future__ import annotations
 
-import json
-import re
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 
-from latentkit.errors import FingerprintError, StoreError
-from latentkit.publishing.dataset_card import read_card, write_card
-from latentkit.publishing.dataset_repository import (
-    Remote,
-    explain_errors,
-    look_at,
-    parse_dataset_name,
-    read_files,
-)
-from latentkit.publishing.private_paths import find_path_columns, hide_texts
-from latentkit.publishing.published_files import (
-    CARD,
-    DATA_FILE,
-    PublishedDataset,
-    PublishedFile,
-    collect_files,
-)
+from latentkit.errors import StoreError
+from latentkit.publishing.dataset_repository import explain_errors
+from latentkit.publishing.published_files import PublishedFile
+from latentkit.publishing.push_plan import PushPlan
 from latentkit.runtime.hub_places import HubPlace
-from latentkit.runtime.paths import in_shell
-from latentkit.store.contents import column_filling, counted
-from latentkit.store.dataset_json import (
-    DATASET,
-    count_superseded,
-    newest_number,
-    read_dataset,
-    read_index,
-)
-from latentkit.store.folder import Folder
-from latentkit.store.open_folder import open_folder
-from latentkit.store.plan import plan_numbers
-from latentkit.upkeep.inspect_dataset import inspect_dataset
-from latentkit.upkeep.verify import verify_folder
+from latentkit.store.contents import counted
+from latentkit.store.dataset_json import DATASET
 
 UNITS_PER_COMMIT = 100
-"""Few, because the hub checks every file of a commit before it answers."""
-
-LICENSE_ID = re.compile(r"[a-z0-9][a-z0-9.+-]*")
-
-
-@dataclass(frozen=True)
-class PushOptions:
-    """How a dataset is published.
-
-    Args:
-        license: the hub's name of a license, such as "cc-by-4.0"; None: the one that the card on
-            the hub has.
-        public: whether everybody may read a repository that is created now.
-        keep_paths: whether absolute paths, and logins in URLs, are published as they are.
-        preview: whether the preview is published.
-        replace: whether another dataset in the repository is replaced.
-        dry_run: look and compare, but write nothing.
-    """
-
-    license: str | None = None
-    public: bool = False
-    keep_paths: bool = False
-    preview: bool = True
-    replace: bool = False
-    dry_run: bool = False
+BYTES_PER_COMMIT = 32 << 30
+"""Few, because the hub checks every file of a commit before it answers, and because units at a URL
+are copied to this machine before that.
+"""
 
 
-@dataclass(frozen=True)
-class PushPlan:
-    """What a push uploads, and what it removes."""
-
-    added: list[PublishedFile]
-    changed: list[PublishedFile]
-    removed: list[str]
-    num_same: int
-
-    @property
-    def is_empty(self) -> bool:
-        """Return whether the hub has everything already."""
-        return not (self.added or self.changed or self.removed)
-
-
-@dataclass(frozen=True)
-class Push:
-    """What was pushed, or with a dry run would be.
-
-    Args:
-        commit: the repository's newest commit; None where it doesn't exist yet.
-        card: the README.md.
-        notes: what the owner of the dataset should know.
-    """
-
-    place: HubPlace
-    plan: PushPlan
-    published: PublishedDataset
-    commit: str | None
-    card: str
-    notes: list[str] = field(default_factory=list)
-
-
-def push_dataset(path: str, name: str, options: PushOptions) -> Push:
-    """Upload the latent dataset at `path` to the dataset repository `name` on the hub, as far as
-    the hub doesn't have it.
-
-    Args:
-        name: owner/name, or owner/name@branch.
+def check_account() -> None:
+    """Check that there is a token, before a dataset is read for nothing.
 
     Raises:
-        StoreError: the dataset is unfinished or damaged, contains private paths, has no license,
-            or the hub can't be reached or doesn't allow it.
-        FingerprintError: the repository contains another dataset.
+        StoreError: there is none.
     """
-    place = parse_dataset_name(name)
-    if not options.dry_run and not get_token():
+    if not get_token():
         raise StoreError(
-            f"{place}: uploading needs an account: log in with `hf auth login`, or set HF_TOKEN"
-        )
-    folder = open_folder(path)
-    document = _check_dataset(folder)
-    published = collect_files(folder, document, options.keep_paths, options.preview)
-    if not options.keep_paths:
-        _refuse_path_columns(folder, document)
-    with explain_errors(place):
-        remote = look_at(place)
-        before = read_files(place, remote, [CARD, DATASET])
-    _check_remote(place, remote, before.get(DATASET), document, options.replace)
-    card = _make_card(path, place, published, options.license, before.get(CARD))
-    plan = _compare(published, PublishedFile(folder, CARD, len(card), card), remote)
-    commit = remote.head
-    if not options.dry_run and not plan.is_empty:
-        with explain_errors(place):
-            commit = _upload(place, remote, plan, options.public)
-    is_private = remote.is_private if remote.head else not options.public
-    notes = _list_notes(folder, document, published, is_private)
-    return Push(place, plan, published, commit, card.decode(), notes)
-
-
-def _check_dataset(folder: Folder) -> dict[str, Any]:
-    """Return dataset.json of a dataset that is finished and undamaged."""
-    document = read_dataset(folder)
-    if max(plan_numbers(folder), default=-1) > newest_number(document):
-        raise StoreError(
-            f"{folder}: a run that changes this dataset is unfinished. Run `latentkit run"
-            f" {in_shell(f'{folder}/recipe.yaml')}` to continue, then push"
-        )
-    damage = verify_folder(folder).report().damage
-    if damage:
-        more = f" (and {len(damage) - 1} more)" if damage[1:] else ""
-        raise StoreError(f"{folder} is damaged, so nothing is uploaded: {damage[0]}{more}")
-    return document
-
-
-def _refuse_path_columns(folder: Folder, document: Mapping[str, Any]) -> None:
-    found = find_path_columns(read_index(folder, document, ["key", "attributes"]))
-    if found:
-        columns = ", ".join(f"{name} (such as {value!r})" for name, value in found.items())
-        raise StoreError(
-            f"{folder}: absolute paths would be published, as values of {columns}. Encode with"
-            " other keys or without these columns, or allow it with --keep-paths"
+            "uploading needs an account on the hub: log in with `hf auth login`, or set HF_TOKEN"
         )
 
 
-def _check_remote(
-    place: HubPlace,
-    remote: Remote,
-    dataset_json: bytes | None,
-    document: Mapping[str, Any],
-    may_replace: bool,
-) -> None:
-    """Check that the repository is empty, or has this dataset or a part of it."""
-    if may_replace:
-        return
-    advice = f"Choose another name than {place.repository}, or replace it with --replace"
-    if dataset_json is None:
-        others = sorted(
-            name
-            for name in remote.files
-            if name != CARD and not name.startswith(".") and not DATA_FILE.fullmatch(name)
-        )
-        if others and not any(map(DATA_FILE.fullmatch, remote.files)):
-            raise StoreError(
-                f"{place} has other files, such as {others[0]}; a latent dataset needs a repository"
-                f" of its own. {advice}"
-            )
-        return
-    try:
-        there = json.loads(dataset_json).get("fingerprint")
-    except (ValueError, AttributeError):
-        there = None
-    if there != document["fingerprint"]:
-        raise FingerprintError(
-            f"{place} has another dataset, made with other weights or settings (fingerprint"
-            f" {str(there)[:16]}; here {document['fingerprint'][:16]}). {advice}"
-        )
+def push_dataset(plan: PushPlan) -> str:
+    """Upload what is planned, and return the newest commit. After a stop, plan and push again.
+
+    Raises:
+        StoreError: the hub can't be reached, doesn't allow it, or was written to meanwhile.
+    """
+    if plan.is_empty:
+        return str(plan.remote.head)
+    with explain_errors(plan.place):
+        api, head = HfApi(), _prepare_branch(plan)
+        *first, last = _split_units(plan.added)
+        done = 0
+        for part in first:
+            done += len(part)
+            title = f"{done} of {counted(len(plan.added), 'unit')}"
+            head = _commit(api, plan.place, head, part, [], f"Add {title}")
+            print(f"{plan.place}: {title} uploaded", file=sys.stderr, flush=True)
+        verb = "Update the" if DATASET in plan.remote.files else "Add a"
+        files = [*last, *plan.changed]
+        return _commit(api, plan.place, head, files, plan.removed, f"{verb} latent dataset")
 
 
-def _make_card(
-    path: str,
-    place: HubPlace,
-    published: PublishedDataset,
-    license_id: str | None,
-    before: bytes | None,
-) -> bytes:
-    existing = read_card(before, f"{place}/{CARD}")
-    license_id = license_id or existing.metadata.get("license")
-    if not isinstance(license_id, str) or not LICENSE_ID.fullmatch(license_id):
-        got = f"; got {license_id!r}" if license_id else ""
-        raise StoreError(
-            f"{place}: the card needs a license, which is that of the samples, not of latentkit:"
-            " --license with the hub's name of it, such as cc-by-4.0, cc0-1.0, mit, other or"
-            f" unknown{got}. Names: https://huggingface.co/docs/hub/repositories-licenses"
-        )
-    found = hide_texts(inspect_dataset(path), published.hidden)
-    found["index"] = published.document["index"]["name"]
-    return write_card(found, place.repository, license_id, published.preview, existing)
-
-
-def _compare(published: PublishedDataset, card: PublishedFile, remote: Remote) -> PushPlan:
-    added = [unit for unit in published.units if unit.name not in remote.files]
-    rest = [unit for unit in published.units if unit.name in remote.files]
-    rest += [*published.others, card]
-    changed = [file for file in rest if not file.is_at(remote.files.get(file.name))]
-    kept = {file.name for file in (*published.units, *published.others)}
-    removed = sorted(
-        name for name in remote.files if DATA_FILE.fullmatch(name) and name not in kept
-    )
-    return PushPlan(added, changed, removed, len(rest) - len(changed))
-
-
-# ---------------------------------------------------------------- uploading
-
-
-def _upload(place: HubPlace, remote: Remote, plan: PushPlan, public: bool) -> str:
-    """Upload and return the last commit."""
-    api, head = HfApi(), remote.head
+def _prepare_branch(plan: PushPlan) -> str:
+    """Make repository and branch if they are missing, and return the branch's commit."""
+    api, place, head = HfApi(), plan.place, plan.remote.head
     if head is None:
-        api.create_repo(place.repository, repo_type="dataset", private=not public, exist_ok=True)
+        is_private = not plan.is_public
+        api.create_repo(place.repository, repo_type="dataset", private=is_private, exist_ok=True)
         head = str(api.dataset_info(place.repository).sha)
-    if place.revision is not None:
+    if place.revision is not None and not plan.remote.has_branch:
         api.create_branch(
             place.repository, branch=place.revision, repo_type="dataset", exist_ok=True
         )
-    left, total = list(plan.added), len(plan.added)
-    while len(left) > UNITS_PER_COMMIT:
-        part, left = left[:UNITS_PER_COMMIT], left[UNITS_PER_COMMIT:]
-        done = total - len(left)
-        head = _commit(api, place, head, part, [], f"Units, {done} of {total}")
-        print(f"{place}: {done} of {total} units are uploaded", file=sys.stderr, flush=True)
-    message = "Update the latent dataset" if DATASET in remote.files else "Add a latent dataset"
-    return _commit(api, place, head, [*left, *plan.changed], plan.removed, message)
+    return head
+
+
+def _split_units(units: Sequence[PublishedFile]) -> list[list[PublishedFile]]:
+    """Return the units of each commit; the last list may be empty."""
+    batches: list[list[PublishedFile]] = [[]]
+    for unit in units:
+        num_bytes = sum(other.size for other in batches[-1]) + unit.size
+        if len(batches[-1]) == UNITS_PER_COMMIT or (batches[-1] and num_bytes > BYTES_PER_COMMIT):
+            batches.append([])
+        batches[-1].append(unit)
+    return batches
 
 
 def _commit(
@@ -270,7 +94,7 @@ def _commit(
     removed: Sequence[str],
     message: str,
 ) -> str:
-    """Commit files on top of `head`, and nothing else; return the new commit."""
+    """Add and delete files in one commit whose parent is `head`; return its id."""
     done = api.create_commit(
         place.repository,
         [
@@ -283,30 +107,3 @@ def _commit(
         parent_commit=head,
     )
     return str(done.oid)
-
-
-def _list_notes(
-    folder: Folder, document: Mapping[str, Any], published: PublishedDataset, is_private: bool
-) -> list[str]:
-    """Return what the owner of the dataset should know about what is published."""
-    table = read_index(folder, document, ["key", "attributes"])
-    notes = ["private: only its owner reads it" if is_private else "public: everybody can read it"]
-    notes += [
-        f"{DATASET} and recipe.yaml have {new!r} instead of {old!r}"
-        for old, new in published.hidden.items()
-    ]
-    columns = ", ".join(column_filling(table["attributes"]))
-    notes.append(
-        "the index has of every sample: key, size and time of its file, sha256, and the columns"
-        f" {columns or '(none)'}"
-    )
-    if published.preview:
-        notes.append(
-            f"{published.preview} shows samples of the source (--no-preview leaves it out)"
-        )
-    if old_rows := count_superseded(document, table.num_rows):
-        notes.append(
-            f"{counted(old_rows, 'row')} of removed or changed samples are in the units too;"
-            f" `latentkit compact {in_shell(folder)}` drops them"
-        )
-    return notes

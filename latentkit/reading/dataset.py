@@ -89,7 +89,8 @@ class LatentDataset(BatchedRows):
             self._make_latents = LatentMaker(normalization, layout)
         except (ValueError, TypeError) as error:
             raise DamagedError(
-                f"{folder}/{DATASET}: the normalization doesn't fit the layout: {error}"
+                f"{folder}/{DATASET}: the normalization doesn't fit the layout: {error}; restore"
+                " the file from a copy, or repair the dataset with `latentkit verify --repair`"
             ) from error
         self._parts, self._store = document["parts"], document["store"]
         self.stored_dtype: str = document["dtype"]

@@ -36,9 +36,7 @@ def npy_bytes(array: npt.NDArray[Any]) -> bytes:
     Raises:
         ValueError: the array holds Python objects.
     """
-    if array.dtype.hasobject:
-        raise ValueError("expected numbers, got an array of objects, which .npy would pickle")
-    return _npy_header(array.dtype, array.shape) + array.tobytes()
+    return npy_header(array) + array.tobytes()
 
 
 def write_npy(path: str | os.PathLike[str], array: npt.NDArray[Any]) -> None:
@@ -63,28 +61,42 @@ def write_npz(path: str | os.PathLike[str], arrays: Mapping[str, npt.NDArray[Any
     if sum(array.nbytes for array in arrays.values()) > LARGEST_ZIP:
         np.savez(path, allow_pickle=False, **arrays)
         return
-    content, listing = bytearray(), bytearray()
+    parts: list[bytes | memoryview] = []
+    listing, place = bytearray(), 0
     for name, array in arrays.items():
-        encoded, values = f"{name}.npy".encode(), npy_bytes(array)
+        encoded, values = f"{name}.npy".encode(), np.ascontiguousarray(array).data
+        header = npy_header(array)
+        size = len(header) + array.nbytes
+        checksum = zlib.crc32(values, zlib.crc32(header)) if array.size else zlib.crc32(header)
         said = (
             *(ZIP_VERSION, UTF8_NAME, 0, *MIDNIGHT_OF_1980),
-            *(zlib.crc32(values), len(values), len(values), len(encoded), 0),
+            *(checksum, size, size, len(encoded), 0),
         )
         listing += CENTRAL_HEADER.pack(
-            b"PK\1\2", ZIP_VERSION, *said, *(0, 0, 0, 0o600 << 16, len(content))
+            b"PK\1\2", ZIP_VERSION, *said, *(0, 0, 0, 0o600 << 16, place)
         )
         listing += encoded
-        content += LOCAL_HEADER.pack(b"PK\3\4", *said)
-        content += encoded
-        content += values
+        parts += [LOCAL_HEADER.pack(b"PK\3\4", *said), encoded, header, values]
+        place += LOCAL_HEADER.size + len(encoded) + size
     count = len(arrays)
-    end = END.pack(b"PK\5\6", 0, 0, count, count, len(listing), len(content), 0)
+    end = END.pack(b"PK\5\6", 0, 0, count, count, len(listing), place, 0)
     with open(path, "wb") as file:
-        file.write(content + listing + end)
+        file.write(b"".join([*parts, listing, end]))
+
+
+def npy_header(array: npt.NDArray[Any]) -> bytes:
+    """Return what stands before the values of a .npy file, which are C-contiguous.
+
+    Raises:
+        ValueError: the array holds Python objects.
+    """
+    if array.dtype.hasobject:
+        raise ValueError("expected numbers, got an array of objects, which .npy would pickle")
+    return _made_header(array.dtype, array.shape)
 
 
 @functools.lru_cache(maxsize=1024)
-def _npy_header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
+def _made_header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
     file = io.BytesIO()
     described: dict[str, Any] = {
         "descr": np.lib.format.dtype_to_descr(dtype),

@@ -74,9 +74,11 @@ class FileNames:
         self._roots = {
             one.replace(os.sep, "/").rstrip("/") + "/" for one in (root, os.path.realpath(root))
         }
-        self._folded: dict[str, list[str]] = {}
-        self._endless: dict[str, list[str]] = {}
-        self._tails: dict[str, dict[str, list[str]]] = {}
+        # Paths of files: by path without accents or case, by path without its ending, and, for each
+        # folder, by every last part of the path. They are filled when first needed.
+        self._by_folded_case: dict[str, list[str]] = {}
+        self._by_stem: dict[str, list[str]] = {}
+        self._by_path_end: dict[str, dict[str, list[str]]] = {}
 
     def find(self, name: str, folder: str) -> list[str]:
         """Return the paths of the files that a name in a table of `folder` may mean; several if
@@ -89,26 +91,26 @@ class FileNames:
         for path in paths:
             if path in self._stems or path in self._others:
                 return [path]
-        if not self._folded:
+        if not self._by_folded_case:
             self._fold()
         for forms in (normalize_accents, _fold_case):
             for path in paths:
-                if found := self._folded.get(forms(path)):
+                if found := self._by_folded_case.get(forms(path)):
                     exact = [
                         one for one in found if normalize_accents(one) == normalize_accents(path)
                     ]
                     return exact or found
         return next(
-            (found for path in paths if (found := self._endless.get(normalize_accents(path)))), []
+            (found for path in paths if (found := self._by_stem.get(normalize_accents(path)))), []
         )
 
     def find_elsewhere(self, name: str, folder: str) -> list[str]:
         """Return paths below `folder` that end like the name: a file name in another folder, or a
         path from another machine.
         """
-        if folder not in self._tails:
-            self._tails[folder] = self._list_tails(f"{folder}/" if folder else "")
-        tails = self._tails[folder]
+        if folder not in self._by_path_end:
+            self._by_path_end[folder] = self._list_tails(f"{folder}/" if folder else "")
+        tails = self._by_path_end[folder]
         path = os.path.normpath(name.strip().replace("\\", "/")).replace(os.sep, "/")
         parts = normalize_accents(path).split("/")
         whole = len(parts) > 1  # `find` looks for it
@@ -147,8 +149,8 @@ class FileNames:
         """Index all paths in one case and one form of accents, with and without their ending."""
         for path, stem in self._stems.items():
             for form in {normalize_accents(path), _fold_case(path)}:
-                self._folded.setdefault(form, []).append(path)
-            self._endless.setdefault(normalize_accents(stem), []).append(path)
+                self._by_folded_case.setdefault(form, []).append(path)
+            self._by_stem.setdefault(normalize_accents(stem), []).append(path)
 
 
 @dataclass

@@ -24,12 +24,18 @@ class SourceMedia:
 
     def __init__(self, path: str) -> None:
         try:
-            self._source = configured_encode_of(open_folder(path)).open_source()
+            line = configured_encode_of(open_folder(path))
+            self._source = line.open_source()
         except (LatentkitError, OSError) as error:
             raise StoreError(
                 f"{path}: the exporter needs the source that it was made from, which can't be"
                 f" opened: {error}"
             ) from error
+        if line.modality.provided.spec.name == "latents":
+            raise StoreError(
+                f"{path}: the exporter needs the media that were encoded, and these latents were"
+                " imported; export without media, where the exporter has an option for that"
+            )
         if isinstance(self._source, StreamSource):
             raise StoreError(
                 f"{path}: the exporter needs media by their keys, and the source is a stream"

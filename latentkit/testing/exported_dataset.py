@@ -40,11 +40,11 @@ class DatasetShape:
     """The properties of a dataset to test with.
 
     Args:
-        views: views of each sample.
-        axes: "CHW", "CL" as for text embeddings, or "CTHW" for videos of one frame.
-        channels, downscale: channels and downscale factor of latents.
-        shift, scale: normalization, one number or one per channel.
-        size_multiple: number of which the sides of the encoded images are multiples.
+        views: of each sample.
+        axes: "CHW", "CTHW" as of videos (two frames), or "CL" as of audio and of texts.
+        channels, downscale: of latents.
+        shift, scale: of the normalization, one number or one per channel.
+        size_multiple: of the sides of what was encoded.
         has_two_sizes: whether every other sample is twice as wide.
         has_moments: whether mean and logvar are stored, or one latent.
         attributes: names of the samples' attributes; "text" and "label" may hold any values.
@@ -75,15 +75,19 @@ def full_shape(needs: ExportNeeds | None) -> DatasetShape:
     if needs is None:
         return DatasetShape()
     constants = needs.normalization or Normalization(0.25, 2.0)
-    if needs.axes not in ("", "CHW"):
-        raise AssertionError(f"override make_dataset: the kit's has axes CHW, not {needs.axes}")
+    multiple = needs.size_multiple
+    if needs.axes not in ("", "CHW", "CTHW", "CL"):
+        raise AssertionError(
+            f"override make_dataset: the kit's have axes CHW, CTHW or CL, not {needs.axes}"
+        )
     return DatasetShape(
+        axes=needs.axes or "CHW",
         channels=needs.channels or 3,
         downscale=needs.downscale or 8,
         shift=_hashable(constants.shift),
         scale=_hashable(constants.scale),
-        size_multiple=needs.size_multiple,
-        has_two_sizes=not needs.one_size and not needs.square,
+        size_multiple=next((size[0] for size in needs.sizes if size[0] == size[1]), multiple),
+        has_two_sizes=not (needs.one_size or needs.square or needs.sizes),
     )
 
 
@@ -142,9 +146,14 @@ class _Modality:
         height, width = self._shape.sides[number % 2]
         image = torch.rand((3, height, width), generator=torch.Generator().manual_seed(number))
         for view in self._shape.views:
-            yield Prepared(
-                view, f"{height}x{width}", image if view == "plain" else image.flip(-1)
-            )
+            tensor = image if view == "plain" else image.flip(-1)
+            yield Prepared(view, f"{height}x{width}", tensor, self._geometry)
+
+    @property
+    def _geometry(self) -> dict[str, Any]:
+        """The seconds of a sound, the frame rate of a video; nothing of an image."""
+        seconds = {"start": 0.5, "end": 3.0}
+        return {"CL": seconds, "CTHW": {"fps": 12.0}}.get(self._shape.axes, {})
 
     def render(self, tensors: Any, path: Path) -> None:
         raise AssertionError("the dataset has no preview")
@@ -164,8 +173,10 @@ class _Encoder:
         small = avg_pool2d(batch, self._shape.downscale)
         repeats = -(-self._shape.channels // 3)
         mean = torch.cat([small + step for step in range(repeats)], 1)[:, : self._shape.channels]
-        mean = mean.mean(dim=2) if self._shape.axes == "CL" else mean
-        mean = mean[:, :, None] if self._shape.axes == "CTHW" else mean
+        if self._shape.axes == "CL":
+            mean = mean.mean(dim=2)
+        elif self._shape.axes == "CTHW":
+            mean = torch.stack([mean, mean + 1], dim=2)
         return {"mean": mean, "logvar": mean - 1} if self._shape.has_moments else {"latent": mean}
 
     def fingerprint(self) -> dict[str, str]:

@@ -186,17 +186,18 @@ def finish(
     steps = {MODEL: state.step}
     if state.best is not None:
         steps = {MODEL: state.best.step, LAST: state.step}
-    kept = (
+    last_weights = (
         {name: tensor.to("cpu", copy=True) for name, tensor in module.state_dict().items()}
         if state.best
         else {}
     )
-    best = _load_best(run, folder / "checkpoints") if state.best else kept
+    best = _load_best(run, folder / "checkpoints") if state.best else last_weights
 
     def write() -> None:
+        """Save each model with its statistics, the best first: its weights are loaded already."""
         for name, step in steps.items():
             if name == LAST:
-                module.load_state_dict(kept)
+                module.load_state_dict(last_weights)
             save_result(model, _measure_step(run, source, prepare, step), folder / name)
         if LAST not in steps:
             shutil.rmtree(folder / LAST, ignore_errors=True)  # from an earlier, shorter run

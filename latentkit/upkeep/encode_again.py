@@ -145,13 +145,17 @@ class PlannedSource:
 def _source_of_plan(
     found: Verification, plan: Plan, units: Sequence[Unit], opened: BuiltEncode
 ) -> Source | StreamSource:
-    """Return the source that has the samples of the units under the keys of their plan."""
-    source, now = opened.inputs.source, opened.inputs.entries
+    """Return a source that finds the units' samples by the keys that the plan gives them.
+
+    Raises:
+        StoreError: the source no longer has one of these samples.
+    """
+    source, current = opened.inputs.source, opened.inputs.entries
     needed = np.zeros(plan.num_samples, np.bool_)
     for unit in units:
         needed[unit.start : unit.stop] = True
     if isinstance(source, StreamSource):
-        there = set(_shards(now))
+        there = set(_shards(current))
         _raise_for_missing(
             found,
             [
@@ -162,7 +166,8 @@ def _source_of_plan(
         )
         return source
     keys = _keys_now(found, plan)
-    places = find_places(keys, now["key"])
+    places = find_places(keys, current["key"])
+    # A sample without a key was removed or replaced by a later plan, which counts as no loss.
     gone = needed & (places < 0) & keys.is_valid().to_numpy()
     _raise_for_missing(found, plan.work["key"].filter(pa.array(gone)).to_pylist())
     return PlannedSource(

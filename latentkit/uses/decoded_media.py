@@ -44,12 +44,15 @@ class MediaDecoder:
         CPU in the encoder's range.
         """
         low, high = self.decoder.input.range if isinstance(self.decoder, Encoder) else (-1.0, 1.0)
-        for batch in raw.split(batch_size):
+        for start in range(0, len(raw), batch_size):
+            batch = raw[start : start + batch_size]
             yield from self.decoder.decode(batch).float().cpu().clamp(low, high)
 
 
-def open_media_decoder(dataset: LatentDataset, parts: Mapping[str, str], device: str) -> Any:
-    """Return the `MediaDecoder` of a dataset.
+def open_media_decoder(
+    dataset: LatentDataset, parts: Mapping[str, str], device: str
+) -> MediaDecoder:
+    """Return the decoder of a dataset.
 
     Args:
         parts: of the dataset's fingerprint.

@@ -147,9 +147,8 @@ def fit_sampler(rows: RawRows, recipe: SampleRecipe) -> FittedSampler:
     fits, left_out = _list_fits(rows, recipe)
     to_fit, held_out = rows.split()
     measured = {name: mean_log_density(fit(to_fit), held_out) for name, fit in fits.items()}
-    name = recipe.sampler
-    if name == "auto":
-        name = max(measured, key=lambda one: measured[one])  # type: ignore[assignment]
+    best = max(measured, key=lambda name: measured[name])
+    name = best if recipe.sampler == "auto" else recipe.sampler
     sampler = fits[name](rows)
     return FittedSampler(sampler, measured, left_out, recipe.sampler == "auto")
 

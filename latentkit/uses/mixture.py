@@ -55,7 +55,7 @@ class GaussianMixture:
         chosen = torch.multinomial(weights, count, replacement=True, generator=generator)
         noise = torch.randn((count, math.prod(self.shape)), generator=generator).double()
         values = torch.empty_like(noise)
-        for number in chosen.unique().tolist():
+        for number in sorted(set(chosen.tolist())):
             factor = torch.linalg.cholesky(torch.from_numpy(self.model.covariances_[number]))
             of_it = chosen == number
             values[of_it] = torch.from_numpy(self.model.means_[number]) + noise[of_it] @ factor.T

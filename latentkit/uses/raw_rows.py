@@ -52,8 +52,10 @@ class RawRows:
         """Yield positions of rows in the dataset, and their latents (N, C, ...)."""
         for items in self.item_batches():
             mean, logvar = self.moments(items)
-            is_mean = logvar is None or not self.draws
-            yield items, mean if is_mean else self._draw(mean, logvar, int(items[0]))
+            if logvar is not None and self.draws:
+                yield items, self._draw(mean, logvar, int(items[0]))
+            else:
+                yield items, mean
 
     def item_batches(self) -> Iterator[Rows]:
         """Yield positions of rows in the dataset, a batch at a time."""

@@ -139,7 +139,8 @@ class SpatialGaussian:
         white = torch.linalg.solve_triangular(factor, waves, upper=False)
         size = math.prod(self.shape)
         log_volume = 2 * torch.diagonal(factor, dim1=1, dim2=2).real.log().sum()
-        return -0.5 * (white.abs().square().sum((0, 1)) + log_volume + size * LOG_TWO_PI)
+        distance: Tensor = white.abs().square().sum((0, 1))
+        return -0.5 * (distance + log_volume + size * LOG_TWO_PI)
 
     def _center(self) -> Tensor:
         return self.mean.reshape(-1, *[1] * (len(self.shape) - 1))
@@ -221,7 +222,8 @@ def _waves(latents: Tensor) -> Tensor:
     """Return the Fourier transform over positions, (N, C, P), unitary."""
     if latents.ndim == 2:
         return latents[..., None].to(torch.complex128)
-    return torch.fft.fftn(latents, dim=_places(latents), norm="ortho").flatten(2)
+    waves: Tensor = torch.fft.fftn(latents, dim=_places(latents), norm="ortho")
+    return waves.flatten(2)
 
 
 def _places(latents: Tensor) -> list[int]:

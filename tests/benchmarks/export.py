@@ -1,7 +1,7 @@
 """How long an export takes beside writing the same files with the format's own writer alone, from
 arrays that are ready in memory. The two take turns, each in a process of its own.
 
-python tests/benchmarks/export.py FOLDER [--samples 100000] [--side 32] [--rounds 3] [--formats ...]
+python tests/benchmarks/export.py FOLDER [--rows 100000] [--side 32] [--rounds 3] [--formats ...]
 
 The formats of trainers need plugins/latentkit-trainers.
 """
@@ -173,11 +173,11 @@ class Watch:
 def run_one(given: argparse.Namespace) -> None:
     """Write one format, in one way, and print seconds, seconds of processor time and bytes."""
     form = FORMATS[given.one]
-    latents = given.folder / f"latents-{given.samples}-{len(form.views)}"
+    latents = given.folder / f"latents-{given.rows}-{len(form.views)}"
     out = given.folder / "out"
     watch, start, cpu = Watch(), time.perf_counter(), time.process_time()
     if given.alone:
-        write_alone(form, out, given.samples, given.side)
+        write_alone(form, out, given.rows // len(form.views), given.side)
     else:
         export_dataset(str(latents), str(out), form.to, form.options)
     seconds = time.perf_counter() - start
@@ -187,7 +187,7 @@ def run_one(given: argparse.Namespace) -> None:
 def compare(name: str, given: argparse.Namespace) -> None:
     """Let the two ways of one format take turns."""
     ours, own = [], []
-    words = ["--samples", given.samples, "--side", given.side, "--one", name]
+    words = ["--rows", given.rows, "--side", given.side, "--one", name]
     for _ in range(given.rounds):
         for found, more in ((own, ["--alone"]), (ours, [])):
             command = [sys.executable, __file__, given.folder, *words, *more]
@@ -201,7 +201,7 @@ def compare(name: str, given: argparse.Namespace) -> None:
         for kind in (0, 1)
     )
     print(
-        f"{name}: {given.samples} samples exported in {min(one[0] for one in ours):.1f} s, own"
+        f"{name}: {given.rows} rows exported in {min(one[0] for one in ours):.1f} s, own"
         f" writer {min(one[0] for one in own):.1f} s; ratio {clock:.2f} by the clock, {cpu:.2f} in"
         f" processor time; memory {max(one[2] for one in ours) / 1e6:.0f} MB",
         flush=True,
@@ -213,7 +213,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     options.add_argument("folder", type=Path)
-    options.add_argument("--samples", type=int, default=100_000)
+    options.add_argument("--rows", type=int, default=100_000)
     options.add_argument("--side", type=int, default=32)
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--formats", nargs="+", default=[*FORMATS], choices=[*FORMATS])
@@ -225,9 +225,10 @@ def main() -> None:
         return
     for name in given.formats:
         views = FORMATS[name].views
-        latents = given.folder / f"latents-{given.samples}-{len(views)}"
+        latents = given.folder / f"latents-{given.rows}-{len(views)}"
         if not latents.exists():
-            make_dataset(latents, given.samples, 4, given.side, 16_384, views)
+            num_samples = given.rows // len(views)
+            make_dataset(latents, num_samples, 4, given.side, 16_384, views)
         compare(name, given)
 
 

@@ -153,7 +153,7 @@ def _rows(model: type[BaseModel], prefix: str) -> Iterator[str]:
 
 def _default(value: Any) -> str:
     if value is PydanticUndefined:
-        return "(needed)"
+        return "(required)"
     if isinstance(value, BaseModel):
         return ""
     return "none" if value is None else f"`{list(value) if isinstance(value, tuple) else value}`"

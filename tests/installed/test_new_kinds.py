@@ -155,7 +155,7 @@ def test_a_task_as_a_command_is_told_how_it_is_run(tmp_path: Path) -> None:
     for name in ("tally", "train"):
         done = latentkit(name, cwd=tmp_path)
         assert done.returncode == 2
-        assert done.stderr.startswith(f"latentkit: there is no command {name}, but a task: run")
+        assert done.stderr.startswith(f"latentkit: {name} is a task, not a command; write")
 
 
 def test_two_of_one_task_s_name_fail_its_recipes_alone(tmp_path: Path) -> None:
@@ -227,13 +227,13 @@ def test_plugins_name_says_all_about_one(tmp_path: Path) -> None:
     assert latentkit("plugins", "task", "tally", cwd=tmp_path).stdout.splitlines() == [
         "task tally: count samples",
         "  from acme-kinds 1.5",
-        "  task: tally (needed)",
+        "  task: tally (required)",
         "      what the recipe does",
         "  seed: whole number = 0",
         "      seed of every random draw",
-        "  source: mapping (needed)",
+        "  source: mapping (required)",
         "      where samples come from",
-        "  source.use: text (needed)",
+        "  source.use: text (required)",
         "      name of the plugin",
         "  source.with: mapping of anything = {}",
         "      options of the plugin",

@@ -73,12 +73,15 @@ class KohyaExporter:
         """Write a .npz per sample; returns its entry of metadata.json, and whether it has a mirror
         image.
         """
-        records = []
+        records, made = [], set[str]()
         for item in items:
             height, width = item.row.size
-            file = folder / f"{item.name}_{width:04d}x{height:04d}_{self._family.suffix}.npz"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            write_npz(file, self._arrays(item))
+            above = item.name.rpartition("/")[0]
+            if above not in made:
+                (folder / above).mkdir(parents=True, exist_ok=True)
+                made.add(above)
+            name = f"{item.name}_{width:04d}x{height:04d}_{self._family.suffix}.npz"
+            write_npz(f"{folder}/{name}", self._arrays(item))
             entry = {
                 "caption": caption_of(item, self._config.caption),
                 "image_size": [width, height],

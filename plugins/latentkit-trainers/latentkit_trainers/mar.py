@@ -37,13 +37,15 @@ class MarExporter:
 
     def write(self, items: Iterable[ExportItem], folder: Path, export: Export) -> list[int]:
         """Write a .npz per sample; returns the number of its class."""
-        names, labels = class_folders(export.label_names), []
+        names, labels, made = class_folders(export.label_names), list[int](), set[str]()
         for item in items:
             assert item.label is not None
-            file = folder / names[item.label] / f"{item.name}.npz"
-            file.parent.mkdir(parents=True, exist_ok=True)
+            above, _, name = f"{names[item.label]}/{item.name}".rpartition("/")
+            if above not in made:
+                (folder / above).mkdir(parents=True, exist_ok=True)
+                made.add(above)
             plain, mirrored = (stack_moments(item.rows[view]) for view in self.needs.views)
-            write_npz(file, {"moments": plain, "moments_flip": mirrored})
+            write_npz(f"{folder}/{above}/{name}.npz", {"moments": plain, "moments_flip": mirrored})
             labels.append(item.label)
         return labels
 

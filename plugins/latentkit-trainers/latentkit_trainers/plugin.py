@@ -16,8 +16,11 @@ from latentkit.contracts import (
     ExporterSpec,
     ItemExporter,
     OtherScaleConfig,
+    Source,
+    SourceSpec,
 )
 from latentkit.hooks import hookimpl
+from latentkit_trainers.caches.options import CacheConfig, KohyaCacheConfig, MdsCacheConfig
 
 
 class CaptionConfig(Config):
@@ -104,6 +107,73 @@ class MdsConfig(DrawConfig, OtherScaleConfig, CaptionConfig):
     samples_per_shard: int = Field(2048, ge=1, description="rows in one file")
 
 
+class EnergonConfig(DrawConfig):
+    """Options of `energon`."""
+
+    values: Literal["latent", "moments"] = Field(
+        "latent",
+        description=(
+            "latent: normalized as a trainer sees it; moments: mean and logvar as stored, raw"
+        ),
+    )
+    dtype: Literal["float32", "float16"] | None = Field(
+        None,
+        description="of values in the files; null: float32 for latents, as stored for moments",
+    )
+    rows_per_shard: int = Field(10_000, ge=1, description="rows in one tar file")
+
+
+class PixartConfig(ExportConfig, OtherScaleConfig, CaptionConfig):
+    """Options of `pixart`."""
+
+    resolution: Literal[256, 512, 1024, 2048] = Field(
+        description="side of the squares, or of the square that is as large as each bucket"
+    )
+    multi_scale: bool = Field(
+        False, description="whether images are in the trainer's buckets of this resolution"
+    )
+
+
+class TextConfig(Config):
+    """Options of an exporter that writes text embeddings beside latents."""
+
+    text: str | None = Field(
+        None, description="latent dataset of the captions, by the model's own text encoder; needed"
+    )
+    dtype: Literal["bfloat16", "float16", "float32"] = Field(
+        "bfloat16", description="of values in the files"
+    )
+
+
+class FinetrainersConfig(ExportConfig, TextConfig):
+    """Options of `finetrainers`."""
+
+    model: Literal["cogview4", "wan", "ltx-video"] = Field(
+        description="models to train: images for cogview4, videos for the others"
+    )
+
+
+class DiffsynthConfig(ExportConfig, OtherScaleConfig, TextConfig, CaptionConfig):
+    """Options of `diffsynth`."""
+
+    model: Literal["z-image", "qwen-image", "wan"] = Field(
+        description="models to train: images for the first two, videos for wan"
+    )
+
+
+class OnetrainerConfig(ExportConfig, CaptionConfig):
+    """Options of `onetrainer`."""
+
+    pictures: bool = Field(
+        True,
+        description=(
+            "write the images too, from the dataset's source; false: empty files with their"
+            " names, which are all that the trainer looks at while its cache is valid"
+        ),
+    )
+    concept_seed: int = Field(0, description="seed of the concept, a part of its cache's name")
+
+
 EXPORTERS: Mapping[str, tuple[str, type[Config]]] = {
     "kohya": ("sd-scripts: .npz and metadata.json, no images needed", KohyaConfig),
     "mar": ("MAR: .npz of moments in a folder for each class", MarConfig),
@@ -111,6 +181,11 @@ EXPORTERS: Mapping[str, tuple[str, type[Config]]] = {
     "lightningdit": ("LightningDiT: .safetensors and latents_stats.pt", LightningDitConfig),
     "fast-dit": ("fast-DiT: .npy of features and of labels, each view a sample", FastDitConfig),
     "mds": ("MosaicML streaming, micro_diffusion: shards with columns by name", MdsConfig),
+    "energon": ("Megatron Energon: tar files with .tar.idx and .nv-meta", EnergonConfig),
+    "pixart": ("PixArt-Sigma: .npy of moments and data_info.json", PixartConfig),
+    "finetrainers": ("finetrainers: .pt of moments and of text embeddings", FinetrainersConfig),
+    "diffsynth": ("DiffSynth-Studio: .pth of latents and text embeddings", DiffsynthConfig),
+    "onetrainer": ("OneTrainer: a concept of images, and its cache", OnetrainerConfig),
     "musubi": ("musubi-tuner: .safetensors for models of images, no images needed", MusubiConfig),
 }
 """Name, which is also the module's with "_" for "-", to summary and options."""
@@ -131,3 +206,31 @@ def _spec(name: str) -> ExporterSpec:
 def latentkit_exporters() -> Iterator[ExporterSpec]:
     """An exporter for each trainer."""
     return map(_spec, EXPORTERS)
+
+
+CACHES: Mapping[str, tuple[str, type[Config]]] = {
+    "kohya": ("cache of sd-scripts, for latentkit import", KohyaCacheConfig),
+    "mar": ("cache of MAR, for latentkit import", CacheConfig),
+    "repa": ("data of REPA, for latentkit import", CacheConfig),
+    "lightningdit": ("cache of LightningDiT, for latentkit import", CacheConfig),
+    "fast-dit": ("features of fast-DiT, for latentkit import", CacheConfig),
+    "mds": ("latents in shards of MosaicML's streaming, for latentkit import", MdsCacheConfig),
+}
+"""Name, which is also that of a module of `caches`, to summary and options."""
+
+
+def _cache_spec(name: str) -> SourceSpec:
+    summary, config = CACHES[name]
+
+    def build(config: Config, context: BuildContext) -> Source:
+        module = importlib.import_module(f"latentkit_trainers.caches.{name.replace('-', '_')}")
+        source: Source = module.build(config, context)
+        return source
+
+    return SourceSpec(name, summary, config, build, modality="latents")
+
+
+@hookimpl
+def latentkit_sources() -> Iterator[SourceSpec]:
+    """A source for each cache that can be imported."""
+    return map(_cache_spec, CACHES)

@@ -39,18 +39,19 @@ class RepaExporter:
 
     def write(self, items: Iterable[ExportItem], folder: Path, export: Export) -> list[Any]:
         """Write a .npy and an image per sample; returns the .npy's name, and the label."""
-        records = []
+        records, made = [], set[str]()
         for item in items:
             number = f"{item.number:08d}"
             name = f"{number[:5]}/img-mean-std-{number}.npy"
-            file = folder / "vae-sd" / name
-            file.parent.mkdir(parents=True, exist_ok=True)
+            if number[:5] not in made:
+                for kind in ("vae-sd", *(["images"] if self._has_pictures else [])):
+                    (folder / kind / number[:5]).mkdir(parents=True, exist_ok=True)
+                made.add(number[:5])
             row = item.rows["plain"]
             moments: np.ndarray = torch.cat([row.mean, (row.logvar / 2).exp()]).numpy()
-            write_npy(file, moments)
+            write_npy(f"{folder}/vae-sd/{name}", moments)
             if self._has_pictures:
                 image = folder / "images" / number[:5] / f"img{number}.png"
-                image.parent.mkdir(parents=True, exist_ok=True)
                 cut_picture(item.media, row).save(image)
             records.append([name, item.label])
         return records

@@ -6,9 +6,11 @@ megatron-energon`, since the versions that they ask for exclude latentkit's.
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import runpy
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from latentkit_trainers.plugin import MdsConfig, latentkit_exporters
+from latentkit_trainers.plugin import EnergonConfig, MdsConfig, latentkit_exporters
 from torch import Tensor
 
 import latentkit as lk
@@ -96,6 +98,60 @@ def test_streaming_reads_what_the_format_holds(tmp_path: Path) -> None:
         found = data[index]
         assert np.array_equal(found.pop("latent"), row.pop("latent"))
         assert found == row
+
+
+class TestEnergon(ExporterContract):
+    spec = SPECS["energon"]
+
+    def make_config(self, tmp_path: Path) -> Config:
+        return EnergonConfig(posterior="mean", rows_per_shard=5)
+
+    def read(self, folder: Path) -> Iterator[tuple[str, str, Tensor]]:
+        counts = json.loads((folder / ".nv-meta" / ".info.json").read_text())["shard_counts"]
+        assert counts == {"000000.tar": 5, "000001.tar": 5, "000002.tar": 2}
+        split = yaml.safe_load((folder / ".nv-meta" / "split.yaml").read_text())
+        assert split["split_parts"]["train"] == [*counts]
+        for name, count in counts.items():
+            starts = np.fromfile(folder / f"{name}.idx", "<u8").tolist()
+            content = (folder / name).read_bytes()
+            assert len(starts) == count + 1
+            for start, end in itertools.pairwise(starts):  # a sample's bytes are a tar of their own
+                with tarfile.open(fileobj=io.BytesIO(content[start:end])) as tar:
+                    files = {entry.name.partition(".")[2]: tar.extractfile(entry) for entry in tar}
+                    row = json.load(files["json"])
+                    latent = np.load(io.BytesIO(files["latent.npy"].read()))
+                yield row["key"], row["view"], torch.from_numpy(latent)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_energon_reads_every_sample(tmp_path: Path) -> None:
+    energon = pytest.importorskip("megatron.energon")
+    _, folder = TestEnergon().export(tmp_path)
+
+    @energon.stateless
+    def take(sample: Any) -> Any:
+        return {name: sample[name] for name in ("__key__", "__restore_key__", "latent.npy", "json")}
+
+    class Encoder(energon.DefaultTaskEncoder):
+        cookers = (energon.Cooker(take),)
+
+    data = energon.get_train_dataset(
+        str(folder),
+        batch_size=None,
+        shuffle_buffer_size=None,
+        max_samples_per_sequence=None,
+        worker_config=energon.WorkerConfig(rank=0, world_size=1, num_workers=0),
+        task_encoder=Encoder(),
+        repeat=False,
+    )
+    found = [
+        (row["json"]["key"], row["json"]["view"], torch.as_tensor(row["latent.npy"]))
+        for row in energon.get_loader(data)
+    ]
+    expected = list(TestEnergon().read(folder))
+    assert sorted(row[:2] for row in found) == sorted(row[:2] for row in expected)
+    latents = {row[:2]: row[2] for row in found}
+    assert all(torch.equal(latents[key, view], latent) for key, view, latent in expected)
 
 
 def export(latents: Path, to: str, *options: str) -> int:

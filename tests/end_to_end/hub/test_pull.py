@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import signal
 import subprocess
@@ -18,11 +17,13 @@ from huggingface_hub import constants
 import latentkit as lk
 from latentkit.errors import DamagedError, RecipeError, StoreError
 from latentkit.publishing.pull_dataset import pull_dataset
-from latentkit.publishing.push_dataset import PushOptions, push_dataset
+from latentkit.publishing.push_dataset import push_dataset
+from latentkit.publishing.push_plan import PushOptions, plan_push
 from latentkit.store.open_folder import open_folder
 from latentkit.upkeep.verify import verify_folder
 
 NAME = "alice/photos"
+OVERRIDES = {"batch_size": 2, "output.unit_size": 2, "threads": 1, "preview": 0}
 DATASET = f"datasets/{NAME}"
 
 # The hub's library sends large files in a way that its own client warns of.
@@ -32,7 +33,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning
 @pytest.fixture
 def pushed(uploads: UploadHub, encoded: Path) -> UploadHub:
     """A hub with the dataset."""
-    push_dataset(str(encoded / "latents"), NAME, PushOptions(license="mit"))
+    push_dataset(plan_push(str(encoded / "latents"), NAME, PushOptions(license="mit")))
     uploads.requests.clear()
     return uploads
 
@@ -55,20 +56,19 @@ def test_a_pulled_dataset_is_whole_and_pulling_again_downloads_no_unit(
     pushed.downloads.clear()
     pull_dataset(done.address, str(out))
     assert not [name for name in pushed.downloads if "/units/" in name]
-    again = push_dataset(str(out), NAME, PushOptions())
-    assert again.plan.is_empty
+    assert plan_push(str(out), NAME, PushOptions()).is_empty
 
 
 def test_a_killed_pull_is_no_dataset_and_goes_on(pushed: UploadHub, tmp_path: Path) -> None:
     out, running = tmp_path / "out", list[subprocess.Popen[bytes]]()
 
-    def kill_before_the_second_unit(line: str) -> None:
-        done = [name for name in pushed.downloads if "/units/" in name]
-        if line.startswith("GET") and "/units/" in line and len(done) == 1:
-            os.kill(running[0].pid, signal.SIGKILL)
+    def kill_at_the_second_unit(line: str) -> None:
+        asked = [one for one in pushed.requests if one.startswith("GET") and "/units/" in one]
+        if line in asked[1:]:
+            running[0].kill()
             running[0].wait()
 
-    pushed.on_request = kill_before_the_second_unit
+    pushed.on_request = kill_at_the_second_unit
     command = [sys.executable, "-m", "latentkit", "pull", NAME, str(out)]
     running.append(subprocess.Popen(command, stdout=subprocess.DEVNULL))
     assert running[0].wait(60) == -signal.SIGKILL
@@ -89,19 +89,38 @@ def test_a_folder_with_something_else_is_left_alone(
     (tmp_path / "notes/mine.txt").write_text("mine")
     with pytest.raises(StoreError, match="isn't empty, and has no download to continue"):
         pull_dataset(NAME, str(tmp_path / "notes"))
-    with pytest.raises(StoreError, match="has another dataset"):
+    with pytest.raises(StoreError, match=r"has what the hub doesn't, such as plans/000.parquet"):
         pull_dataset(NAME, str(golden))
     assert names_in(tmp_path / "notes") == {"mine.txt"}
 
 
-def test_local_changes_are_not_replaced_by_an_older_state(
-    pushed: UploadHub, encoded: Path, latents: Path
+def test_a_newer_commit_is_pulled_over_an_older_one_and_never_over_other_samples(
+    uploads: UploadHub,
+    make_photos: Callable[..., Path],
+    write_photos: Callable[[Path, int], Path],
+    tmp_path: Path,
 ) -> None:
-    (latents / "plans/001.parquet").write_bytes((latents / "plans/000.parquet").read_bytes())
-    with pytest.raises(
-        StoreError, match="has changes that the hub doesn't have, such as plans/001"
-    ):
-        pull_dataset(NAME, str(latents))
+    latents, out = tmp_path / "latents", tmp_path / "out"
+    photos, other = make_photos(3), make_photos(3, "other")
+    lk.encode(photos, latents, size=32, overrides=OVERRIDES)
+    lk.encode(other, tmp_path / "other-latents", size=32, overrides=OVERRIDES)
+    push_dataset(plan_push(str(latents), NAME, PushOptions(license="mit")))
+    first = pull_dataset(NAME, str(out)).address
+    write_photos(tmp_path / "more", 4)
+    (tmp_path / "more/003.png").rename(photos / "003.png")
+    lk.encode(photos, latents, size=32, overrides=OVERRIDES)
+    push_dataset(plan_push(str(latents), NAME, PushOptions()))
+    uploads.downloads.clear()
+    pull_dataset(NAME, str(out))
+    units = [name for name in uploads.downloads if "/units/" in name]
+    assert units == [f"{DATASET}/units/001-000000.safetensors"]
+    assert lk.open(out).keys == lk.open(latents).keys
+    assert verify_folder(open_folder(str(out))).report().damage == ()
+    before = read_files(tmp_path / "other-latents")
+    for name, folder in ((first, out), (NAME, tmp_path / "other-latents")):
+        with pytest.raises(StoreError, match="has what the hub doesn't, such as plans/00"):
+            pull_dataset(name, str(folder))
+    assert read_files(tmp_path / "other-latents") == before
 
 
 def test_a_unit_that_is_not_what_was_published_is_found(pushed: UploadHub, tmp_path: Path) -> None:

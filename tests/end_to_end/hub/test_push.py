@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from hub_server import commit_of
 from hub_uploads import UploadHub
 
 import latentkit as lk
@@ -23,7 +24,8 @@ from latentkit.cli.main import main
 from latentkit.errors import FingerprintError, StoreError
 from latentkit.publishing import push_dataset as push_module
 from latentkit.publishing.pull_dataset import pull_dataset
-from latentkit.publishing.push_dataset import Push, PushOptions, push_dataset
+from latentkit.publishing.push_dataset import push_dataset
+from latentkit.publishing.push_plan import PushOptions, PushPlan, plan_push
 from latentkit.store.compact import compact
 from latentkit.store.open_folder import open_folder
 from latentkit.upkeep.verify import verify_folder
@@ -36,8 +38,12 @@ pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning
 LICENSED = PushOptions(license="cc0-1.0")
 
 
-def push(folder: Path, options: PushOptions = LICENSED, name: str = NAME) -> Push:
-    return push_dataset(str(folder), name, options)
+def push(folder: Path, options: PushOptions = LICENSED, name: str = NAME) -> str:
+    return push_dataset(plan(folder, options, name))
+
+
+def plan(folder: Path, options: PushOptions = LICENSED, name: str = NAME) -> PushPlan:
+    return plan_push(str(folder), name, options)
 
 
 def hash_of(file: Path) -> str:
@@ -49,9 +55,9 @@ def line_of(*words: str) -> list[str]:
 
 
 def test_a_pushed_dataset_reads_as_the_local_one(uploads: UploadHub, encoded: Path) -> None:
-    done = push(encoded / "latents")
+    commit = push(encoded / "latents")
     local, remote = lk.open(encoded / "latents"), lk.open(f"hf://datasets/{NAME}")
-    assert str(remote.folder) == f"hf://datasets/{NAME}@{done.commit}"
+    assert str(remote.folder) == f"hf://datasets/{NAME}@{commit}"
     assert remote.keys == local.keys
     for row in range(len(local)):
         assert torch.equal(remote.moments(row)["mean"], local.moments(row)["mean"])
@@ -62,8 +68,10 @@ def test_a_pushed_dataset_reads_as_the_local_one(uploads: UploadHub, encoded: Pa
 def test_a_second_push_uploads_nothing(uploads: UploadHub, encoded: Path) -> None:
     push(encoded / "latents")
     num_commits, num_uploads = len(uploads.commits), len(uploads.uploads)
-    again = push(encoded / "latents", PushOptions())  # the license is the card's
-    assert again.plan.is_empty
+    assert plan(encoded / "latents", PushOptions()).is_empty  # the license is the card's
+    assert push(encoded / "latents", PushOptions()) == commit_of(
+        uploads.repositories[DATASET].revisions["main"]
+    )
     assert (len(uploads.commits), len(uploads.uploads)) == (num_commits, num_uploads) == (1, 6)
 
 
@@ -95,15 +103,16 @@ def test_an_update_uploads_what_is_new_and_an_open_dataset_stays_at_its_commit(
         assert torch.equal(before.moments(row)["mean"], lk.open(latents).moments(row)["mean"])
     uploads.downloads.clear()
     after = lk.open(f"hf://datasets/{NAME}", cache=tmp_path / "cache")
-    assert [len(after), len(lk.open(f"hf://datasets/{NAME}@{first.commit}"))] == [6, 4]
-    assert str(after.folder).endswith(f"@{second.commit}")
+    assert [len(after), len(lk.open(f"hf://datasets/{NAME}@{first}"))] == [6, 4]
+    assert str(after.folder).endswith(f"@{second}")
     for row in range(6):
         after.moments(row)
     units = [name for name in uploads.downloads if "/units/" in name]
     assert units == [f"{DATASET}/units/001-000000.safetensors"]  # the others are in the cache
 
     compact(open_folder(str(latents)))
-    push(latents)
+    assert "or this one before `latentkit compact`" in refused(latents)
+    push(latents, PushOptions(replace=True))
     names = set(uploads.repositories[DATASET].revisions["main"])
     assert {name for name in names if name.startswith(("units/", "plans/", "index/"))} == {
         file.relative_to(latents).as_posix() for file in latents.glob("*/*.*")
@@ -132,8 +141,9 @@ def test_a_killed_push_goes_on_where_it_stopped(uploads: UploadHub, encoded: Pat
     running: list[subprocess.Popen[bytes]] = []
 
     def kill_at_the_third_upload(line: str) -> None:
-        if line.startswith("PUT /objects") and len(uploads.uploads) == 2:
-            os.kill(running[0].pid, signal.SIGKILL)
+        sent = [one for one in uploads.requests if one.startswith("PUT")]
+        if line in sent[2:]:
+            running[0].kill()
             running[0].wait()
 
     uploads.on_request = kill_at_the_third_upload
@@ -148,6 +158,30 @@ def test_a_killed_push_goes_on_where_it_stopped(uploads: UploadHub, encoded: Pat
     assert set(uploads.uploads) >= {
         hash_of(local.local_copy(f"units/{n}")) for n in local.list("units")
     }
+    assert len(lk.open(f"hf://datasets/{NAME}")) == 6
+
+
+def test_a_stopped_push_says_how_to_go_on(
+    uploads: UploadHub, encoded: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["push", str(encoded / "latents"), NAME, "--license", "cc0-1.0"]
+    kinds = (signal.SIGTERM, signal.SIGINT)
+    handlers = [signal.getsignal(kind) for kind in kinds]
+
+    def stop(line: str) -> None:
+        if line.startswith("PUT /objects"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    uploads.on_request = stop
+    try:
+        assert main(words) == 143
+    finally:
+        for kind, handler in zip(kinds, handlers, strict=True):
+            signal.signal(kind, handler)
+    assert "terminated; the same command goes on from here" in capsys.readouterr().err
+    assert uploads.commits == []
+    uploads.on_request = lambda line: None
+    push(encoded / "latents")
     assert len(lk.open(f"hf://datasets/{NAME}")) == 6
 
 
@@ -275,14 +309,27 @@ def test_other_contents_of_a_repository_are_not_touched(
     uploads.add(NAME, {"README.md": b"# Mine\n", "train.csv": b"a\n1\n"}, "datasets")
     assert f"{NAME} has other files, such as train.csv" in refused(encoded / "latents")
     push(golden, name="alice/other")
-    with pytest.raises(FingerprintError, match="alice/other has another dataset"):
+    with pytest.raises(FingerprintError, match="has another dataset, made with other weights"):
         push(encoded / "latents", name="alice/other")
     push(encoded / "latents", PushOptions(replace=True), name="alice/other")
     assert len(lk.open("hf://datasets/alice/other")) == 6
 
 
+def test_a_dataset_of_other_samples_is_not_replaced(
+    uploads: UploadHub, encoded: Path, make_photos: Callable[..., Path], tmp_path: Path
+) -> None:
+    push(encoded / "latents")
+    other = tmp_path / "other"
+    lk.encode(make_photos(6), other, size=32, overrides={"batch_size": 2, "preview": 0})
+    assert lk.open(other).fingerprint == lk.open(encoded / "latents").fingerprint
+    assert "has another dataset, of other samples" in refused(other)
+
+
 def test_accounts_and_names(
-    uploads: UploadHub, encoded: Path, monkeypatch: pytest.MonkeyPatch
+    uploads: UploadHub,
+    encoded: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder = encoded / "latents"
     for name in ("photos", "hf://models/alice/photos", "alice/photos/below", "s3://bucket/x"):
@@ -293,7 +340,8 @@ def test_accounts_and_names(
         in refused(folder)
     )
     monkeypatch.delenv("HF_TOKEN")
-    assert "uploading needs an account: log in with `hf auth login`" in refused(folder)
+    assert main(["push", str(folder), NAME, "--license", "mit"]) == 2
+    assert "uploading needs an account on the hub: log in with `hf auth" in capsys.readouterr().err
 
 
 def test_a_commit_of_somebody_else_meanwhile_stops_the_push(
@@ -340,6 +388,7 @@ def test_superseded_rows_are_pointed_out(
     lk.encode(photos, latents, size=32, overrides=overrides)
     (photos / "001.png").unlink()
     lk.encode(photos, latents, size=32, overrides=overrides)
-    notes = push(latents).notes
+    push(latents)
+    notes = plan(latents, PushOptions()).notes
     assert any("1 row of removed or changed samples" in note for note in notes)
     assert verify_folder(open_folder(f"hf://datasets/{NAME}")).report().damage == ()

@@ -100,7 +100,7 @@ def test_more_objects_than_a_page_of_a_listing_are_all_found(s3_server: S3Server
             {},
             r"s3://missing/photos: no bucket 'missing'\. Create it first",
         ),
-        ("s3://bucket/photos", {}, r"nothing lies below s3://bucket/photos"),
+        ("s3://bucket/photos", {}, r"s3://bucket/photos: there are no files below"),
         (
             "s3://bucket/photos",
             {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"},

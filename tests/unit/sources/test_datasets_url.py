@@ -204,7 +204,7 @@ def test_stamps_change_with_the_file(data: Path, memory: Any, tmp_path: Path) ->
     ("path", "words"),
     [
         ("memory://bucket/none.parquet", "memory://bucket/none.parquet: no such file"),
-        ("memory://bucket/nothing", "nothing lies below memory://bucket/nothing"),
+        ("memory://bucket/nothing", "memory://bucket/nothing: there are no files below"),
         ("memory://bucket/paths/img", "no file below memory://bucket/paths/img ends in"),
         ("memory://bucket/*/*", "expected files of one kind, got"),
         ("memory://bucket/x*.tar", "expected files of one kind, got none"),

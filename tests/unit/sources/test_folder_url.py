@@ -304,7 +304,7 @@ def test_file_that_is_gone_since_it_was_listed_is_named(memory: Memory) -> None:
 @pytest.mark.parametrize(
     ("url", "words"),
     [
-        ("memory://nothing", "nothing lies below memory://nothing"),
+        ("memory://nothing", "memory://nothing: there are no files below"),
         ("memory://p/a.png", "memory://p/a.png is a file, not a folder"),
         ("memory://empty", "no file below memory://empty ends in"),
         ("nonsense://p", "nonsense://p: ValueError: Protocol not known: nonsense"),

@@ -389,6 +389,6 @@ def test_a_model_that_changes_the_shape_is_refused(tmp_path: Path) -> None:
         lambda _m, _i, found: Reconstruction(found.output[..., :8], found.latents)
     )
     with pytest.raises(
-        EncoderError, match=r"returned \(4, 3, 16, 8\) for an input of \(4, 3, 16, 16\)"
+        EncoderError, match=r"shape \(4, 3, 16, 8\), but its input has \(4, 3, 16, 16\)"
     ):
         train(model, Names(), Gradients(), [WeightedLoss("mse", mse)], settings(1), tmp_path)

@@ -1,0 +1,1 @@
+"""Sources of trainers' own latent caches, for `latentkit import`; a module for each format."""
