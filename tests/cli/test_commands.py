@@ -88,6 +88,9 @@ def test_commands_and_options_are_these(capsys: pytest.CaptureFixture[str]) -> N
         "preview": ["PATH", "OUT", "--rows", "--device"],
         "verify": ["PATH", "--deep", "--repair", "--device"],
         "compact": ["PATH"],
+        "sample": [
+            *("DATASET", "OUT", "--count", "--sampler", "--by", "--seed", "--set", "--device"),
+        ],
         "export": ["PATH", "OUT", "--to", "--set"],
         "checkpoint": ["RUN", "OUT", "--step", "--weights"],
         "push": [
