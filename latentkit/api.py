@@ -1,4 +1,4 @@
-"""The public functions `latentkit.encode`, `run`, `open` and `encoder`."""
+"""The public functions `latentkit.encode`, `run`, `sample`, `open` and `encoder`."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from latentkit.recipe.overrides import Overrides
     from latentkit.store.folder import Folder
     from latentkit.store.unit_cache import Cache
+    from latentkit.uses.recipes import SamplerName
+    from latentkit.uses.sample_task import SampleResult
 
 
 def encode(
@@ -106,6 +108,61 @@ def run(
         datasets = result.datasets()
         return datasets[""] if set(datasets) == {""} else datasets
     return result
+
+
+def sample(
+    dataset: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    count: int = 64,
+    sampler: SamplerName = "auto",
+    by: str | None = None,
+    seed: int = 0,
+    overrides: Overrides = (),
+    device: str = "auto",
+) -> SampleResult | None:
+    """Draw new items from a latent dataset, decode them, and write them into the folder `output`.
+
+    `output` has samples/ (a media file per item, and metadata.jsonl with sampler, seed and the
+    nearest item of the dataset), which `datasets.load_dataset` reads; a grid of the first 64; and
+    sample.json, with the gap between dataset and prior.
+
+    Args:
+        dataset: folder of a latent dataset, or its URL.
+        count: new items.
+        sampler: "normal", "channel-gaussian", "spatial-gaussian", "low-rank", "mixture", or "auto":
+            the one under which latents that it wasn't fitted to are most probable.
+        by: attribute such as "label": equally many items of each of its values.
+        seed: of every random draw.
+        overrides: other keys of the recipe, such as {"rank": 16}.
+        device: as for `run`.
+
+    Returns:
+        None in all processes of a launch but the first.
+
+    Raises:
+        LatentkitError: whatever the user can fix, such as an encoder that can't decode.
+    """
+    values = {"count": count, "sampler": sampler, "by": by, "seed": seed}
+    return _run_use("sample", dataset, output, values, overrides, device)  # type: ignore[no-any-return]
+
+
+def _run_use(
+    task: str,
+    dataset: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    values: Mapping[str, Any],
+    overrides: Overrides,
+    device: str,
+) -> Any:
+    """Run a task that takes a latent dataset."""
+    from latentkit.contracts import TaskContext
+    from latentkit.recipe.schema import parse_recipe
+    from latentkit.tasks.run_recipe import run_recipe
+
+    places = {"latents": os.fspath(dataset), "output": {"path": os.fspath(output)}}
+    recipe = parse_recipe({"task": task, **places, **values}, task, Path.cwd(), overrides)
+    return run_recipe(recipe, TaskContext(device=device))
 
 
 def open_encoder(

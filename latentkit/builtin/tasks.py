@@ -39,3 +39,11 @@ def latentkit_tasks() -> Iterator[TaskSpec]:
         check=lazy("latentkit.tasks.evaluate_task:open_evaluation"),
         report=lazy("latentkit.cli.closing_words:report_evaluation"),
     )
+    yield TaskSpec(
+        "sample",
+        "new items, drawn from a latent dataset and decoded",
+        lazy("latentkit.uses.recipes:SampleRecipe"),
+        lazy("latentkit.uses.sample_task:run_sampling"),
+        check=lazy("latentkit.uses.sample_task:open_sampling"),
+        report=lazy("latentkit.uses.sample_task:report_sampling"),
+    )

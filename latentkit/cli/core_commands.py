@@ -8,6 +8,7 @@ from latentkit.cli import (
     import_commands,
     plugin_commands,
     recipe_commands,
+    use_commands,
 )
 from latentkit.contracts import CommandSpec
 from latentkit.hooks import hookimpl
@@ -20,6 +21,7 @@ def latentkit_commands() -> list[CommandSpec]:
         recipe_commands,
         import_commands,
         dataset_commands,
+        use_commands,
         hub_commands,
         plugin_commands,
     )

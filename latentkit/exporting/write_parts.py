@@ -172,9 +172,11 @@ def _disk_errors(work: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, LatentkitError):
+    except LatentkitError:
         raise
     except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # others, such as numpy's, have a text and no number
         number = re.search(r"\(os error (\d+)\)", str(error))
         if number:
             raise OSError(int(number[1]), os.strerror(int(number[1]))) from error

@@ -151,8 +151,8 @@ class ImageModality:
             yield Prepared(view, bucket, tensor, geometry, remarks)
 
     def render(self, tensors: Sequence[Sequence[Tensor]], path: Path) -> None:
-        """Write a PNG with a row of images for each inner sequence, whatever their sizes. Parent
-        folders are created.
+        """Write a PNG with a row of images for each inner sequence, whatever their sizes; a single
+        image is written as it is, without gaps around it. Parent folders are created.
 
         Args:
             tensors: (C, H, W) each, with C of 1, 3 or 4, any float dtype and device, in the
@@ -242,6 +242,8 @@ def _contact_sheet(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
     """Return one image with a row for each inner sequence, its images side by side, with gaps
     between and around them.
     """
+    if sum(map(len, rows)) == 1:
+        return rows[0][0].convert("RGB")
     width = (
         max(sum(image.width + SHEET_GAP_PIXELS for image in row) for row in rows) + SHEET_GAP_PIXELS
     )

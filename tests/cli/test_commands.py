@@ -88,6 +88,9 @@ def test_commands_and_options_are_these(capsys: pytest.CaptureFixture[str]) -> N
         "preview": ["PATH", "OUT", "--rows", "--device"],
         "verify": ["PATH", "--deep", "--repair", "--device"],
         "compact": ["PATH"],
+        "sample": [
+            *("DATASET", "OUT", "--count", "--sampler", "--by", "--seed", "--set", "--device"),
+        ],
         "export": ["PATH", "OUT", "--to", "--set"],
         "checkpoint": ["RUN", "OUT", "--step", "--weights"],
         "push": [
@@ -229,7 +232,7 @@ def test_recipe_written_by_encode_is_the_same_run(
     latentkit("encode", photos, tmp_path / "out", "--encoder", kl_folder, *FAST)
     again = latentkit("run", tmp_path / "out" / "recipe.yaml", cwd=tmp_path)
     assert again.returncode == 0
-    assert "finished already" in again.stdout
+    assert "all were encoded already" in again.stdout
     assert "path: .," in (tmp_path / "out" / "recipe.yaml").read_text()
 
 

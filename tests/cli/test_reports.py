@@ -102,7 +102,7 @@ def test_latentkit_alone_prints_its_help_and_tasks_without_a_command_point_at_ru
     for task in ("train", "evaluate"):
         assert main([task, "recipe.yaml"]) == 2
         assert (
-            f"run a recipe with task: {task} by `latentkit run RECIPE`"
+            f"write `task: {task}` in a recipe"
             in capsys.readouterr().err
         )
 

@@ -34,7 +34,7 @@ from latentkit.store.plan import read_plan
 from latentkit.tasks.preview import preview_dataset
 from latentkit.upkeep.inspect_dataset import describe, inspect_dataset
 
-MUTATIONS = int(os.environ.get("LATENTKIT_MUTATIONS", "10000"))
+MUTATIONS = int(os.environ.get("LATENTKIT_MUTATIONS", "4000"))
 PROGRAM = Path(__file__).with_name("hostile_cases.py")
 
 JSON = st.recursive(

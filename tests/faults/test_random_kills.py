@@ -228,7 +228,7 @@ def pictures(folder: Path) -> list[str]:
     return sorted(file.name for file in folder.glob("*.png"))
 
 
-@pytest.mark.timeout(60 + 40 * KILLS)
+@pytest.mark.timeout(60 + 80 * KILLS)
 def test_killed_at_random_and_resumed_on_other_numbers_of_processes_ends_bit_identical(
     harness: Harness,
 ) -> None:

@@ -63,7 +63,7 @@ class DiffsynthExporter:
         """Write a file per sample."""
         (folder / "0").mkdir(exist_ok=True)
         for item in items:
-            inputs = (self._shared(item), self._positive(item), {})
+            inputs: Any = (self._shared(item), self._positive(item), {})
             torch.save(inputs, folder / "0" / f"{item.number:08d}.pth")
         return []
 

@@ -117,7 +117,9 @@ class TestEnergon(ExporterContract):
             assert len(starts) == count + 1
             for start, end in itertools.pairwise(starts):  # a sample's bytes are a tar of their own
                 with tarfile.open(fileobj=io.BytesIO(content[start:end])) as tar:
-                    files = {entry.name.partition(".")[2]: tar.extractfile(entry) for entry in tar}
+                    files: dict[str, Any] = {
+                        entry.name.partition(".")[2]: tar.extractfile(entry) for entry in tar
+                    }
                     row = json.load(files["json"])
                     latent = np.load(io.BytesIO(files["latent.npy"].read()))
                 yield row["key"], row["view"], torch.from_numpy(latent)
@@ -125,23 +127,21 @@ class TestEnergon(ExporterContract):
 
 @pytest.mark.filterwarnings("ignore")
 def test_energon_reads_every_sample(tmp_path: Path) -> None:
-    energon = pytest.importorskip("megatron.energon")
+    energon: Any = pytest.importorskip("megatron.energon")
     _, folder = TestEnergon().export(tmp_path)
 
-    @energon.stateless
     def take(sample: Any) -> Any:
         return {name: sample[name] for name in ("__key__", "__restore_key__", "latent.npy", "json")}
 
-    class Encoder(energon.DefaultTaskEncoder):
-        cookers = (energon.Cooker(take),)
-
+    cooker = energon.Cooker(energon.stateless(take))
+    encoder = type("Encoder", (energon.DefaultTaskEncoder,), {"cookers": (cooker,)})
     data = energon.get_train_dataset(
         str(folder),
         batch_size=None,
         shuffle_buffer_size=None,
         max_samples_per_sequence=None,
         worker_config=energon.WorkerConfig(rank=0, world_size=1, num_workers=0),
-        task_encoder=Encoder(),
+        task_encoder=encoder(),
         repeat=False,
     )
     found = [
@@ -159,13 +159,12 @@ def export(latents: Path, to: str, *options: str) -> int:
     return cli.main(["export", str(latents), str(latents.parent / "out"), "--to", to, *sets])
 
 
-SQUARE = {"size_multiple": 256, "has_two_sizes": False}
+SQUARE = DatasetShape(channels=4, shift=0.0, scale=0.18215, size_multiple=256, has_two_sizes=False)
 
 
 @pytest.fixture
 def latents(tmp_path: Path) -> Path:
-    shape = DatasetShape(channels=4, shift=0.0, scale=0.18215, **SQUARE)
-    return copy_dataset(tmp_path / "latents", shape)
+    return copy_dataset(tmp_path / "latents", SQUARE)
 
 
 def test_micro_diffusion_has_its_columns(latents: Path) -> None:
@@ -200,7 +199,7 @@ def test_a_preset_refuses_what_its_trainer_cannot_read(
     said = capsys.readouterr().err
     assert "it takes latents of one size" in said
     assert "it takes other sizes than 16x16; encode again with modality.with.buckets.shapes" in said
-    square = copy_dataset(tmp_path / "square", DatasetShape(channels=4, scale=0.18215, **SQUARE))
+    square = copy_dataset(tmp_path / "square", SQUARE)
     options = (f"preset={preset}", "allow_other_scale=true")
     assert export(square, "mds", *options) == 2
     assert message in capsys.readouterr().err

@@ -244,7 +244,7 @@ class TestOnetrainerWithoutPictures(TestOnetrainer):
     [
         ("finetrainers", ["model=wan"], "it takes latents of axes CTHW, and these have CHW"),
         ("diffsynth", ["model=wan"], "it takes latents of axes CTHW, and these have CHW"),
-        ("diffsynth", ["model=qwen-image"], "its trainer normalizes by shift -0.7571 (and 15"),
+        ("diffsynth", ["model=qwen-image"], "shift -0.7571 (and 15 more)"),
         ("finetrainers", ["model=cogview4"], "finetrainers needs text embeddings"),
         ("diffsynth", ["model=z-image"], "diffsynth needs text embeddings"),
         ("onetrainer", [], "the exporter needs the source that it was made from"),

@@ -297,7 +297,7 @@ def test_cmyk_jpeg_of_others_is_refused_since_its_white_is_not_known() -> None:
     media = file.getvalue()
     at = media.index(b"\xff\xee")
     unmarked = media[:at] + media[at + 2 + int.from_bytes(media[at + 2 : at + 4], "big") :]
-    assert "CMYK JPEG without Adobe's mark" in find_reason(unmarked)
+    assert "CMYK JPEG without an Adobe marker" in find_reason(unmarked)
 
 
 def test_jpeg_inside_a_tiff_is_right() -> None:

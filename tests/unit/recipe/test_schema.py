@@ -182,9 +182,9 @@ MISTAKES = [
     ),
     (
         ["task=encod"],
-        ["task: expected encode, train or evaluate, got 'encod', did you mean 'encode'?"],
+        ["task: expected encode, train, evaluate or sample, got 'encod', did you mean 'encode'?"],
     ),
-    (["task=3"], ["task: expected encode, train or evaluate, got 3"]),
+    (["task=3"], ["task: expected encode, train, evaluate or sample, got 3"]),
     (
         ["seed=x", "preview=-1"],
         [
@@ -244,7 +244,7 @@ def test_a_file_that_is_no_mapping_is_refused(text: str, got: str, tmp_path: Pat
 
 def test_a_recipe_without_a_task_names_the_tasks(tmp_path: Path) -> None:
     assert configured_encodes(tmp_path, "source: {use: folder}") == [
-        "task: missing; expected encode, train or evaluate"
+        "task: missing; expected encode, train, evaluate or sample"
     ]
 
 

@@ -1,0 +1,67 @@
+"""The commands that make something new from a latent dataset."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from latentkit.cli.recipe_commands import run_parsed
+from latentkit.cli.shared_arguments import add_device, add_set
+from latentkit.contracts import CommandSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+def _add_sample(command: argparse.ArgumentParser) -> None:
+    _add_places(command)
+    command.add_argument(
+        "--count", type=int, default=64, metavar="N", help="new items (default: 64)"
+    )
+    command.add_argument(
+        "--sampler",
+        default="auto",
+        metavar="S",
+        help=(
+            "normal, channel-gaussian, spatial-gaussian, low-rank or mixture (default: the one"
+            " that fits best)"
+        ),
+    )
+    command.add_argument(
+        "--by", metavar="COLUMN", help="equally many items of each value of an attribute"
+    )
+    _add_rest(command)
+
+
+def _add_places(command: argparse.ArgumentParser) -> None:
+    command.add_argument("dataset", metavar="DATASET", help="folder of the latent dataset")
+    command.add_argument("output", metavar="OUT", help="folder to write")
+
+
+def _add_rest(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--seed", type=int, default=0, metavar="N", help="of every random draw")
+    add_set(command)
+    add_device(command)
+
+
+def _sample(options: argparse.Namespace) -> int:
+    chosen = {"count": options.count, "sampler": options.sampler, "by": options.by}
+    return _run(options, "sample", chosen)
+
+
+def _run(options: argparse.Namespace, task: str, chosen: Mapping[str, Any]) -> int:
+    from latentkit.contracts import TaskContext
+    from latentkit.recipe.schema import parse_recipe
+
+    places = {"latents": options.dataset, "output": {"path": options.output}}
+    values = {"task": task, **places, **chosen, "seed": options.seed}
+    recipe = parse_recipe(values, task, Path.cwd(), options.set)
+    return run_parsed(recipe, TaskContext(device=options.device))
+
+
+COMMANDS = (
+    CommandSpec(
+        "sample", "draw new items from a latent dataset, and decode them", _add_sample, _sample
+    ),
+)

@@ -1,0 +1,139 @@
+"""Reads raw latents of one shape from a latent dataset, in batches, for fitting and searching."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from latentkit.contracts.encoder_description import LOGVAR_RANGE
+from latentkit.errors import StoreError
+
+if TYPE_CHECKING:
+    from latentkit.reading.dataset import LatentDataset
+    from latentkit.store.columns import Rows
+
+BATCH_VALUES = 2**22
+"""Values of a batch that is read at once: 16 MiB in float32."""
+
+HOLDOUT_SHARE = 10
+
+
+@dataclass(frozen=True)
+class RawRows:
+    """Rows of a latent dataset, as raw latents (N, C, ...) float32 of one shape.
+
+    Args:
+        items: positions of the rows in the dataset.
+        draws: whether `batches` draws from each posterior instead of giving its mean; every pass
+            gives the same draws.
+    """
+
+    dataset: LatentDataset
+    items: Rows
+    draws: bool
+    seed: int
+    shape: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def batches(self) -> Iterator[Tensor]:
+        """Yield all rows, (N, C, ...)."""
+        for _, latents in self.numbered_batches():
+            yield latents
+
+    def numbered_batches(self) -> Iterator[tuple[Rows, Tensor]]:
+        """Yield positions of rows in the dataset, and their latents (N, C, ...)."""
+        for items in self.item_batches():
+            mean, logvar = self.moments(items)
+            if logvar is not None and self.draws:
+                yield items, self._draw(mean, logvar, int(items[0]))
+            else:
+                yield items, mean
+
+    def item_batches(self) -> Iterator[Rows]:
+        """Yield positions of rows in the dataset, a batch at a time."""
+        size = max(1, BATCH_VALUES // int(np.prod(self.shape)))
+        for start in range(0, len(self.items), size):
+            yield self.items[start : start + size]
+
+    def moments(self, items: Rows) -> tuple[Tensor, Tensor | None]:
+        """Return mean and log-variance (None where there is none) of rows, (N, C, ...)."""
+        stored, mask, _ = self.dataset.load_stored(items)
+        if mask is not None and not bool(mask.all()):
+            raise StoreError(
+                f"{self.dataset.folder}: latents of different lengths, padded; expected latents"
+                " of one shape. Encode with a fixed length"
+            )
+        values = stored.float()
+        if not self.dataset.has_moments:
+            return values, None
+        mean, logvar = values.chunk(2, dim=1)
+        return mean, logvar.clamp(*LOGVAR_RANGE)
+
+    def some(self, limit: int) -> Tensor:
+        """Return up to `limit` rows, spread evenly, (N, C, ...)."""
+        return torch.cat(list(self.spread(limit).batches()))
+
+    def spread(self, limit: int) -> RawRows:
+        """Return up to `limit` of the rows, spread evenly."""
+        chosen = np.unique(np.linspace(0, len(self) - 1, min(limit, len(self))).astype(int))
+        return replace(self, items=self.items[chosen])
+
+    def split(self) -> tuple[RawRows, RawRows]:
+        """Return nine tenths of the keys to fit to, and the rest, the same in each run.
+
+        Raises:
+            StoreError: all rows have one key.
+        """
+        keys = self.dataset.keys
+        names = [keys[item] for item in self.items.tolist()]
+        ordered = sorted(set(names), key=lambda key: (zlib.crc32(key.encode()), key))
+        if len(ordered) < 2:
+            raise StoreError(f"{self.dataset.folder}: expected at least 2 items to fit to, got 1")
+        held_out = set(ordered[:: max(2, min(HOLDOUT_SHARE, len(ordered)))])
+        is_out = np.array([name in held_out for name in names])
+        return replace(self, items=self.items[~is_out]), replace(self, items=self.items[is_out])
+
+    def _draw(self, mean: Tensor, logvar: Tensor, first: int) -> Tensor:
+        """Return a draw of each posterior, decided by seed and position of the first row."""
+        generator = torch.Generator().manual_seed((self.seed + 1_000_003 * (first + 1)) % 2**63)
+        return mean + (logvar / 2).exp() * torch.randn(mean.shape, generator=generator)
+
+
+def open_rows(dataset: LatentDataset, posterior: str, seed: int) -> RawRows:
+    """Return all rows of a dataset.
+
+    Args:
+        posterior: "sample", "mean", or "auto": draws where posteriors are stored.
+
+    Raises:
+        StoreError: the latents are indices, of several shapes, or posteriors are asked for and
+            not stored.
+    """
+    if dataset.layout.kind == "quantised":
+        raise StoreError(
+            f"{dataset.folder}: its latents are indices of a codebook; expected latents with values"
+        )
+    if posterior == "sample" and not dataset.has_moments:
+        raise StoreError(
+            f"{dataset.folder}: posterior: sample needs stored moments, and it has none."
+            " Set posterior to mean, or encode with output.store: moments"
+        )
+    buckets = sorted(set(dataset.bucket_names(slice(None))))
+    items = np.arange(len(dataset))
+    groups = np.unique(dataset.stackable_groups(items))
+    if len(groups) > 1:
+        named = ", ".join(buckets[:5]) + (", …" if len(buckets) > 5 else "")
+        raise StoreError(
+            f"{dataset.folder}: latents of {len(buckets)} buckets ({named}); expected one shape."
+            " Encode with a fixed size, or choose one bucket's keys"
+        )
+    rows = RawRows(dataset, items, dataset.has_moments and posterior != "mean", seed, ())
+    return replace(rows, shape=tuple(rows.moments(items[:1])[0].shape[1:]))
