@@ -17,6 +17,7 @@ from latentkit.contracts import Export, ExportItem, ExportNeeds, Normalization
 from latentkit_trainers import scales
 from latentkit_trainers.captions import caption_of
 from latentkit_trainers.plugin import AutomodelConfig
+from latentkit_trainers.pt_files import write_pt
 
 ITEMS_PER_LISTING = 10_000
 
@@ -77,7 +78,7 @@ class AutomodelExporter:
             file = Path(said["bucket_id"]) / f"{item.number:08d}.{end}"
             (folder / file).parent.mkdir(exist_ok=True)
             tensors = self._video(item) if self._is_video else self._image(item)
-            torch.save({**said, **tensors}, folder / file)
+            write_pt(folder / file, {**said, **tensors})
             listing.append({**said, "cache_file": str(export.folder / file)})
         name = f"metadata_shard_{number // ITEMS_PER_LISTING:04d}.json"
         (folder / name).write_text(json.dumps(listing, ensure_ascii=True), encoding="utf-8")

@@ -16,6 +16,7 @@ from latentkit.contracts import Export, ExportItem, ExportNeeds
 from latentkit.kit import safe_name
 from latentkit_trainers.captions import caption_of, remark_on
 from latentkit_trainers.plugin import LtxConfig
+from latentkit_trainers.pt_files import write_pt
 
 
 class LtxExporter:
@@ -44,7 +45,7 @@ class LtxExporter:
                 parts["conditions"] = self._text(item.text)
             for name, tensors in parts.items():
                 (folder / name / file).parent.mkdir(parents=True, exist_ok=True)
-                torch.save(tensors, folder / name / file)
+                write_pt(folder / name / file, tensors)
             caption = caption_of(item, self._config.caption)
             lines.append({"media_path": f"{item.name}.mp4", "caption": caption})
         return lines

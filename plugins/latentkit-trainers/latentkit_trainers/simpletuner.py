@@ -17,6 +17,7 @@ from latentkit.errors import StoreError
 from latentkit_trainers.captions import caption_of
 from latentkit_trainers.pictures import write_picture
 from latentkit_trainers.plugin import SimpleTunerConfig
+from latentkit_trainers.pt_files import write_pt
 
 RATIO_DIGITS = 2
 """Of the aspect ratio by which the trainer groups images."""
@@ -51,7 +52,7 @@ class SimpleTunerExporter:
             name = hashlib.sha256(picture.stem.encode()).hexdigest()
             file = (folder / "cache" / item.name).with_name(f"{name}.pt")
             file.parent.mkdir(parents=True, exist_ok=True)
-            torch.save(row.latent.to(self._dtype).contiguous(), file)
+            write_pt(file, row.latent.to(self._dtype).contiguous())
             records.append([item.name, describe_crop(row), bool(caption)])
         return records
 
