@@ -8,11 +8,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from latentkit.contracts import Export, ExportItem, ExportNeeds
 from latentkit.errors import StoreError
+from latentkit.kit import write_npy
 from latentkit_trainers.captions import caption_of
 from latentkit_trainers.plugin import StableAudioConfig
 
@@ -40,7 +40,7 @@ class StableAudioExporter:
             said = json.dumps(self._describe(item))  # ASCII: the trainer reads it in any locale
             file = folder / f"{item.number // FILES_PER_FOLDER:04d}" / f"{item.number:08d}.npy"
             file.parent.mkdir(exist_ok=True)
-            np.save(file, item.row.raw.to(self._dtype).numpy(), allow_pickle=False)
+            write_npy(file, item.row.raw.to(self._dtype).numpy())
             file.with_suffix(".json").write_text(said, encoding="ascii")
         return []
 

@@ -19,7 +19,7 @@ from latentkit.testing import copy_dataset
 from latentkit.testing.exported_dataset import DatasetShape, full_shape
 
 SPECS = {spec.name: spec for spec in latentkit_exporters()}
-TEXT = DatasetShape(("plain",), "CL", channels=5)
+TEXT = DatasetShape(("plain",), "CL", channels=5, has_two_sizes=False)
 
 Export = Callable[..., int]
 
