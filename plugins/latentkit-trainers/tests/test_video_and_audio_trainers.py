@@ -10,7 +10,7 @@ import json
 import runpy
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ from torch import Tensor
 
 import latentkit as lk
 from latentkit import cli
-from latentkit.contracts import Config, ExportRow, LatentLayout, Normalization
+from latentkit.contracts import BuildContext, Config, ExportRow, LatentLayout, Normalization
 from latentkit.errors import StoreError
 from latentkit.testing import ExporterContract, copy_dataset
 from latentkit.testing.exported_dataset import DatasetShape
@@ -60,8 +60,8 @@ class PlainContract(ExporterContract):
     options: ClassVar[dict[str, Any]] = {}
 
     def make_config(self, tmp_path: Path) -> Config:
-        config: Config = self.spec.config.model_validate({"posterior": "mean", **self.options})
-        return config
+        options = {"posterior": "mean", **self.options}
+        return cast(Config, self.spec.config.model_validate(options))
 
     def expected(self, dataset: Any) -> list[tuple[str, str, Tensor]]:
         return [row for row in super().expected(dataset) if row[1] == "plain"]
@@ -115,7 +115,7 @@ def test_ltx_has_conditions_from_a_second_dataset(tmp_path: Path) -> None:
 
 
 def test_ltx_names_do_not_begin_as_those_of_its_older_format() -> None:
-    exporter = SPECS["ltx"].build(SPECS["ltx"].config(), None)
+    exporter = SPECS["ltx"].build(SPECS["ltx"].config(), BuildContext())
     names = [exporter.name_of(key) for key in ("latent_1.mp4", "a/latent_1.mp4", "latent_a/1.mp4")]
     assert names == ["latent-1", "a/latent-1", "latent_a/1"]
 
@@ -224,14 +224,12 @@ class AutomodelContract(PlainContract):
 
     def make_config(self, tmp_path: Path) -> Config:
         options = {**self.options, "posterior": "mean", "text": str(make_texts(tmp_path))}
-        config: Config = self.spec.config.model_validate(options)
-        return config
+        return cast(Config, self.spec.config.model_validate(options))
 
     def test_an_export_stays_in_its_folder(self, tmp_path: Path) -> None:
         texts = make_texts(tmp_path / "elsewhere")
-        self.make_config = lambda folder: self.spec.config.model_validate(  # type: ignore[method-assign]
-            {**self.options, "text": str(texts)}
-        )
+        config = self.spec.config.model_validate({**self.options, "text": str(texts)})
+        self.make_config = lambda tmp_path: cast(Config, config)  # type: ignore[method-assign]
         (tmp_path / "inside").mkdir()
         super().test_an_export_stays_in_its_folder(tmp_path / "inside")
 
