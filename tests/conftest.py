@@ -39,6 +39,11 @@ def no_device_mistakes() -> Iterator[None]:
     assert not (ON_SIM and torch.sim.violations())  # type: ignore[attr-defined]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest tests, so that none is left to one of several processes at the end."""
+    items.sort(key=lambda item: "faults" not in item.path.parts)
+
+
 WritePhotos = Callable[..., Path]
 
 
