@@ -127,7 +127,8 @@ def model_pass(
         found = run.decode_moments(Moments(mean, logvar))
     if found.output.shape != inputs.shape:
         raise EncoderError(
-            f"the model returned {tuple(found.output.shape)} for an input of {tuple(inputs.shape)}"
+            f"the model's reconstruction has the shape {tuple(found.output.shape)}, but its input"
+            f" has {tuple(inputs.shape)}; the two must be equal"
         )
     batch = LossBatch(inputs, found, None, run.state.step, run.encode, run.decode)
     total, values = _weigh(run, batch, losses)

@@ -44,10 +44,13 @@ class TestSeveralDevices(ExecutorContract):
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("photos")
-    for number in range(24):
+    return draw_photos(tmp_path_factory.mktemp("photos"), 24)
+
+
+def draw_photos(folder: Path, count: int) -> Path:
+    for number in range(count):
         Image.linear_gradient("L").rotate(number * 15).resize((32, 32)).convert("RGB").save(
-            folder / f"{number:02d}.png"
+            folder / f"{number:03d}.png"
         )
     return folder
 
@@ -106,8 +109,9 @@ def test_three_devices_make_what_one_makes(photos: Path, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_all_processes_and_the_run_goes_on_later(
-    photos: Path, tmp_path: Path, stop: signal.Signals
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, stop: signal.Signals
 ) -> None:
+    photos = draw_photos(tmp_path_factory.mktemp("many"), 240)  # the signal comes before the end
     output = tmp_path / "out"
     process = subprocess.Popen(
         command(photos, output, "--devices", "cpu,cpu"), text=True, stderr=subprocess.PIPE
