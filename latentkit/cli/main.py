@@ -11,11 +11,9 @@ quickly. `latentkit plugins` lists the commands of plugins too.
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from collections.abc import Sequence
 from io import TextIOWrapper
-from types import FrameType
 
 from latentkit._version import __version__
 from latentkit.cli.core_commands import latentkit_commands
@@ -23,6 +21,7 @@ from latentkit.cli.plugin_commands import insert_show
 from latentkit.cli.shared_arguments import printable
 from latentkit.contracts import CommandSpec
 from latentkit.errors import InterruptedRunError, LatentkitError
+from latentkit.runtime.stopping import SIGNALS, end_run_on
 
 COMMANDS = {command.name: command for command in latentkit_commands()}
 """Core's commands by name, in the order in which `--help` lists them."""
@@ -62,8 +61,7 @@ def _run_command(words: Sequence[str]) -> int:
         options = parser().parse_args(insert_show(words))
     else:
         options = _parser_of(_find_command(words[0])).parse_args(words[1:])
-    signal.signal(signal.SIGTERM, _stop)
-    signal.signal(signal.SIGINT, _stop)
+    end_run_on(*SIGNALS)
     code: int = options.command(options)
     return code
 
@@ -86,13 +84,6 @@ def _find_command(name: str) -> CommandSpec:
     spec = registry.find("command", name).spec
     assert isinstance(spec, CommandSpec)
     return spec
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    """Raise InterruptedRunError, and ignore later signals, as launchers send several."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    raise InterruptedRunError("stopped" if number == signal.SIGINT else "terminated", 128 + number)
 
 
 def parser() -> argparse.ArgumentParser:

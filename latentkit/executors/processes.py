@@ -22,12 +22,13 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from queue import Empty, SimpleQueue
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import IO, Any, Self
 
 from latentkit.contracts import Unit, UnitResult, Worker
 from latentkit.errors import InterruptedRunError, PluginError
 from latentkit.runtime import workers
+from latentkit.runtime.stopping import end_run_on
 
 PATIENCE_SECONDS = 60.0
 """How long a stopped worker may take to commit or drop what it is encoding."""
@@ -184,7 +185,7 @@ class WorkerProcesses:
 def main() -> None:
     """Encode units for the process that started this one, until it has no more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent stops us
-    signal.signal(signal.SIGTERM, _stop)
+    end_run_on(signal.SIGTERM)
     answers, events = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what plugins print must not come between events
     with contextlib.suppress(InterruptedRunError, BrokenPipeError):
@@ -228,11 +229,6 @@ def _sendable(error: Exception) -> Exception:
     except Exception:  # noqa: BLE001 (an exception's own way of pickling may raise anything)
         return RuntimeError("\n".join([str(error), *getattr(error, "__notes__", [])]))
     return error
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise InterruptedRunError("terminated", 128 + number)
 
 
 if __name__ == "__main__":

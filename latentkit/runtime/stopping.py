@@ -1,12 +1,14 @@
-"""Delays signals that end a run until the current step is done, so that the state can be saved
-first.
+"""Signals end a run by an exception; a training delays them until the current step is done, so that
+the state can be saved first.
 """
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
@@ -16,6 +18,45 @@ from latentkit.errors import InterruptedRunError
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 PROMISE = b"stopping after this step, when its state is saved; Ctrl-C again stops at once\n"
+
+_other_hook: Any = sys.__unraisablehook__
+
+
+def end_run_on(*numbers: signal.Signals) -> None:
+    """Let each of these signals raise InterruptedRunError in the main thread, which calls this."""
+    global _other_hook
+    for number in numbers:
+        signal.signal(number, _interrupt)
+    if sys.unraisablehook is not _interrupt_again:
+        _other_hook, sys.unraisablehook = sys.unraisablehook, _interrupt_again
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Raise InterruptedRunError, and ignore later signals, as launchers send several."""
+    for other in SIGNALS:
+        signal.signal(other, signal.SIG_IGN)
+    raise InterruptedRunError("stopped" if number == signal.SIGINT else "terminated", 128 + number)
+
+
+def _interrupt_again(unraisable: Any) -> None:
+    """Send a signal again whose exception Python ignored, as it does in a `__del__` method.
+
+    Later, because an exception from here would be ignored as well.
+    """
+    if not isinstance(unraisable.exc_value, InterruptedRunError):
+        _other_hook(unraisable)
+        return
+    number = signal.Signals(unraisable.exc_value.exit_code - 128)
+    signal.signal(number, _interrupt)
+    threading.Timer(0.01, _send_to_main_thread, [number]).start()
+
+
+def _send_to_main_thread(number: signal.Signals) -> None:
+    thread = threading.main_thread().ident
+    if sys.platform == "win32" or thread is None:
+        _thread.interrupt_main(number)
+    else:
+        signal.pthread_kill(thread, number)
 
 
 class Stop:

@@ -333,8 +333,13 @@ print(json.dumps((time.process_time() - loaded) / (loaded - start)))
 """
 
 
-def test_discovery_takes_the_processor_less_long_than_three_quarters_of_loading_pydantic() -> None:
-    """As a ratio, since processors differ in speed, and one from minute to minute."""
+def test_discovery_takes_the_processor_less_long_than_two_thirds_of_loading_pydantic(
+    tmp_path: Path,
+) -> None:
+    """As a ratio, since processors differ in speed, and one from minute to minute.
+
+    Both are compiled before, as they are where they were installed.
+    """
     others = ",".join(
         {
             entry.dist.name
@@ -342,4 +347,8 @@ def test_discovery_takes_the_processor_less_long_than_three_quarters_of_loading_
             if entry.dist is not None
         }
     )
-    assert min(run_python(DISCOVERY_TIME, LATENTKIT_DISABLE=others) for _ in range(3)) < 3 / 4
+    compiled = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(tmp_path)}
+    _, *ratios = [
+        run_python(DISCOVERY_TIME, LATENTKIT_DISABLE=others, **compiled) for _ in range(4)
+    ]
+    assert min(ratios) < 2 / 3
