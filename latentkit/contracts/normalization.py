@@ -58,17 +58,19 @@ def fold(latents: Tensor, axes: str, factors: Mapping[str, int]) -> Tensor:
 
 
 def unfold(latents: Tensor, axes: str, factors: Mapping[str, int]) -> Tensor:
-    """Undo `fold`."""
+    """Move channels back into the axes they were folded from: (..., C * fh * fw, h, w) to (..., C,
+    h * fh, w * fw).
+    """
     if not factors:
         return latents
     lead, sizes = latents.shape[: -len(axes)], latents.shape[-len(axes) :]
-    rest = [factors.get(axis, 1) for axis in axes[1:]]
-    count = len(rest)
-    split = latents.reshape(-1, sizes[0] // math.prod(rest), *rest, *sizes[1:])
+    per_axis = [factors.get(axis, 1) for axis in axes[1:]]
+    count = len(per_axis)
+    # (N, C, fh, fw, h, w) becomes (N, C, h, fh, w, fw).
+    split = latents.reshape(-1, sizes[0] // math.prod(per_axis), *per_axis, *sizes[1:])
     order = [0, 1] + [place for i in range(count) for place in (2 + count + i, 2 + i)]
-    return split.permute(order).reshape(
-        *lead, split.shape[1], *(s * f for s, f in zip(sizes[1:], rest, strict=True))
-    )
+    unfolded = (size * factor for size, factor in zip(sizes[1:], per_axis, strict=True))
+    return split.permute(order).reshape(*lead, split.shape[1], *unfolded)
 
 
 def cut_to(constant: Any, sizes: Sequence[int], axes: str) -> Any:

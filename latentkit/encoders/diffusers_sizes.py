@@ -246,7 +246,9 @@ def _measure_frames(
             return Fraction(step, after - before), SizeRule(step, first if step > 1 else 0, first)
         step *= 2
     raise EncoderError(
-        f"{type(model).__name__}: {MAX_EXTRA_FRAMES} more frames gave no further latent"
+        f"{type(model).__name__}: a video with {MAX_EXTRA_FRAMES} frames more has as many latent"
+        " frames as before, so it is unknown which numbers of frames are encoded whole. Use the"
+        " model with images, or report this class"
     )
 
 

@@ -1,8 +1,10 @@
 """Inception v3 up to its pooled features, for weights in the layout of torchvision's state dict.
 
-C. Szegedy et al., "Rethinking the Inception Architecture for Computer Vision" (2016). Weights made
-from TensorFlow's FID graph of 2015 (recognized by their 1,008 classes) pool as that graph does:
-averages leave padding out, and the last block takes a maximum.
+C. Szegedy et al., "Rethinking the Inception Architecture for Computer Vision" (2016).
+
+Published FID values are of TensorFlow's graph of 2015, whose weights have 1,008 classes. Its
+pooling differs from torchvision's: averages near the border don't count the zeros around the image,
+and the last block takes a maximum instead of an average.
 """
 
 from __future__ import annotations
@@ -55,7 +57,8 @@ class Block(nn.Module):
             in parallel on the same input.
         pooled: output channels of the pooling branch; 0 means that this block halves height and
             width, by a maximum and by the last convolution of each branch.
-        pool: "average", "inside" (an average that leaves padding out) or "maximum".
+        pool: pooling over 3 x 3 positions: "average" counts the zeros around the image,
+            "average-without-padding" doesn't, "maximum".
     """
 
     def __init__(
@@ -106,17 +109,17 @@ class Inception(nn.Module):
     """Images in [0, 1] to features; names as in torchvision.
 
     Args:
-        as_fid: pool as TensorFlow's FID graph does.
+        pools_as_fid_graph: pool as TensorFlow's graph of 2015 does, see the module.
     """
 
-    def __init__(self, as_fid: bool) -> None:
+    def __init__(self, pools_as_fid_graph: bool) -> None:
         super().__init__()
         for name, inner, outer, side in STEM:
             stride, padded = 2 if name == "1a_3x3" else 1, name == "2b_3x3"
             self.add_module(
                 f"Conv2d_{name}", Convolution(inner, outer, (side, side), stride, padded)
             )
-        pool = "inside" if as_fid else "average"
+        pool = "average-without-padding" if pools_as_fid_graph else "average"
         for name, inner, pooled in (("5b", 192, 32), ("5c", 256, 64), ("5d", 288, 64)):
             self.add_module(f"Mixed_{name}", Block(inner, _grid_35(), pooled, pool))
         self.Mixed_6a = Block(288, _reduction_35(), 0)
@@ -124,7 +127,8 @@ class Inception(nn.Module):
             self.add_module(f"Mixed_{name}", Block(768, _grid_17(width), 192, pool))
         self.Mixed_7a = Block(768, _reduction_17(), 0)
         self.Mixed_7b = Block(1280, _grid_8(), 192, pool)
-        self.Mixed_7c = Block(2048, _grid_8(), 192, "maximum" if as_fid else "average")
+        last_pool = "maximum" if pools_as_fid_graph else "average"
+        self.Mixed_7c = Block(2048, _grid_8(), 192, last_pool)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return features (N, 2048) of images (N, 3, H, W) in [0, 1]."""
@@ -143,7 +147,7 @@ def build_inception(tensors: Mapping[str, Tensor]) -> Inception:
         ValueError: tensors are missing, unexpected or of another shape; the message names them.
     """
     classes = tensors["fc.weight"].shape[0] if "fc.weight" in tensors else 0
-    network = Inception(as_fid=classes == FID_CLASSES)
+    network = Inception(pools_as_fid_graph=classes == FID_CLASSES)
     expected = network.state_dict()
     found = {name: tensor for name, tensor in tensors.items() if not name.startswith(UNUSED)}
     counters = {

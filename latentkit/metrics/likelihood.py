@@ -62,8 +62,10 @@ class Elbo:
 
     Args:
         likelihood: "gaussian", "laplace" or "bernoulli".
-        scale: scale of the errors; None is the scale for all samples that makes the bound highest
+        scale: the Gaussian's standard deviation or the Laplace distribution's scale, in units of
+            the model's input; None is the one scale for all samples that makes the bound highest
             (Rybkin et al. 2021, eq. 5).
+        num_draws: draws of each posterior that log p(x | z) is averaged over.
     """
 
     def __init__(self, likelihood: str, scale: float | None, num_draws: int) -> None:
@@ -78,7 +80,8 @@ class Elbo:
         noise = noise_for(batch, ELBO_STREAM)
         total = torch.zeros(len(inputs), dtype=torch.float64)
         for number in range(self._num_draws):
-            if number or not batch.is_draw:
+            # The first draw may be decoded already.
+            if number > 0 or not batch.is_draw:
                 output = _decode(batch, draw(batch.posterior(), noise.take(1)[0]))
             total += _distance(self._likelihood, inputs, output, self._setting).cpu()
         self._distances.append(total / self._num_draws)
@@ -125,7 +128,7 @@ class Iwae:
 
     Args:
         likelihood: as for `Elbo`.
-        scale: scale of the errors; None for "bernoulli".
+        scale: as for `Elbo`, but not chosen here; None for "bernoulli".
         num_draws: importance samples of each posterior.
     """
 
@@ -206,7 +209,9 @@ def _log_density(likelihood: str, distances: Tensor, size: int, scale: float | N
 def _nats_of_distances(
     likelihood: str, distances: Floats, sizes: Floats, scale: float | None
 ) -> Floats:
-    """-log p(x | z) of each sample; infinite where a perfect copy makes the best scale 0."""
+    """Return -log p(x | z) of each sample; minus infinity if the best scale is 0, which it is when
+    every output equals its input.
+    """
     if likelihood not in FAMILIES:
         return distances
     assert scale is not None

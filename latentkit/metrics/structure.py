@@ -43,10 +43,7 @@ def ssim() -> PerSample:
         luminance, contrast = _similarities(inputs, output)
         return (luminance * contrast).flatten(1).mean(dim=1)
 
-    protocol = (
-        f"mean over samples; {HOW}; {ROUNDED}; data range 255; decoded from"
-        " {decoded_from}"
-    )
+    protocol = f"mean over samples; {HOW}; {ROUNDED}; data range 255; decoded from {{decoded_from}}"
     return PerSample(measure, "", "higher", protocol)
 
 

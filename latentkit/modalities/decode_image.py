@@ -125,27 +125,28 @@ def decode_upright(image: Image.Image, mode: str, background: tuple[int, int, in
         background: red, green, blue from 0 to 255 behind transparent parts; not used for "RGBA".
 
     Raises:
-        SampleError: the image is truncated or broken, or its white is not defined.
+        SampleError: the image is truncated or broken, or the value of white is unknown.
     """
     with _as_sample_error():
         image.load()
-        levels = (
+        black, white = (
             gray_levels(image) if isinstance(image, TiffImagePlugin.TiffImageFile) else (0, 65535)
         )
         image = _turn_upright(image)
         profile = image.info.get("icc_profile")
         if image.mode.startswith("I"):
-            image = _to_8_bits(image, *levels)
+            image = _to_8_bits(image, black, white)
         elif image.mode == "F":
             raise SampleError(
-                "floating-point pixels, whose white is not defined; convert the file to 8 or 16"
-                " bits"
+                "floating-point pixels, so it is unknown which value is white; convert the file to"
+                " 8 or 16 bits"
             )
         is_gray = image.mode in ("1", "L", "LA", "La")
         alpha = None
         if image.has_transparency_data:
-            # Pillow converts "La" only to "LA".
-            image = _convert(_convert(image, "LA") if image.mode == "La" else image, "RGBA")
+            if image.mode == "La":
+                image = image.convert("LA")  # Pillow converts "La" to nothing else
+            image = _convert(image, "RGBA")
             alpha = image.getchannel("A")
         colors = _convert(image, "L" if is_gray else "CMYK" if image.mode == "CMYK" else "RGB")
         return _blend(to_srgb(colors, profile), alpha, mode, background)

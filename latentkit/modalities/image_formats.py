@@ -34,7 +34,7 @@ CONTENT_ERRORS = (
     *(Image.DecompressionBombError, Warning),
 )
 
-NOT_SRGB = "floating-point light, whose white is not defined; convert it to 8 or 16 bits"
+NOT_SRGB = "floating-point light, so it is unknown which value is white; convert it to 8 or 16 bits"
 UNSUPPORTED = (
     (b"v/1\x01", f"OpenEXR image: {NOT_SRGB}"),
     (b"#?RADIANCE", f"Radiance image: {NOT_SRGB}"),

@@ -49,7 +49,7 @@ def check_tiff(image: TiffImagePlugin.TiffImageFile) -> None:
     if tags.get(SUBFILE, 0) & 1 and SUB_IFDS in tags:
         raise SampleError("raw photo, of which only the thumbnail can be read; develop it to TIFF")
     if SIGNED in kinds and bits <= 16:
-        raise SampleError(f"signed values of {bits} bits, whose white is not defined")
+        raise SampleError(f"signed values of {bits} bits, so it is unknown which value is white")
     if tags.get(PLANAR, 1) == 2 and bits == 16 and tags.get(COMPRESSION, 1) == UNCOMPRESSED:
         raise SampleError(
             "TIFF of 16 bits in a plane per channel, uncompressed, which Pillow reads wrong; "

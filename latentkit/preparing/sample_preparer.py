@@ -50,8 +50,8 @@ class Task:
 
 @dataclass(frozen=True)
 class Row:
-    """A view that is ready to be encoded. If `memory` is set, its tensor (without a mask) is row
-    `place` of that batch buffer.
+    """A view that is ready to be encoded. If `memory` is set, its tensor (without a mask) already
+    is row `place` of that batch, so that it isn't copied.
     """
 
     label: RowLabel
@@ -188,7 +188,9 @@ class Preparer:
         memory: BatchMemory | None,
         place: int,
     ) -> Row:
-        """Return one prepared view as a row."""
+        """Return one prepared view as a row. Its remarks are stored with the geometry, as a unit
+        has no column of its own for them.
+        """
         geometry = (
             {**view.geometry, "remarks": list(view.remarks)} if view.remarks else view.geometry
         )

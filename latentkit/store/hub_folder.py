@@ -90,8 +90,8 @@ class HubFolder(UrlFolder):
 
     def _refuse(self, name: str) -> NoReturn:
         raise StoreError(
-            f"{self.url}/{name} can't be written: a dataset on the hub is only read. Use a folder,"
-            " and upload it with `latentkit push`"
+            f"{self.url}/{name} can't be written: datasets on the hub can be read, not written."
+            " Use a folder, and upload it with `latentkit push`"
         )
 
 

@@ -217,8 +217,8 @@ def _output(recipe: EncodeRecipe, encode: ConfiguredEncode) -> str:
 
     if (place := find_hub_place(recipe.output.path)) is not None:
         raise RecipeError(
-            f"output.path {recipe.output.path}: a dataset on the hub is only read. Encode into a"
-            f" folder, then upload it: latentkit push FOLDER {place.repository}"
+            f"output.path {recipe.output.path}: datasets on the hub can be read, not written."
+            f" Encode into a folder, then upload it: latentkit push FOLDER {place.repository}"
         )
     return f"{recipe.output.path}/{encode.name}" if encode.name else recipe.output.path
 

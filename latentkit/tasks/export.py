@@ -204,8 +204,8 @@ def _open_text(path: str | None, needs: ExportNeeds, to: str) -> LatentDataset |
     text = open_dataset(os.path.expanduser(path), posterior="mean")
     if text.layout.axes != "CL":
         raise StoreError(
-            f"text={path}: expected a latent dataset of the modality text, whose axes are CL, got"
-            f" {text.layout.axes}"
+            f"text={path}: expected a latent dataset of text embeddings (modality text, axes CL),"
+            f" got axes {text.layout.axes}"
         )
     has_lengths = text.layout.ragged_axis or len(set(text.bucket_names(slice(None)))) > 1
     if needs.text_one_length and has_lengths:

@@ -139,6 +139,9 @@ class ExporterContract(PluginContract, ABC):
 
     def test_what_it_needs_is_enough(self, tmp_path: Path) -> None:
         """A dataset with only the views, values and attributes that `needs` names can be exported.
+
+        A test class with its own `make_dataset` skips this: such datasets are of a kind that can't
+        be reduced here.
         """
         needs = self.needs(tmp_path)
         if needs is None or type(self).make_dataset is not ExporterContract.make_dataset:
@@ -148,8 +151,9 @@ class ExporterContract(PluginContract, ABC):
             self.export(tmp_path, shape=least)
         except Exception as error:
             raise AssertionError(
-                f"{needs} is not enough, as a dataset of {least} fails: {error!r}; let needs name"
-                " all that is used"
+                f"a dataset with only what `needs` declares can't be exported: {error!r}. `needs`"
+                f" is {needs}, the dataset has {least}. Declare in `needs` everything that the"
+                " exporter uses"
             ) from error
 
     # ------------------------------------------------------------ for the checks

@@ -246,9 +246,10 @@ class ModalityContract(PluginContract, ABC):
         for prepared in self.prepare_all(self.make_modality(tmp_path), tmp_path):
             names = sorted(tensors_of(prepared))
             fits = len(names) == 1 or self.input.takes_mask
-            assert (
-                fits
-            ), f"tensors {names} for an encoder that takes one: look at context.input.takes_mask"
+            assert fits, (
+                f"tensors {names}, and the encoder takes one: return several only if"
+                " context.input.takes_mask is true"
+            )
 
     # ------------------------------------------------------------ the same, always
 

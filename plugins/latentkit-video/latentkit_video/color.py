@@ -44,7 +44,9 @@ def refuse_hdr(transfer: int) -> None:
     """
     if transfer in HDR_TRANSFERS:
         name = HDR_TRANSFERS[transfer]
-        raise SampleError(f"HDR ({name}), whose white is not defined; tone-map it to SDR first")
+        raise SampleError(
+            f"HDR ({name}), so it is unknown which value is white; tone-map it to SDR first"
+        )
 
 
 def matrix_of(frame: VideoFrame, untagged: Untagged) -> int:

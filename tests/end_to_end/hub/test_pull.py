@@ -161,7 +161,7 @@ def test_a_dataset_in_a_folder_of_a_repository_opens(uploads: UploadHub, encoded
 
 
 def test_nothing_is_written_to_the_hub_but_by_push(pushed: UploadHub, encoded: Path) -> None:
-    with pytest.raises(RecipeError, match=r"hub is only read.*latentkit push FOLDER alice/photos"):
+    with pytest.raises(RecipeError, match=r"hub can be read, not written.*latentkit push FOLDER alice/photos"):
         lk.encode(encoded / "photos", f"hf://datasets/{NAME}", size=32)
     folder = open_folder(f"hf://datasets/{NAME}")
     writes: list[Callable[[], object]] = [
@@ -171,7 +171,7 @@ def test_nothing_is_written_to_the_hub_but_by_push(pushed: UploadHub, encoded: P
         lambda: folder.claim("claims/a", ""),
     ]
     for write in writes:
-        with pytest.raises(StoreError, match="can't be written: a dataset on the hub is only read"):
+        with pytest.raises(StoreError, match="can't be written: datasets on the hub can be read, not written"):
             write()
     assert not [line for line in pushed.requests if line.startswith(("POST", "PUT"))]
 

@@ -131,7 +131,7 @@ def test_16_bits_in_a_32_bit_picture_are_scaled_too() -> None:
     ],
 )
 def test_pixels_without_a_defined_white_are_refused(values: Pixels) -> None:
-    with pytest.raises(SampleError, match=r"which value is white|white is not defined"):
+    with pytest.raises(SampleError, match=r"which value is white"):
         show(encode(Image.fromarray(values), "TIFF"), 1, 2)
 
 

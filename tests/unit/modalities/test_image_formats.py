@@ -148,7 +148,7 @@ def test_unsigned_gray_of_32_bits_is_scaled_by_its_own_white() -> None:
     [
         (
             write_tiff(2, [16], 1, [pack([0, 9], "<")], format=[2]),
-            "signed values of 16 bits, whose white is not defined",
+            "signed values of 16 bits, so it is unknown which value is white",
         ),
         (write_tiff(2, [8], 1, [bytes(2)], format=[2]), "signed values of 8 bits"),
         (
@@ -157,7 +157,7 @@ def test_unsigned_gray_of_32_bits_is_scaled_by_its_own_white() -> None:
         ),
         (
             write_tiff(2, [32], 1, [struct.pack("<2f", 0, 1)], format=[3]),
-            "floating-point pixels, whose white is not defined",
+            "floating-point pixels, so it is unknown which value is white",
         ),
         (
             write_tiff(1, [32] * 3, 2, [struct.pack("<3f", 0, 1, 2)], format=[3] * 3),
