@@ -4,7 +4,6 @@ the state can be saved first.
 
 from __future__ import annotations
 
-import _thread
 import contextlib
 import os
 import signal
@@ -54,7 +53,7 @@ def _interrupt_again(unraisable: Any) -> None:
 def _send_to_main_thread(number: signal.Signals) -> None:
     thread = threading.main_thread().ident
     if sys.platform == "win32" or thread is None:
-        _thread.interrupt_main(number)
+        signal.raise_signal(number)
     else:
         signal.pthread_kill(thread, number)
 
