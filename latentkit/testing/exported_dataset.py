@@ -41,7 +41,7 @@ class DatasetShape:
 
     Args:
         views: of each sample.
-        axes: "CHW", "CTHW" as of videos (two frames), or "CL" as of audio and of texts.
+        axes: "CHW", "CTHW" as of videos (5 frames, 2 of latents), or "CL" as of audio and of texts.
         channels, downscale: of latents.
         shift, scale: of the normalization, one number or one per channel.
         size_multiple: of the sides of what was encoded.
@@ -144,10 +144,11 @@ class _Modality:
             raise SampleError("no image")
         number = KEYS.index(sample.key)
         height, width = self._shape.sides[number % 2]
+        frames = "5x" if self._shape.axes == "CTHW" else ""
         image = torch.rand((3, height, width), generator=torch.Generator().manual_seed(number))
         for view in self._shape.views:
             tensor = image if view == "plain" else image.flip(-1)
-            yield Prepared(view, f"{height}x{width}", tensor, self._geometry)
+            yield Prepared(view, f"{frames}{height}x{width}", tensor, self._geometry)
 
     @property
     def _geometry(self) -> dict[str, Any]:

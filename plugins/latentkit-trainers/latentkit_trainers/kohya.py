@@ -46,6 +46,7 @@ FAMILIES = {
     "flux": Family("flux", 16, 8, scales.FLUX, 16, is_normalized=True),
     "lumina": Family("lumina", 16, 8, scales.FLUX, 16, is_normalized=True),
     "hunyuan-image": Family("hi", 64, 32, scales.HUNYUAN_IMAGE, 32),
+    "anima": Family("anima", 16, 8, scales.QWEN_IMAGE, 16, is_normalized=True),
 }
 
 

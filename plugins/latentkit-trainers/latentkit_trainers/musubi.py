@@ -1,10 +1,11 @@
-"""Exporter `musubi`: the cache of musubi-tuner for models of images (its `ImageDataset`), which
-needs no images.
+"""Exporter `musubi`: the cache of musubi-tuner for models of images and of videos without image
+conditioning (its `ImageDataset` and `VideoDataset`), which needs no images or videos.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from latentkit.contracts import Export, ExportItem, ExportNeeds, Normalization
+from latentkit.errors import StoreError
 from latentkit.kit import safe_name
 from latentkit_trainers import scales
 from latentkit_trainers.captions import caption_of, remark_on
 from latentkit_trainers.plugin import MusubiConfig
+
+GLYPHS, GLYPH_CHANNELS = "varlen_byt5_embed", 1472
+"""HunyuanVideo 1.5's second text embedding: of what a caption quotes, as text to be drawn."""
+QUOTED = re.compile(r'"(.+?)"|“(.+?)”')
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,8 @@ class Architecture:
         script: that computes them from captions.
         channels, normalization: of its latents.
         is_raw: whether the trainer normalizes by itself.
-        has_frame_axis: whether latents are (C, 1, h, w).
+        is_video: whether latents are (C, F, h, w), of videos.
+        has_frame_axis: whether latents of images are (C, 1, h, w).
         names_frame: whether the name of the tensor begins with the number of frames.
     """
 
@@ -43,6 +50,7 @@ class Architecture:
     channels: int = 16
     normalization: Normalization | None = None
     is_raw: bool = False
+    is_video: bool = False
     has_frame_axis: bool = False
     names_frame: bool = True
 
@@ -74,12 +82,26 @@ ARCHITECTURES = {
     "flux2-dev": _flux2("f2d", "flux_2_dev"),
     "flux2-klein-4b": _flux2("f2k4b", "flux_2_klein_4b"),
     "flux2-klein-9b": _flux2("f2k9b", "flux_2_klein_9b"),
+    "wan": Architecture(
+        "wan", "wan", "varlen_t5", "wan", normalization=scales.QWEN_IMAGE, is_video=True
+    ),
+    "hunyuan-video-1.5": Architecture(
+        "hv15",
+        "hunyuan_video_1_5",
+        "varlen_vl_embed",
+        "hv_1_5",
+        channels=32,
+        normalization=scales.HUNYUAN_VIDEO_15,
+        is_raw=True,
+        is_video=True,
+    ),
 }
 
 
 class MusubiExporter:
     """cache/NAME_WWWWxHHHH_CODE.safetensors, with text embeddings cache/NAME_CODE_te.safetensors
-    from a second dataset, or else captions.jsonl for the trainer's own script.
+    from a second dataset, or else captions.jsonl for the trainer's own script. For videos NAME is
+    followed by the first frame and the number of frames: NAME_00000-FFF.
 
     The trainer finds a bucket by the size in the name, which is the bucket's own.
     """
@@ -90,10 +112,10 @@ class MusubiExporter:
         self._config, self._kind = config, ARCHITECTURES[config.architecture]
         self._dtype = getattr(torch, config.dtype)
         self.needs = ExportNeeds(
-            axes="CHW",
+            axes="CTHW" if self._kind.is_video else "CHW",
             views=("plain",),
             channels=self._kind.channels,
-            downscale=8,
+            downscale=None if self._kind.is_video else 8,  # that of videos differs by axis
             normalization=self._kind.normalization,
             size_multiple=16,
         )
@@ -113,30 +135,51 @@ class MusubiExporter:
         for item in items:
             # one entry, since the library writes several in an order that changes
             header = {"architecture": kind.full_name}
-            rows, columns = item.row.size
-            file = cache / f"{item.name}_{columns:04d}x{rows:04d}_{kind.code}.safetensors"
+            *frames, rows, columns = item.row.size
+            name = f"{item.name}_00000-{frames[0]:03d}" if kind.is_video else item.name
+            file = cache / f"{name}_{columns:04d}x{rows:04d}_{kind.code}.safetensors"
             save_file(self._latents(item), file, header)
             caption = caption_of(item, self._config.caption)
             if item.text is not None:
                 text = cache / f"{item.name}_{kind.code}_te.safetensors"
-                save_file(self._text(item.text), text, header)
-            lines.append({"image_path": f"{item.name}.png", "caption": caption})
+                save_file(self._text(item, caption), text, header)
+            media = f"{item.name}.mp4" if kind.is_video else f"{item.name}.png"
+            lines.append({f"{self._media}_path": media, "caption": caption})
         return lines
+
+    @property
+    def _media(self) -> str:
+        return "video" if self._kind.is_video else "image"
 
     def _latents(self, item: ExportItem) -> dict[str, Tensor]:
         value = item.row.mean if self._kind.is_raw else item.row.latent
-        name = f"latents_{'1x' if self._kind.names_frame else ''}{value.shape[1]}x{value.shape[2]}"
+        is_image = self._kind.names_frame and not self._kind.is_video
+        name = "x".join(map(str, ([1] if is_image else []) + [*value.shape[1:]]))
         value = value.to(self._dtype)
         value = value[:, None] if self._kind.has_frame_axis else value
-        return {f"{name}_{self._config.dtype}": value.contiguous()}
+        return {f"latents_{name}_{self._config.dtype}": value.contiguous()}
 
-    def _text(self, text: Any) -> dict[str, Tensor]:
-        """The embedding (L, C); of texts of various lengths the tokens that count."""
+    def _text(self, item: ExportItem, caption: str) -> dict[str, Tensor]:
+        """Return the embedding (L, C); of texts of various lengths the tokens that count.
+
+        Raises:
+            StoreError: the model needs an embedding of quoted text too.
+        """
+        text, kind, dtype = item.text, self._kind, self._config.dtype
+        assert text is not None
         value = text["latent"].T
-        if "latent_mask" in text and self._kind.text_name.startswith("varlen"):
+        if "latent_mask" in text and kind.text_name.startswith("varlen"):
             value = value[text["latent_mask"]]
-        name = f"{self._kind.text_name}_{self._config.dtype}"
-        return {name: value.to(self._dtype).contiguous()}
+        tensors = {f"{kind.text_name}_{dtype}": value.to(self._dtype).contiguous()}
+        if kind.code == "hv15":
+            if quoted := QUOTED.search(caption):
+                raise StoreError(
+                    f"{item.key!r}: its caption quotes {quoted[0]}, for which HunyuanVideo 1.5"
+                    " reads an embedding by ByT5 too. Leave the option text out, and run the"
+                    " trainer's own text script"
+                )
+            tensors[f"{GLYPHS}_{dtype}"] = torch.zeros(0, GLYPH_CHANNELS, dtype=self._dtype)
+        return tensors
 
     def finish(self, records: Iterable[Any], folder: Path, export: Export) -> str:
         """Write captions.jsonl; returns a dataset configuration."""
@@ -145,8 +188,9 @@ class MusubiExporter:
             for line in records:
                 captions.append(line["caption"])
                 listing.write(json.dumps(line, ensure_ascii=False) + "\n")
-        sides = [[int(side) for side in bucket.split("x")] for bucket in export.buckets]
-        height, width = max(sides, key=lambda size: size[0] * size[1])
+        sizes = [[int(side) for side in bucket.split("x")] for bucket in export.buckets]
+        height, width = max((size[-2:] for size in sizes), key=lambda size: size[0] * size[1])
+        frames = sorted({size[0] for size in sizes}) if self._kind.is_video else []
         script = f"{self._kind.script}_cache_text_encoder_outputs.py"
         lines = [] if self._config.text else [f"# first: {script} --dataset_config THIS"]
         if not self._config.text:
@@ -161,8 +205,9 @@ class MusubiExporter:
                 "bucket_no_upscale = true",
                 "",
                 "[[datasets]]",
-                f"image_jsonl_file = {json.dumps(str(export.folder / 'captions.jsonl'))}",
+                f"{self._media}_jsonl_file = {json.dumps(str(export.folder / 'captions.jsonl'))}",
                 f"cache_directory = {json.dumps(str(export.folder / 'cache'))}",
+                *([f"target_frames = {frames}"] if frames else []),
             ]
         )
 

@@ -38,8 +38,11 @@ class LabelConfig(Config):
 class KohyaConfig(DrawConfig, OtherScaleConfig, CaptionConfig):
     """Options of `kohya`."""
 
-    family: Literal["sd", "sdxl", "sd3", "flux", "lumina", "hunyuan-image"] = Field(
-        description="models to train: each family reads the latents of its own autoencoder"
+    family: Literal["sd", "sdxl", "sd3", "flux", "lumina", "hunyuan-image", "anima"] = Field(
+        description=(
+            "models to train: each family reads the latents of its own autoencoder; of anima"
+            " sd-scripts itself caches the mean: posterior=mean"
+        )
     )
 
 
@@ -73,8 +76,20 @@ class MusubiConfig(ExportConfig, OtherScaleConfig, CaptionConfig):
     """Options of `musubi`."""
 
     architecture: Literal[
-        "z-image", "qwen-image", "krea2", "flux2-dev", "flux2-klein-4b", "flux2-klein-9b"
-    ] = Field(description="models to train: each reads the latents of its own autoencoder")
+        "z-image",
+        "qwen-image",
+        "krea2",
+        "flux2-dev",
+        "flux2-klein-4b",
+        "flux2-klein-9b",
+        "wan",
+        "hunyuan-video-1.5",
+    ] = Field(
+        description=(
+            "models to train: each reads the latents of its own autoencoder; the last two of"
+            " videos, the others of images"
+        )
+    )
     text: str | None = Field(
         None,
         description=(
@@ -271,7 +286,7 @@ EXPORTERS: Mapping[str, tuple[str, type[Config]]] = {
     "finetrainers": ("finetrainers: .pt of moments and of text embeddings", FinetrainersConfig),
     "diffsynth": ("DiffSynth-Studio: .pth of latents and text embeddings", DiffsynthConfig),
     "onetrainer": ("OneTrainer: a concept of images, and its cache", OnetrainerConfig),
-    "musubi": ("musubi-tuner: .safetensors for models of images, no images needed", MusubiConfig),
+    "musubi": ("musubi-tuner: .safetensors of images or videos, no media needed", MusubiConfig),
 }
 """Name, which is also the module's with "_" for "-", to summary and options."""
 

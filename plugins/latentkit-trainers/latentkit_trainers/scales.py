@@ -9,6 +9,7 @@ SDXL = Normalization(0.0, 0.13025)
 SD3 = Normalization(0.0609, 1.5305)
 FLUX = Normalization(0.1159, 0.3611)
 HUNYUAN_IMAGE = Normalization(0.0, 0.75289)
+HUNYUAN_VIDEO_15 = Normalization(0.0, 1.03682)
 MAR = Normalization(0.0, 0.2325)
 
 _QWEN_IMAGE_STD = (

@@ -26,7 +26,15 @@ from torch import Tensor
 
 import latentkit as lk
 from latentkit import cli
-from latentkit.contracts import Config
+from latentkit.contracts import (
+    BuildContext,
+    Config,
+    ExportItem,
+    ExportRow,
+    LatentLayout,
+    Normalization,
+)
+from latentkit.errors import StoreError
 from latentkit.kit import discover
 from latentkit.testing import ExporterContract, copy_dataset
 from latentkit.testing.exported_dataset import DatasetShape
@@ -116,6 +124,11 @@ class TestLumina(KohyaContract):
 class TestHunyuanImage(KohyaContract):
     family = "hunyuan-image"
     suffix = "hi"
+
+
+class TestAnima(KohyaContract):
+    family = "anima"
+    is_normalized = True
 
 
 class TestMar(ExporterContract):
@@ -219,6 +232,7 @@ class MusubiContract(ExporterContract):
     architecture: ClassVar[str]
     code: ClassVar[str]
     start = "latents_1x"
+    media, suffix, frames, downscale = "image", ".png", "", 8
 
     def make_config(self, tmp_path: Path) -> Config:
         return MusubiConfig.model_validate({"architecture": self.architecture})
@@ -231,13 +245,15 @@ class MusubiContract(ExporterContract):
         assert len(captions) == len(list((folder / "cache").iterdir())) == 6
         flat = {name.replace("/", "_"): key for name, key in KEYS.items()}
         for line in captions:
-            name = json.loads(line)["image_path"].removesuffix(".png")
-            (file,) = (folder / "cache").glob(f"{name}_????x????_{self.code}.safetensors")
+            name = json.loads(line)[f"{self.media}_path"].removesuffix(self.suffix)
+            start = f"{name}_{self.frames}"
+            (file,) = (folder / "cache").glob(f"{start}????x????_{self.code}.safetensors")
             ((key, value),) = load_file(file).items()
             assert value.dtype == torch.bfloat16
             assert key == f"{self.start}{value.shape[-2]}x{value.shape[-1]}_bfloat16"
-            columns, rows = file.name.removeprefix(f"{name}_").split("_")[0].split("x")
-            assert (int(rows), int(columns)) == tuple(8 * side for side in value.shape[-2:])
+            columns, rows = file.name.removeprefix(start).split("_")[0].split("x")
+            sides = tuple(self.downscale * side for side in value.shape[-2:])
+            assert (int(rows), int(columns)) == sides
             yield flat[name], "plain", self.take(value)
 
     def take(self, value: Tensor) -> Tensor:
@@ -263,6 +279,40 @@ class TestQwenImage(MusubiContract):
 class TestFlux2(MusubiContract):
     architecture, code = "flux2-dev", "f2d"
     start = "latents_"
+
+
+class TestMusubiWan(MusubiContract):
+    architecture, code = "wan", "wan"
+    start, media, suffix, frames = "latents_2x", "video", ".mp4", "00000-005_"
+
+
+class TestHunyuanVideo(TestMusubiWan):
+    architecture, code = "hunyuan-video-1.5", "hv15"
+
+    def expected(self, dataset: Any) -> list[tuple[str, str, Tensor]]:
+        both = moments_of(dataset, ("plain",))
+        return [(key, view, moments[:32]) for key, view, moments in both]
+
+
+@pytest.mark.parametrize(("caption", "is_refused"), [("a red sign", False), ('says "stop"', True)])
+def test_hunyuan_video_needs_byt5_only_for_quoted_text(
+    tmp_path: Path, caption: str, is_refused: bool
+) -> None:
+    text = {"latent": torch.ones(5, 3)}
+    config = MusubiConfig(architecture="hunyuan-video-1.5", text="texts", dtype="float32")
+    exporter: Any = SPECS["musubi"].build(config, BuildContext())
+    stored = {"mean": torch.zeros(32, 2, 4, 4), "logvar": torch.zeros(32, 2, 4, 4)}
+    layout = LatentLayout("latent", "gaussian", "CTHW", 32, (4, 16, 16))
+    row = ExportRow("plain", "5x64x64", {}, stored, None, layout, Normalization())
+    item = ExportItem(0, "a.mp4", "a", {"plain": row}, {"text": caption}, text=text)
+    if is_refused:
+        with pytest.raises(StoreError, match=r"quotes \"stop\".*Leave the option text out"):
+            exporter.write([item], tmp_path, None)
+        return
+    exporter.write([item], tmp_path, None)
+    found = load_file(tmp_path / "cache" / "a_hv15_te.safetensors")
+    assert torch.equal(found["varlen_vl_embed_float32"], torch.ones(3, 5))
+    assert found["varlen_byt5_embed_float32"].shape == (0, 1472)
 
 
 def test_musubi_has_text_embeddings_from_a_second_dataset(tmp_path: Path) -> None:
