@@ -1,9 +1,9 @@
-"""A latent dataset of real pictures, in two sizes of SD 1.x latents, made once."""
+"""A latent dataset of real images, in two sizes of SD 1.x latents, made once."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from PIL import Image
 
 import latentkit as lk
 
+NAMES = ["cats/0", "cats/1", "cats/2", "dogs/0", "dogs/1", "dogs/2"]
 CAPTIONS = ['a "quoted" cat', "two\nlines", "an Ärger, 猫 and 🐈", "", "a dog\\", "plain"]
 
 MakeDataset = Callable[..., Path]
@@ -21,19 +22,26 @@ MakeDataset = Callable[..., Path]
 
 @pytest.fixture
 def make_dataset(tmp_path: Path) -> MakeDataset:
-    """What makes a latent dataset of six pictures in nested folders with equal stems, each with a
-    caption, by an autoencoder of the given channels and constants.
+    """What makes a latent dataset of images (by default six in nested folders with equal stems),
+    each with a caption, by an autoencoder of the given channels and constants.
     """
 
-    def make(channels: int, scale: float, shift: float = 0.0, square: bool = True) -> Path:
+    def make(
+        channels: int,
+        scale: float,
+        shift: float = 0.0,
+        square: bool = True,
+        side: int = 64,
+        names: Sequence[str] = NAMES,
+    ) -> Path:
         photos = tmp_path / "photos"
-        for number, caption in enumerate(CAPTIONS):
-            folder = photos / ("cats" if number < 3 else "dogs")
-            folder.mkdir(parents=True, exist_ok=True)
+        for number, (name, caption) in enumerate(zip(names, CAPTIONS, strict=False)):
+            file = photos / f"{name}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
             shape = (300, 200) if number % 2 else (200, 320)
             noise = np.random.default_rng(number).integers(0, 256, (8, 8, 3), np.uint8)
-            Image.fromarray(noise).resize(shape).save(folder / f"{number % 3}.png")
-            (folder / f"{number % 3}.txt").write_text(caption)
+            Image.fromarray(noise).resize(shape).save(file)
+            file.with_suffix(".txt").write_text(caption)
         config = {
             "_class_name": "AutoencoderKL",
             "block_out_channels": [4, 4, 4, 4],
@@ -48,7 +56,7 @@ def make_dataset(tmp_path: Path) -> MakeDataset:
         (tmp_path / "vae.json").write_text(json.dumps(config))
         torch.manual_seed(0)
         buckets = {"area": 128 * 192, "step": 64, "max": 256}
-        size: dict[str, Any] = {"size": 64} if square else {"buckets": buckets}
+        size: dict[str, Any] = {"size": side} if square else {"buckets": buckets}
         lk.run(
             {
                 "task": "encode",

@@ -1,7 +1,7 @@
 """Formats that pip packages read: MosaicML streaming and Megatron Energon.
 
-Their readers are run where they are installed: `pip install --no-deps mosaicml-streaming
-megatron-energon`, since the versions that they ask for exclude latentkit's.
+Their readers are run where they are installed: `pip install --no-deps -r tests/readers.txt`, since
+the versions that they ask for exclude latentkit's.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ import io
 import itertools
 import json
 import runpy
+import sys
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ import pytest
 import torch
 import yaml
 from latentkit_trainers.plugin import EnergonConfig, MdsConfig, latentkit_exporters
+from PIL import Image
 from torch import Tensor
 
 import latentkit as lk
@@ -88,8 +91,14 @@ class TestMds(ExporterContract):
             yield row["key"], row["view"], torch.from_numpy(row["latent"].copy())
 
 
-def test_streaming_reads_what_the_format_holds(tmp_path: Path) -> None:
-    streaming = pytest.importorskip("streaming")
+@pytest.fixture
+def streaming(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The library, without its images, which want a torchvision that fits torch."""
+    monkeypatch.setitem(sys.modules, "streaming.vision", ModuleType("streaming.vision"))
+    return pytest.importorskip("streaming")
+
+
+def test_streaming_reads_what_the_format_holds(tmp_path: Path, streaming: Any) -> None:
     _, folder = TestMds().export(tmp_path)
     data = streaming.StreamingDataset(local=str(folder), batch_size=1)
     expected = list(read_mds(folder))
@@ -185,6 +194,33 @@ def test_micro_diffusion_has_its_columns(latents: Path) -> None:
         embedding = np.frombuffer(row["caption_latents"], np.float16).reshape(-1, 5)
         expected = texts[key]["latent"].T
         assert torch.allclose(torch.from_numpy(embedding.copy()).float(), expected, atol=1e-3)
+
+
+def test_mosaicml_has_its_columns_and_streaming_reads_them(
+    make_dataset: Callable[..., Path], tmp_path: Path, streaming: Any
+) -> None:
+    names = ["a", "b/a"]  # as keys of the texts
+    latents = make_dataset(4, 0.18215, side=256, names=names)
+    shape = DatasetShape(("plain",), "CL", channels=5, has_two_sizes=False)
+    text = copy_dataset(tmp_path / "text", shape)
+    options = ("preset=mosaicml", f"text={text}", "posterior=mean")
+    assert export(latents, "mds", *options) == 0
+    rows = streaming.StreamingDataset(local=str(tmp_path / "out"), batch_size=1)
+    data, texts = (lk.open(path, posterior="mean", views="all") for path in (latents, text))
+    assert len(rows) == len(data) == 4
+    found = [rows[index] for index in range(4)]
+    wanted = [(f"{name}.png", view) for name in names for view in ("plain", "hflip")]
+    for row, (key, view) in zip(found, wanted, strict=True):
+        assert sorted(row) == ["caption", "caption_latents", "jpg", "latents_256"]
+        with Image.open(io.BytesIO(row["jpg"])) as image:
+            assert (image.size, image.mode) == ((256, 256), "RGB")
+        for name, expected in (
+            ("latents_256", data[key, view]["latent"]),
+            ("caption_latents", texts[key]["latent"].T),
+        ):
+            values = np.frombuffer(row[name], np.float16).reshape(expected.shape)
+            assert torch.allclose(torch.from_numpy(values.copy()).float(), expected, atol=2e-3)
+    assert [row["caption"] for row in found[::2]] == ['a "quoted" cat', "two lines"]
 
 
 @pytest.mark.parametrize(
