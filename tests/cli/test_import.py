@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 import tarfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -302,3 +305,32 @@ def test_what_is_packed_is_unpacked() -> None:
     assert torch.equal(found["hflip"]["latent"], views["hflip"]["latent"])
     with pytest.raises(ValueError, match="pack_latents"):
         unpack_latents(b"something else")
+
+
+def test_a_killed_import_goes_on_beside_another_process(tmp_path: Path) -> None:
+    """A kill -9 in the middle costs the units in flight; two processes then share the rest."""
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    for number in range(600):
+        np.save(cache / f"{number:04d}.npy", draw(number, 4, 8, 8))
+
+    def start(output: Path) -> subprocess.Popen[bytes]:
+        words = ["import", str(cache), str(output), "--set", "output.unit_size=10"]
+        return subprocess.Popen([sys.executable, "-m", "latentkit", *words])
+
+    assert start(tmp_path / "whole").wait() == 0
+    output = tmp_path / "killed"
+    process = start(output)
+    while len(list(output.glob("units/*.safetensors"))) < 3:
+        assert process.poll() is None, "it ended before it could be killed"
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    assert not (output / "dataset.json").exists()
+    assert [process.wait() for process in (start(output), start(output))] == [0, 0]
+
+    def content(folder: Path) -> dict[str, bytes]:
+        return {file.name: file.read_bytes() for file in folder.glob("units/*.safetensors")}
+
+    assert content(output) == content(tmp_path / "whole")
+    assert run("verify", output, "--deep") == 0
