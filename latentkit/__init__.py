@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from latentkit._version import __version__
 
 if TYPE_CHECKING:
-    from latentkit.api import encode, run, sample
+    from latentkit.api import encode, run, sample, score
     from latentkit.api import open_dataset as open
     from latentkit.api import open_encoder as encoder
     from latentkit.encoding.encoded_latents import EncodedLatents
@@ -34,12 +34,14 @@ __all__ = [
     "open",
     "run",
     "sample",
+    "score",
 ]
 
 _PLACES = {
     "encode": ("latentkit.api", "encode"),
     "run": ("latentkit.api", "run"),
     "sample": ("latentkit.api", "sample"),
+    "score": ("latentkit.api", "score"),
     "open": ("latentkit.api", "open_dataset"),
     "encoder": ("latentkit.api", "open_encoder"),
     "collate": ("latentkit.reading.loaded_rows", "collate"),

@@ -1,4 +1,4 @@
-"""The public functions `latentkit.encode`, `run`, `sample`, `open` and `encoder`."""
+"""The public functions `latentkit.encode`, `run`, `sample`, `score`, `open` and `encoder`."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from latentkit.store.unit_cache import Cache
     from latentkit.uses.recipes import SamplerName
     from latentkit.uses.sample_task import SampleResult
+    from latentkit.uses.score_task import ScoreResult
 
 
 def encode(
@@ -145,6 +146,46 @@ def sample(
     """
     values = {"count": count, "sampler": sampler, "by": by, "seed": seed}
     return _run_use("sample", dataset, output, values, overrides, device)  # type: ignore[no-any-return]
+
+
+def score(
+    dataset: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    clean: str | os.PathLike[str] | None = None,
+    label: str | None = None,
+    unusual: Sequence[str | int | float | bool] = (),
+    seed: int = 0,
+    overrides: Overrides = (),
+    device: str = "auto",
+) -> ScoreResult | None:
+    """Score how unusual each item of a latent dataset is, and write the scores into the folder
+    `output`: scores.parquet by key and view, score.json with thresholds, and the most unusual items
+    as images. The same item always gets the same score.
+
+    Args:
+        dataset: folder of a latent dataset, or its URL.
+        clean: latent dataset of usual items only, by the same encoder: four fifths define what is
+            usual, the rest sets the thresholds. None: the scored items do both.
+        label: attribute that says which items are unusual, to measure the scores by.
+        unusual: its values of unusual items.
+        seed: of the posterior's draws.
+        overrides: other keys of the recipe, such as {"from_media": False}.
+        device: as for `run`.
+
+    Returns:
+        None in all processes of a launch but the first.
+
+    Raises:
+        LatentkitError: whatever the user can fix, such as an encoder that can't decode.
+    """
+    values = {
+        "clean": None if clean is None else os.fspath(clean),
+        "label": label,
+        "unusual": list(unusual),
+        "seed": seed,
+    }
+    return _run_use("score", dataset, output, values, overrides, device)  # type: ignore[no-any-return]
 
 
 def _run_use(

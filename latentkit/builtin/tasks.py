@@ -47,3 +47,11 @@ def latentkit_tasks() -> Iterator[TaskSpec]:
         check=lazy("latentkit.uses.sample_task:open_sampling"),
         report=lazy("latentkit.uses.sample_task:report_sampling"),
     )
+    yield TaskSpec(
+        "score",
+        "how unusual each item of a latent dataset is",
+        lazy("latentkit.uses.recipes:ScoreRecipe"),
+        lazy("latentkit.uses.score_task:run_scoring"),
+        check=lazy("latentkit.uses.score_task:open_scoring"),
+        report=lazy("latentkit.uses.score_task:report_scoring"),
+    )

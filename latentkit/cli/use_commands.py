@@ -50,6 +50,25 @@ def _sample(options: argparse.Namespace) -> int:
     return _run(options, "sample", chosen)
 
 
+def _add_score(command: argparse.ArgumentParser) -> None:
+    _add_places(command)
+    command.add_argument(
+        "--clean", metavar="DATASET", help="latent dataset of usual items, to set thresholds by"
+    )
+    command.add_argument(
+        "--label", metavar="COLUMN", help="attribute that says which items are unusual"
+    )
+    command.add_argument(
+        "--unusual", nargs="+", metavar="VALUE", default=(), help="its values of unusual items"
+    )
+    _add_rest(command)
+
+
+def _score(options: argparse.Namespace) -> int:
+    chosen = {"clean": options.clean, "label": options.label, "unusual": [*options.unusual]}
+    return _run(options, "score", chosen)
+
+
 def _run(options: argparse.Namespace, task: str, chosen: Mapping[str, Any]) -> int:
     from latentkit.contracts import TaskContext
     from latentkit.recipe.schema import parse_recipe
@@ -63,5 +82,8 @@ def _run(options: argparse.Namespace, task: str, chosen: Mapping[str, Any]) -> i
 COMMANDS = (
     CommandSpec(
         "sample", "draw new items from a latent dataset, and decode them", _add_sample, _sample
+    ),
+    CommandSpec(
+        "score", "say how unusual each item of a latent dataset is", _add_score, _score
     ),
 )

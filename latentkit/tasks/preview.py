@@ -44,7 +44,7 @@ def write_preview(
     if isinstance(source, StreamSource):  # can only be read from its start
         chosen = list(range(min(num_rows, len(dataset))))
     items = [dataset[index] for index in chosen]
-    prepared = _source_tensors(source, modality, [item["key"] for item in items])
+    prepared = prepare_by_key(source, modality, [item["key"] for item in items])
     rows = []
     for item in items:
         tensor = prepared.get((item["key"], item["view"]))
@@ -143,7 +143,7 @@ def _decode(dataset: LatentDataset, encoder: Decodes, latent: Tensor) -> Tensor:
     return encoder.decode(raw)[0].float().cpu().clamp(low, high)
 
 
-def _source_tensors(
+def prepare_by_key(
     source: Source | StreamSource | None, modality: Modality, keys: Sequence[str]
 ) -> dict[tuple[str, str], Tensor]:
     """Return prepared tensors, by (key, view), of the samples that still exist."""

@@ -86,8 +86,8 @@ class RawRows:
         chosen = np.unique(np.linspace(0, len(self) - 1, min(limit, len(self))).astype(int))
         return replace(self, items=self.items[chosen])
 
-    def split(self) -> tuple[RawRows, RawRows]:
-        """Return nine tenths of the keys to fit to, and the rest, the same in each run.
+    def split(self, one_in: int = HOLDOUT_SHARE) -> tuple[RawRows, RawRows]:
+        """Return most of the keys to fit to, and one in `one_in`, the same in each run.
 
         Raises:
             StoreError: all rows have one key.
@@ -97,7 +97,7 @@ class RawRows:
         ordered = sorted(set(names), key=lambda key: (zlib.crc32(key.encode()), key))
         if len(ordered) < 2:
             raise StoreError(f"{self.dataset.folder}: expected at least 2 items to fit to, got 1")
-        held_out = set(ordered[:: max(2, min(HOLDOUT_SHARE, len(ordered)))])
+        held_out = set(ordered[:: max(2, min(one_in, len(ordered)))])
         is_out = np.array([name in held_out for name in names])
         return replace(self, items=self.items[~is_out]), replace(self, items=self.items[is_out])
 

@@ -14,6 +14,10 @@ SamplerName = Literal[
 ]
 
 
+COMBINED = "combined"
+"""Name of the score that is made of all others."""
+
+
 class UseOutput(RecipePart):
     """Where the result of a task goes."""
 
@@ -52,3 +56,57 @@ class SampleRecipe(Recipe):
     )
     batch_size: AtLeastOne = Field(8, description="items that pass the decoder at once")
     output: UseOutput = Field(description="where the new items go")
+
+
+class ScoreRecipe(Recipe):
+    """How unusual each item of a latent dataset is."""
+
+    task: Literal["score"] = Field(description="what the recipe does")
+    latents: str = Field(min_length=1, description="latent dataset to score")
+    clean: str | None = Field(
+        None,
+        min_length=1,
+        description=(
+            "latent dataset of usual items only, by the same encoder: four fifths of it define what"
+            " is usual, the rest sets the thresholds; null: the scored items themselves do both"
+        ),
+    )
+    label: str | None = Field(
+        None, min_length=1, description="attribute that says which items are unusual"
+    )
+    unusual: tuple[str | int | float | bool, ...] = Field(
+        (), description="values of `label` of unusual items"
+    )
+    from_media: bool = Field(
+        True,
+        description=(
+            "also score what the decoder makes of each item, for which the source's media are read"
+            " again; false: score latents alone"
+        ),
+    )
+    draws: AtLeastOne = Field(4, description="draws of each posterior for the ELBO")
+    scale: float | None = Field(
+        None,
+        gt=0,
+        description=(
+            "standard deviation of the decoder's likelihood in units of the encoder's input; null:"
+            " the root mean square error of the items that define what is usual"
+        ),
+    )
+    regret_steps: int = Field(
+        0,
+        ge=0,
+        description=(
+            "steps for the likelihood regret, each as costly as a training step; 0: no regret"
+        ),
+    )
+    rank: AtLeastOne = Field(64, description="directions of the Mahalanobis distance's covariance")
+    false_positive_rate: float = Field(
+        0.05, gt=0, lt=1, description="share of clean items that may be called unusual"
+    )
+    contamination: float = Field(
+        0.05, gt=0, lt=1, description="without `clean`: share of unusual items that is assumed"
+    )
+    batch_size: AtLeastOne = Field(16, description="items that pass the encoder at once")
+    shown: AtLeastOne = Field(8, description="most unusual items that are shown as images")
+    output: UseOutput = Field(description="where the scores go")

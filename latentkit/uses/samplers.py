@@ -67,7 +67,7 @@ class ChannelGaussian:
     @classmethod
     def fit(cls, rows: RawRows) -> ChannelGaussian:
         """Return the one with the rows' mean and standard deviation per channel."""
-        mean, squares = _channel_moments(rows.batches())
+        mean, squares = channel_moments(rows.batches())
         variance = (squares - mean.square()).clamp_min(0)
         floor = SMALLEST_SHARE * variance.mean() + torch.finfo(torch.float32).tiny
         return cls(rows.shape, mean, variance.clamp_min(float(floor)).sqrt())
@@ -110,7 +110,7 @@ class SpatialGaussian:
         total = torch.zeros(math.prod(rows.shape[1:]), num_channels, num_channels).to(
             torch.complex128
         )
-        mean, _ = _channel_moments(rows.batches())
+        mean, _ = channel_moments(rows.batches())
         for latents in rows.batches():
             waves = _waves(latents.double() - mean.reshape(-1, *[1] * (latents.ndim - 2)))
             total += torch.einsum("ncp,ndp->pcd", waves, waves.conj())
@@ -193,13 +193,21 @@ class LowRankGaussian:
 
     def log_density(self, latents: Tensor) -> Tensor:
         """Return nats, (N,) float64."""
+        size, rank = len(self.mean), len(self.variances)
+        log_volume = float(self.variances.log().sum()) + (size - rank) * math.log(self.rest)
+        return -0.5 * (self._squared_distance(latents) + log_volume + size * LOG_TWO_PI)
+
+    def distance(self, latents: Tensor) -> Tensor:
+        """Return the Mahalanobis distance of raw latents (N, C, ...) from the mean, (N,) float64,
+        as a root mean square over values: near 1 for latents of this distribution.
+        """
+        return (self._squared_distance(latents) / len(self.mean)).sqrt()
+
+    def _squared_distance(self, latents: Tensor) -> Tensor:
         centered = latents.flatten(1) - self.mean
         along = (centered @ self.directions.T).double().square()
         across = centered.double().square().sum(1) - along.sum(1)
-        size, rank = len(self.mean), len(self.variances)
-        log_volume = float(self.variances.log().sum()) + (size - rank) * math.log(self.rest)
-        distance = (along / self.variances).sum(1) + across.clamp_min(0) / self.rest
-        return -0.5 * (distance + log_volume + size * LOG_TWO_PI)
+        return (along / self.variances).sum(1) + across.clamp_min(0) / self.rest
 
 
 def mean_log_density(sampler: Sampler, rows: RawRows) -> float:
@@ -208,7 +216,7 @@ def mean_log_density(sampler: Sampler, rows: RawRows) -> float:
     return total / (len(rows) * math.prod(rows.shape))
 
 
-def _channel_moments(batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+def channel_moments(batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     """Return mean and mean square per channel, (C,) float64."""
     count, total, squares = 0, torch.zeros(()), torch.zeros(())
     for latents in batches:

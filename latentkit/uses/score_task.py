@@ -1,0 +1,228 @@
+"""The score task: how unusual each item of a latent dataset is, with thresholds, and measured
+against labels where there are any.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from latentkit.contracts import TaskContext
+from latentkit.errors import StoreError
+from latentkit.recipe.schema import dump_recipe, resolve
+from latentkit.runtime.paths import is_url
+from latentkit.uses.recipes import COMBINED, ScoreRecipe
+
+if TYPE_CHECKING:
+    from latentkit.uses.calibration import Bools, Scores, Threshold
+    from latentkit.uses.scored_dataset import ScoredDataset
+
+SCORES, SUMMARY, UNUSUAL = "scores.parquet", "score.json", "unusual"
+
+
+@dataclass(frozen=True)
+class ScoreResult:
+    """Result of a score task.
+
+    Args:
+        folder: holds scores.parquet, score.json, recipe.yaml and unusual.png (or as the modality
+            renders).
+        keys, views: of the rows, in the order of the dataset.
+        scores: by name, (N,) float64; higher is more unusual, nan where an item has no such score.
+        thresholds: by score.
+        roc_auc, average_precision: by score; empty without labels.
+        scale: standard deviation of the likelihood in the ELBO; None without one.
+        num_missing: rows whose media the source doesn't have any more.
+    """
+
+    folder: Path
+    keys: list[str]
+    views: list[str]
+    scores: Mapping[str, Scores]
+    thresholds: Mapping[str, Threshold]
+    roc_auc: Mapping[str, float]
+    average_precision: Mapping[str, float]
+    scale: float | None
+    num_missing: int
+
+    @property
+    def is_unusual(self) -> Bools:
+        """Return whether the combined score of each row lies above its threshold, (N,)."""
+        found: Bools = self.scores[COMBINED] > self.thresholds[COMBINED].value
+        return found
+
+
+def run_scoring(recipe: ScoreRecipe, context: TaskContext) -> ScoreResult | None:
+    """Score and write the results. What an earlier run has written there is replaced.
+
+    Only the first process of a launch scores; the others return None.
+
+    Raises:
+        LatentkitError: anything that the user can fix.
+    """
+    from latentkit.runtime.device import choose_device
+    from latentkit.uses.decoded_media import claim_local_folder
+
+    if not context.is_first_process:
+        return None
+    recipe = _with_absolute_clean(recipe)
+    scored, clean = _open(recipe, choose_device(context.device))
+    labels = _find_labels(scored, clean, recipe)
+    images = [UNUSUAL + scored.media.suffix] if recipe.from_media else []
+    folder = claim_local_folder(
+        recipe.output.path, recipe.task, dump_recipe(resolve(recipe)), [SCORES, SUMMARY, *images]
+    )
+    result = _measure(recipe, folder, scored, clean, labels)
+    _write(result, recipe, scored, labels)
+    return result
+
+
+def open_scoring(recipe: ScoreRecipe, remote: Collection[str]) -> None:
+    """Open the latent datasets and their decoder on the CPU, and write nothing."""
+    recipe = _with_absolute_clean(recipe)
+    _find_labels(*_open(recipe, "cpu"), recipe)
+
+
+def report_scoring(result: ScoreResult | None) -> str:
+    """Return what a score task says at its end."""
+    if result is None:
+        return "scored by the first process"
+    threshold = result.thresholds[COMBINED]
+    low, high = threshold.interval
+    lines = [
+        f"{result.folder}: {len(result.keys)} items, {int(result.is_unusual.sum())} of them unusual"
+        f" (combined score above {threshold.value:.4g}, set by {threshold.num_items} items of which"
+        f" {threshold.rate:.2%} lie above it; 95% interval {low:.2%} to {high:.2%})"
+    ]
+    if result.num_missing:
+        lines.append(
+            f"  {result.num_missing} items aren't in the source any more: only their latents are"
+            " scored"
+        )
+    for name, area in sorted(result.roc_auc.items(), key=lambda item: -item[1]):
+        precision = result.average_precision[name]
+        lines.append(f"  {name}: ROC AUC {area:.4f}, average precision {precision:.4f}")
+    return "\n".join(lines)
+
+
+def _with_absolute_clean(recipe: ScoreRecipe) -> ScoreRecipe:
+    """Return the recipe with an absolute path of the clean dataset, which it starts from its own
+    folder.
+    """
+    if recipe.clean is None or is_url(recipe.clean):
+        return recipe
+    path = os.path.abspath(recipe.base_dir / os.path.expanduser(recipe.clean))
+    return recipe.model_copy(update={"clean": path})
+
+
+def _open(recipe: ScoreRecipe, device: str) -> tuple[ScoredDataset, ScoredDataset | None]:
+    from latentkit.uses.scored_dataset import check_clean, open_scored
+
+    scored = open_scored(recipe.latents, recipe, device)
+    if recipe.clean is None:
+        return scored, None
+    clean = open_scored(recipe.clean, recipe, device)
+    check_clean(clean, scored)
+    return scored, clean
+
+
+def _find_labels(
+    scored: ScoredDataset, clean: ScoredDataset | None, recipe: ScoreRecipe
+) -> Bools | None:
+    """Return which rows are labeled unusual; None without labels.
+
+    Raises:
+        StoreError: all rows are, or none, or a clean one is.
+    """
+    if recipe.label is None:
+        return None
+    labels = scored.has_value(recipe.label, recipe.unusual)
+    if labels.all() or not labels.any():
+        found = ", ".join(scored.values_of(recipe.label)[:10])
+        raise StoreError(
+            f"{scored.where}: {'all' if labels.all() else 'no'} items have one of the values"
+            f" {list(recipe.unusual)} of {recipe.label}; expected some. Its values: {found}. Name"
+            " those of unusual items with `unusual`"
+        )
+    if clean is not None and recipe.label in clean.rows.dataset.columns:
+        wrong = int(clean.has_value(recipe.label, recipe.unusual).sum())
+        if wrong:
+            raise StoreError(
+                f"{clean.where}: {wrong} items have a value of {recipe.label} that means unusual"
+                f" ({list(recipe.unusual)}); expected a clean dataset, without such items"
+            )
+    return labels
+
+
+def _measure(
+    recipe: ScoreRecipe,
+    folder: Path,
+    scored: ScoredDataset,
+    clean: ScoredDataset | None,
+    labels: Bools | None,
+) -> ScoreResult:
+    """Score all rows, set thresholds, and measure the scores against labels."""
+    import numpy as np
+
+    from latentkit.uses.calibration import average_precision, roc_auc, set_threshold
+    from latentkit.uses.score_items import score_items
+
+    found = score_items(recipe, scored, clean)
+    rate = recipe.contamination if clean is None else recipe.false_positive_rate
+    areas, precisions = dict[str, float](), dict[str, float]()
+    if labels is not None:
+        for name, values in found.scores.items():
+            known = ~np.isnan(values)
+            areas[name] = roc_auc(values[known], labels[known])
+            precisions[name] = average_precision(values[known], labels[known])
+    return ScoreResult(
+        folder,
+        scored.keys,
+        scored.views,
+        found.scores,
+        {name: set_threshold(values, rate) for name, values in found.reference.items()},
+        areas,
+        precisions,
+        found.scale,
+        found.num_missing,
+    )
+
+
+def _write(
+    result: ScoreResult, recipe: ScoreRecipe, scored: ScoredDataset, labels: Bools | None
+) -> None:
+    """Write scores.parquet, score.json and the image of the most unusual items."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from latentkit.uses.decoded_media import write_json
+
+    columns = {
+        "key": result.keys,
+        "view": result.views,
+        **({} if labels is None else {"is_labeled_unusual": labels}),
+        **{name: pa.array(values, from_pandas=True) for name, values in result.scores.items()},
+        "is_unusual": result.is_unusual,
+    }
+    pq.write_table(pa.table(columns), result.folder / SCORES)
+    summary = {
+        "latents": recipe.latents,
+        "clean": recipe.clean,
+        "num_items": len(result.keys),
+        "num_unusual": int(result.is_unusual.sum()),
+        "num_missing_media": result.num_missing,
+        "likelihood_scale": result.scale,
+        "thresholds": {name: one.as_json() for name, one in result.thresholds.items()},
+        "roc_auc": dict(result.roc_auc),
+        "average_precision": dict(result.average_precision),
+    }
+    write_json(result.folder / SUMMARY, summary)
+    if recipe.from_media:
+        scored.render_items(
+            result.scores[COMBINED],
+            recipe.shown,
+            result.folder / (UNUSUAL + scored.media.suffix),
+        )
