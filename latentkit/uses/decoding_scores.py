@@ -71,12 +71,13 @@ class DecodingScores:
         return Measured({}, {name: torch.cat(found).numpy() for name, found in self._found.items()})
 
     def _noise_like(self, mean: Tensor) -> Tensor:
-        """Return the noise of the draws, (draws, C, ...), half of it the negative of the other, so
-        that it has the mean 0.
+        """Return the noise of the draws, (draws, C, ...). Half of it is the negative of the other,
+        and the mean square of each value is 1, as few draws otherwise miss both.
         """
         generator = torch.Generator().manual_seed(self._seed)
         half = torch.randn((-(-self._num_draws // 2), *mean.shape[1:]), generator=generator)
-        return torch.cat([half, -half])[: max(self._num_draws, 1)].to(mean)
+        noise = torch.cat([half, -half])[: self._num_draws]
+        return (noise / noise.square().mean(0).sqrt()).to(mean)
 
     def _regret(self, inputs: Tensor, moments: Moments, noise: Tensor) -> Tensor:
         """Return the bound of the best posterior found minus that of the encoder's, (N,) nats."""

@@ -44,17 +44,10 @@ def score_items(
     """Score a dataset, and the held-out part of the clean one (without a clean one: itself).
 
     Raises:
-        StoreError: too few items to set a threshold by.
+        StoreError: none of the items is in the source any more.
         EncoderError: the likelihood regret is asked for, and the encoder gives no gradients.
     """
-    usual, held_out = (scored.rows,) * 2 if clean is None else clean.rows.split(CLEAN_HELD_OUT)
-    rate = recipe.contamination if clean is None else recipe.false_positive_rate
-    if len(held_out) < (least := math.ceil(1 / rate)):
-        raise StoreError(
-            f"{(clean or scored).where}: {len(held_out)} items to set thresholds by; expected at"
-            f" least {least} for a rate of {rate}"
-            + ("" if clean is None else f" (one in {CLEAN_HELD_OUT} clean items sets them)")
-        )
+    usual, held_out = split_usual(recipe, scored, clean)
     normal = NormalLatents.fit(usual, recipe.rank)
     scores = score_latents(scored.rows, normal, are_own=clean is None)
     reference = scores if clean is None else score_latents(held_out, normal, are_own=False)
@@ -78,6 +71,30 @@ def score_items(
         scale,
         num_missing,
     )
+
+
+def split_usual(
+    recipe: ScoreRecipe, scored: ScoredDataset, clean: ScoredDataset | None
+) -> tuple[RawRows, RawRows]:
+    """Return the rows that define what is usual, and those that set the thresholds.
+
+    Raises:
+        StoreError: too few to set a threshold by.
+    """
+    usual, held_out = (scored.rows,) * 2 if clean is None else clean.rows.split(CLEAN_HELD_OUT)
+    rate = recipe.contamination if clean is None else recipe.false_positive_rate
+    if len(held_out) < (least := math.ceil(1 / rate)):
+        raise StoreError(
+            f"{(clean or scored).where}: {len(held_out)} items to set thresholds by; expected at"
+            f" least {least} for a rate of {rate}"
+            + (
+                ". Raise contamination"
+                if clean is None
+                else f". One in {CLEAN_HELD_OUT} clean items sets them: name a larger clean"
+                " dataset, or raise false_positive_rate"
+            )
+        )
+    return usual, held_out
 
 
 def _decode(recipe: ScoreRecipe, dataset: ScoredDataset, scale: float | None) -> dict[str, Scores]:

@@ -119,13 +119,14 @@ def _with_absolute_clean(recipe: ScoreRecipe) -> ScoreRecipe:
 
 
 def _open(recipe: ScoreRecipe, device: str) -> tuple[ScoredDataset, ScoredDataset | None]:
+    from latentkit.uses.score_items import split_usual
     from latentkit.uses.scored_dataset import check_clean, open_scored
 
     scored = open_scored(recipe.latents, recipe, device)
-    if recipe.clean is None:
-        return scored, None
-    clean = open_scored(recipe.clean, recipe, device)
-    check_clean(clean, scored)
+    clean = None if recipe.clean is None else open_scored(recipe.clean, recipe, device)
+    if clean is not None:
+        check_clean(clean, scored)
+    split_usual(recipe, scored, clean)
     return scored, clean
 
 
@@ -147,7 +148,7 @@ def _find_labels(
             f" {list(recipe.unusual)} of {recipe.label}; expected some. Its values: {found}. Name"
             " those of unusual items with `unusual`"
         )
-    if clean is not None and recipe.label in clean.rows.dataset.columns:
+    if clean is not None:
         wrong = int(clean.has_value(recipe.label, recipe.unusual).sum())
         if wrong:
             raise StoreError(
