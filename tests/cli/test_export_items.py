@@ -220,7 +220,7 @@ def test_text_embeddings_come_from_a_second_dataset_by_key(
     assert export(latents) == 2
     assert "kept needs text embeddings" in capsys.readouterr().err
     assert export(latents, f"text={latents}") == 2
-    assert "whose axes are CL, got CHW" in capsys.readouterr().err
+    assert "axes CL), got axes CHW" in capsys.readouterr().err
     assert export(latents, f"text={text}") == 0
     item, data = kept.given["a"], lk.open(text, posterior="mean")
     assert item.text is not None
