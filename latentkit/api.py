@@ -1,4 +1,6 @@
-"""The public functions `latentkit.encode`, `run`, `sample`, `score`, `open` and `encoder`."""
+"""The public functions: `latentkit.encode`, `run`, `sample`, `interpolate`, `score`, `open`,
+`encoder`.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ if TYPE_CHECKING:
     from latentkit.recipe.overrides import Overrides
     from latentkit.store.folder import Folder
     from latentkit.store.unit_cache import Cache
-    from latentkit.uses.recipes import SamplerName
+    from latentkit.uses.interpolate_task import InterpolateResult
+    from latentkit.uses.recipes import PathMethod, SamplerName
     from latentkit.uses.sample_task import SampleResult
     from latentkit.uses.score_task import ScoreResult
 
@@ -146,6 +149,40 @@ def sample(
     """
     values = {"count": count, "sampler": sampler, "by": by, "seed": seed}
     return _run_use("sample", dataset, output, values, overrides, device)  # type: ignore[no-any-return]
+
+
+def interpolate(
+    dataset: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    between: Sequence[str],
+    *,
+    method: PathMethod = "spherical",
+    steps: int = 9,
+    seed: int = 0,
+    overrides: Overrides = (),
+    device: str = "auto",
+) -> InterpolateResult | None:
+    """Decode the way from one item of a latent dataset to another, and write it into the folder
+    `output`: samples/ with a media file per point, a strip of all, and interpolate.json with how
+    even the steps are and where the way leaves the data.
+
+    Args:
+        dataset: folder of a latent dataset, or its URL.
+        between: keys of two or more items, in order.
+        method: "linear", "spherical" or "neighbors"; see the task's recipe.
+        steps: points from one item to the next, with both of them; at least 3.
+        seed: has no effect; a path is the same every time.
+        overrides: other keys of the recipe, such as {"batch_size": 4}.
+        device: as for `run`.
+
+    Returns:
+        None in all processes of a launch but the first.
+
+    Raises:
+        LatentkitError: whatever the user can fix, such as a key that isn't there.
+    """
+    values = {"between": list(between), "method": method, "steps": steps, "seed": seed}
+    return _run_use("interpolate", dataset, output, values, overrides, device)  # type: ignore[no-any-return]
 
 
 def score(

@@ -48,6 +48,14 @@ def latentkit_tasks() -> Iterator[TaskSpec]:
         report=lazy("latentkit.uses.sample_task:report_sampling"),
     )
     yield TaskSpec(
+        "interpolate",
+        "the way from one item of a latent dataset to another, decoded",
+        lazy("latentkit.uses.recipes:InterpolateRecipe"),
+        lazy("latentkit.uses.interpolate_task:run_interpolation"),
+        check=lazy("latentkit.uses.interpolate_task:open_interpolation"),
+        report=lazy("latentkit.uses.interpolate_task:report_interpolation"),
+    )
+    yield TaskSpec(
         "score",
         "how unusual each item of a latent dataset is",
         lazy("latentkit.uses.recipes:ScoreRecipe"),

@@ -50,6 +50,28 @@ def _sample(options: argparse.Namespace) -> int:
     return _run(options, "sample", chosen)
 
 
+def _add_interpolate(command: argparse.ArgumentParser) -> None:
+    _add_places(command)
+    command.add_argument(
+        "--between", nargs="+", metavar="KEY", required=True, help="two or more keys, in order"
+    )
+    command.add_argument(
+        "--steps", type=int, default=9, metavar="N", help="points from one to the next (default: 9)"
+    )
+    command.add_argument(
+        "--method",
+        default="spherical",
+        metavar="M",
+        help="linear, spherical or neighbors (default: spherical)",
+    )
+    _add_rest(command)
+
+
+def _interpolate(options: argparse.Namespace) -> int:
+    chosen = {"between": options.between, "steps": options.steps, "method": options.method}
+    return _run(options, "interpolate", chosen)
+
+
 def _add_score(command: argparse.ArgumentParser) -> None:
     _add_places(command)
     command.add_argument(
@@ -82,6 +104,12 @@ def _run(options: argparse.Namespace, task: str, chosen: Mapping[str, Any]) -> i
 COMMANDS = (
     CommandSpec(
         "sample", "draw new items from a latent dataset, and decode them", _add_sample, _sample
+    ),
+    CommandSpec(
+        "interpolate",
+        "decode the way from one item of a latent dataset to another",
+        _add_interpolate,
+        _interpolate,
     ),
     CommandSpec(
         "score", "say how unusual each item of a latent dataset is", _add_score, _score

@@ -55,9 +55,10 @@ def find_nearest(latents: Tensor, rows: RawRows, std: Tensor, not_own: Tensor | 
     return Nearest([keys[item] for item in places.tolist()], best.double() / math.sqrt(size))
 
 
-def reference_distance(rows: RawRows, std: Tensor) -> float:
-    """Return the median distance of some rows to the nearest row of another key; see `Nearest`."""
+def reference_distances(rows: RawRows, std: Tensor) -> Tensor:
+    """Return the distances, (N,) float64, of some rows to the nearest row of another key; see
+    `Nearest`.
+    """
     some = rows.spread(NUM_REFERENCE_ROWS)
     means = replace(some, draws=False).some(NUM_REFERENCE_ROWS)
-    nearest = find_nearest(means, rows, std, torch.from_numpy(some.items))
-    return float(nearest.distances.median())
+    return find_nearest(means, rows, std, torch.from_numpy(some.items)).distances

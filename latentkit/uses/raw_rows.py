@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -68,14 +69,32 @@ class RawRows:
         stored, mask, _ = self.dataset.load_stored(items)
         if mask is not None and not bool(mask.all()):
             raise StoreError(
-                f"{self.dataset.folder}: latents of different lengths, padded; expected latents"
-                " of one shape. Encode with a fixed length"
+                f"{self.dataset.folder}: some latents have padding, as their items are shorter than"
+                " the others; expected latents without. Encode with a length that all items have,"
+                " or without the short ones (of audio modality.with.on_short: skip)"
             )
         values = stored.float()
         if not self.dataset.has_moments:
             return values, None
         mean, logvar = values.chunk(2, dim=1)
         return mean, logvar.clamp(*LOGVAR_RANGE)
+
+    def find(self, keys: Sequence[str]) -> Rows:
+        """Return the position of the first row of each key.
+
+        Raises:
+            StoreError: a key isn't there; the message names similar ones.
+        """
+        names = self.dataset.keys
+        places = {names[item]: item for item in reversed(self.items.tolist())}
+        for key in keys:
+            if key not in places:
+                near = difflib.get_close_matches(key, places, 3) or list(places)[:3]
+                raise StoreError(
+                    f"{self.dataset.folder}: no item has the key {key!r}; expected one such as"
+                    f" {', '.join(map(repr, near))}"
+                )
+        return np.array([places[key] for key in keys], dtype=self.items.dtype)
 
     def some(self, limit: int) -> Tensor:
         """Return up to `limit` rows, spread evenly, (N, C, ...)."""

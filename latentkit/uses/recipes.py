@@ -58,6 +58,31 @@ class SampleRecipe(Recipe):
     output: UseOutput = Field(description="where the new items go")
 
 
+PathMethod = Literal["linear", "spherical", "neighbors"]
+
+
+class InterpolateRecipe(Recipe):
+    """The way from one item of a latent dataset to another, decoded."""
+
+    task: Literal["interpolate"] = Field(description="what the recipe does")
+    latents: str = Field(min_length=1, description="latent dataset of the items")
+    between: tuple[str, ...] = Field(
+        min_length=2, description="keys of the items to go through, in this order"
+    )
+    method: PathMethod = Field(
+        "spherical",
+        description=(
+            "linear: the straight line; spherical: the great circle of normalized latents;"
+            " neighbors: straight from item to item, by those nearest to the straight line"
+        ),
+    )
+    steps: int = Field(
+        9, ge=3, description="points from one item to the next, with both of them"
+    )
+    batch_size: AtLeastOne = Field(8, description="points that pass the decoder at once")
+    output: UseOutput = Field(description="where the points go")
+
+
 class ScoreRecipe(Recipe):
     """How unusual each item of a latent dataset is."""
 

@@ -78,7 +78,7 @@ def run_sampling(recipe: SampleRecipe, context: TaskContext) -> SampleResult | N
     """
     from latentkit.runtime.device import choose_device
     from latentkit.uses.decoded_media import claim_local_folder, write_json
-    from latentkit.uses.nearest_rows import reference_distance
+    from latentkit.uses.nearest_rows import reference_distances
 
     if not context.is_first_process:
         return None
@@ -88,7 +88,7 @@ def run_sampling(recipe: SampleRecipe, context: TaskContext) -> SampleResult | N
         recipe.output.path, recipe.task, dump_recipe(resolve(recipe)), owned
     )
     distances = _write_samples(drawing, recipe, folder)
-    reference = reference_distance(drawing.rows, _deviations(drawing))
+    reference = float(reference_distances(drawing.rows, _deviations(drawing)).median())
     median = float(sorted(distances)[len(distances) // 2])
     result = SampleResult(folder, drawing.gap, drawing.fitted, recipe.count, median, reference)
     write_json(folder / SUMMARY, _summarize(result, recipe))
