@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from latentkit._version import __version__
 
 if TYPE_CHECKING:
-    from latentkit.api import encode, interpolate, run, sample, score
+    from latentkit.api import augment, encode, interpolate, run, sample, score
     from latentkit.api import open_dataset as open
     from latentkit.api import open_encoder as encoder
     from latentkit.encoding.encoded_latents import EncodedLatents
@@ -27,6 +27,7 @@ __all__ = [
     "LatentDataset",
     "LatentEncoder",
     "__version__",
+    "augment",
     "collate",
     "encode",
     "encoder",
@@ -42,6 +43,7 @@ _PLACES = {
     "encode": ("latentkit.api", "encode"),
     "run": ("latentkit.api", "run"),
     "sample": ("latentkit.api", "sample"),
+    "augment": ("latentkit.api", "augment"),
     "interpolate": ("latentkit.api", "interpolate"),
     "score": ("latentkit.api", "score"),
     "open": ("latentkit.api", "open_dataset"),

@@ -1,5 +1,5 @@
-"""The public functions: `latentkit.encode`, `run`, `sample`, `interpolate`, `score`, `open`,
-`encoder`.
+"""The public functions: `latentkit.encode`, `run`, `sample`, `interpolate`, `augment`, `score`,
+`open`, `encoder`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from latentkit.recipe.overrides import Overrides
     from latentkit.store.folder import Folder
     from latentkit.store.unit_cache import Cache
+    from latentkit.uses.augment_task import AugmentResult
     from latentkit.uses.interpolate_task import InterpolateResult
     from latentkit.uses.recipes import PathMethod, SamplerName
     from latentkit.uses.sample_task import SampleResult
@@ -183,6 +184,39 @@ def interpolate(
     """
     values = {"between": list(between), "method": method, "steps": steps, "seed": seed}
     return _run_use("interpolate", dataset, output, values, overrides, device)  # type: ignore[no-any-return]
+
+
+def augment(
+    dataset: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    label: str = "label",
+    test: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+    overrides: Overrides = (),
+    device: str = "auto",
+) -> AugmentResult | None:
+    """Make more items for each class of a small latent dataset, and write them into the folder
+    `output`: samples/ with a media file per item and metadata.jsonl with its label, the method and
+    the keys it was made of, which `datasets.load_dataset` reads; and a grid with a row per class.
+
+    Args:
+        dataset: folder of a latent dataset of training items, or its URL.
+        label: attribute that is the class.
+        test: latent dataset of test items; an error says if one of them is in `dataset`.
+        seed: of every random draw.
+        overrides: other keys of the recipe, such as {"draws": 4, "samples": 0}.
+        device: as for `run`.
+
+    Returns:
+        None in all processes of a launch but the first.
+
+    Raises:
+        LatentkitError: whatever the user can fix, such as a class with one item.
+    """
+    place = None if test is None else os.fspath(test)
+    values = {"label": label, "test": place, "seed": seed}
+    return _run_use("augment", dataset, output, values, overrides, device)  # type: ignore[no-any-return]
 
 
 def score(

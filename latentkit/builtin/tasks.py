@@ -56,6 +56,14 @@ def latentkit_tasks() -> Iterator[TaskSpec]:
         report=lazy("latentkit.uses.interpolate_task:report_interpolation"),
     )
     yield TaskSpec(
+        "augment",
+        "more items for each class of a small latent dataset",
+        lazy("latentkit.uses.recipes:AugmentRecipe"),
+        lazy("latentkit.uses.augment_task:run_augmenting"),
+        check=lazy("latentkit.uses.augment_task:open_augmenting"),
+        report=lazy("latentkit.uses.augment_task:report_augmenting"),
+    )
+    yield TaskSpec(
         "score",
         "how unusual each item of a latent dataset is",
         lazy("latentkit.uses.recipes:ScoreRecipe"),

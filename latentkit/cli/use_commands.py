@@ -72,6 +72,21 @@ def _interpolate(options: argparse.Namespace) -> int:
     return _run(options, "interpolate", chosen)
 
 
+def _add_augment(command: argparse.ArgumentParser) -> None:
+    _add_places(command)
+    command.add_argument(
+        "--label", default="label", metavar="COLUMN", help="attribute that is the class"
+    )
+    command.add_argument(
+        "--test", metavar="DATASET", help="latent dataset of test items, which mustn't be used"
+    )
+    _add_rest(command)
+
+
+def _augment(options: argparse.Namespace) -> int:
+    return _run(options, "augment", {"label": options.label, "test": options.test})
+
+
 def _add_score(command: argparse.ArgumentParser) -> None:
     _add_places(command)
     command.add_argument(
@@ -110,6 +125,12 @@ COMMANDS = (
         "decode the way from one item of a latent dataset to another",
         _add_interpolate,
         _interpolate,
+    ),
+    CommandSpec(
+        "augment",
+        "make more items for each class of a small latent dataset",
+        _add_augment,
+        _augment,
     ),
     CommandSpec(
         "score", "say how unusual each item of a latent dataset is", _add_score, _score

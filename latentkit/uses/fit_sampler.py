@@ -12,7 +12,7 @@ from torch import Tensor
 
 from latentkit.uses.mixture import GaussianMixture, why_not
 from latentkit.uses.raw_rows import RawRows
-from latentkit.uses.recipes import SampleRecipe
+from latentkit.uses.recipes import AugmentRecipe, SampleRecipe
 from latentkit.uses.samplers import (
     ChannelGaussian,
     LowRankGaussian,
@@ -23,6 +23,7 @@ from latentkit.uses.samplers import (
 )
 
 Fit = Callable[[RawRows], Sampler]
+Options = SampleRecipe | AugmentRecipe
 
 FULL_COVARIANCE_VALUES = 512
 """Values of a latent up to which all their covariances are measured."""
@@ -137,7 +138,7 @@ class FittedSampler:
         )
 
 
-def fit_sampler(rows: RawRows, recipe: SampleRecipe) -> FittedSampler:
+def fit_sampler(rows: RawRows, recipe: Options) -> FittedSampler:
     """Return the recipe's sampler, fitted to all rows; with auto the one of the highest
     log-density for a tenth of the rows that it isn't fitted to.
 
@@ -153,12 +154,12 @@ def fit_sampler(rows: RawRows, recipe: SampleRecipe) -> FittedSampler:
     return FittedSampler(sampler, measured, left_out, recipe.sampler == "auto")
 
 
-def refit(sampler: Sampler, rows: RawRows, recipe: SampleRecipe) -> Sampler:
+def refit(sampler: Sampler, rows: RawRows, recipe: Options) -> Sampler:
     """Return a sampler of the same kind, fitted to other rows."""
     return _all_fits(recipe)[sampler.name](rows)
 
 
-def _list_fits(rows: RawRows, recipe: SampleRecipe) -> tuple[dict[str, Fit], dict[str, str]]:
+def _list_fits(rows: RawRows, recipe: Options) -> tuple[dict[str, Fit], dict[str, str]]:
     """Return what can be fitted to rows, by name, and why the rest can't; what the recipe names is
     among the former.
     """
@@ -170,7 +171,7 @@ def _list_fits(rows: RawRows, recipe: SampleRecipe) -> tuple[dict[str, Fit], dic
     return fits, {}
 
 
-def _all_fits(recipe: SampleRecipe) -> dict[str, Fit]:
+def _all_fits(recipe: Options) -> dict[str, Fit]:
     return {
         "normal": lambda rows: StandardNormal(rows.shape),
         "channel-gaussian": ChannelGaussian.fit,

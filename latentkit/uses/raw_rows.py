@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import difflib
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from latentkit.contracts.encoder_description import LOGVAR_RANGE
 from latentkit.errors import StoreError
+from latentkit.store.dataset_json import read_dataset, read_index
 
 if TYPE_CHECKING:
     from latentkit.reading.dataset import LatentDataset
@@ -120,10 +121,38 @@ class RawRows:
         is_out = np.array([name in held_out for name in names])
         return replace(self, items=self.items[~is_out]), replace(self, items=self.items[is_out])
 
+    def split_by(self, column: str) -> dict[Any, RawRows]:
+        """Return the rows of each value of an attribute, in the order of the values; rows without
+        one are left out.
+
+        Raises:
+            StoreError: a value has one row, or no row has one.
+        """
+        all_values = [row.get(column) for row in self.dataset.row_columns()]
+        values = [all_values[item] for item in self.items.tolist()]
+        known = sorted({value for value in values if value is not None}, key=str)
+        places = {value: [n for n, one in enumerate(values) if one == value] for value in known}
+        single = [repr(value) for value, found in places.items() if len(found) < 2]
+        if single or not known:
+            problem = f"{len(single)} values have one item ({', '.join(single[:5])})"
+            raise StoreError(
+                f"{self.dataset.folder}: {column}: expected values with at least 2 items each, and"
+                f" {problem if single else 'no item has one'}. Filter these items out, or choose"
+                " another attribute"
+            )
+        return {value: replace(self, items=self.items[found]) for value, found in places.items()}
+
     def _draw(self, mean: Tensor, logvar: Tensor, first: int) -> Tensor:
         """Return a draw of each posterior, decided by seed and position of the first row."""
         generator = torch.Generator().manual_seed((self.seed + 1_000_003 * (first + 1)) % 2**63)
         return mean + (logvar / 2).exp() * torch.randn(mean.shape, generator=generator)
+
+
+def content_of(dataset: LatentDataset, keys: Collection[str] | None = None) -> set[str]:
+    """Return the sha256 of the media of a dataset's items, or of those with some keys."""
+    index = read_index(dataset.folder, read_dataset(dataset.folder), ["key", "content"])
+    pairs = zip(index["key"].to_pylist(), index["content"].to_pylist(), strict=True)
+    return {content for key, content in pairs if content and (keys is None or key in keys)}
 
 
 def open_rows(dataset: LatentDataset, posterior: str, seed: int) -> RawRows:

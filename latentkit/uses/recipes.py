@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import os
+from typing import Literal, TypeVar
 
 from pydantic import Field
 
 from latentkit.contracts import Recipe, RecipePart
 from latentkit.recipe.parts import AtLeastOne
+from latentkit.runtime.paths import is_url
 
 SamplerName = Literal[
     "auto", "normal", "channel-gaussian", "spatial-gaussian", "low-rank", "mixture"
@@ -54,6 +56,44 @@ class SampleRecipe(Recipe):
             " where posteriors are stored"
         ),
     )
+    batch_size: AtLeastOne = Field(8, description="items that pass the decoder at once")
+    output: UseOutput = Field(description="where the new items go")
+
+
+class AugmentRecipe(Recipe):
+    """More items for each class of a small latent dataset, decoded."""
+
+    task: Literal["augment"] = Field(description="what the recipe does")
+    latents: str = Field(min_length=1, description="latent dataset of labeled items to train on")
+    label: str = Field("label", min_length=1, description="attribute that is the class")
+    test: str | None = Field(
+        None,
+        min_length=1,
+        description=(
+            "latent dataset of the test items, none of which may be among `latents`; null: nothing"
+            " is checked"
+        ),
+    )
+    test_column: str | None = Field(
+        None,
+        min_length=1,
+        description="attribute that says which items of `latents` are test items, such as split",
+    )
+    test_values: tuple[str | int | float | bool, ...] = Field(
+        (), description="values of `test_column` of test items, which are left out"
+    )
+    draws: int = Field(2, ge=0, description="new items of each item: draws of its posterior")
+    interpolations: int = Field(
+        1, ge=0, description="new items of each item: between it and another of its class"
+    )
+    samples: int = Field(
+        1,
+        ge=0,
+        description="new items for each item: samples of a distribution fitted to its class",
+    )
+    sampler: SamplerName = Field("auto", description="distribution of `samples`; see task sample")
+    rank: AtLeastOne = Field(64, description="directions of the sampler low-rank")
+    components: AtLeastOne = Field(1, description="Gaussians of the sampler mixture, per class")
     batch_size: AtLeastOne = Field(8, description="items that pass the decoder at once")
     output: UseOutput = Field(description="where the new items go")
 
@@ -135,3 +175,15 @@ class ScoreRecipe(Recipe):
     batch_size: AtLeastOne = Field(16, description="items that pass the encoder at once")
     shown: AtLeastOne = Field(8, description="most unusual items that are shown as images")
     output: UseOutput = Field(description="where the scores go")
+
+
+R = TypeVar("R", bound=Recipe)
+
+
+def with_absolute(recipe: R, key: str) -> R:
+    """Return the recipe with the path at a key absolute; relative ones start from its folder."""
+    path: str | None = getattr(recipe, key)
+    if path is None or is_url(path):
+        return recipe
+    absolute = os.path.abspath(recipe.base_dir / os.path.expanduser(path))
+    return recipe.model_copy(update={key: absolute})

@@ -99,7 +99,7 @@ def open_sampling(recipe: SampleRecipe, remote: Collection[str]) -> None:
     """Open the latent dataset and its decoder on the CPU, and write nothing."""
     rows, _ = _open(recipe, "cpu")
     if recipe.by is not None:
-        _split_by(rows, recipe.by)
+        rows.split_by(recipe.by)
 
 
 def report_sampling(result: SampleResult | None) -> str:
@@ -138,7 +138,7 @@ def _prepare(recipe: SampleRecipe, device: str, say: Callable[[str], None]) -> _
     from latentkit.uses.fit_sampler import fit_sampler, measure_gap, refit
 
     rows, media = _open(recipe, device)
-    classes = {None: rows} if recipe.by is None else _split_by(rows, recipe.by)
+    classes = {None: rows} if recipe.by is None else rows.split_by(recipe.by)
     gap = measure_gap(rows)
     say(str(gap))
     fitted = fit_sampler(rows, recipe)
@@ -149,30 +149,6 @@ def _prepare(recipe: SampleRecipe, device: str, say: Callable[[str], None]) -> _
         else {value: refit(fitted.sampler, part, recipe) for value, part in classes.items()}
     )
     return _Drawing(rows, media, gap, fitted, samplers)
-
-
-def _split_by(rows: RawRows, column: str) -> dict[Any, RawRows]:
-    """Return the rows of each value of an attribute, in the order of the values.
-
-    Raises:
-        StoreError: a value has one row.
-    """
-    from dataclasses import replace
-
-    import numpy as np
-
-    values = [row.get(column) for row in rows.dataset.row_columns()]
-    known = sorted({value for value in values if value is not None}, key=str)
-    places = {value: [n for n, one in enumerate(values) if one == value] for value in known}
-    single = [repr(value) for value, found in places.items() if len(found) < 2]
-    if single or not known:
-        problem = f"{len(single)} values have one item ({', '.join(single[:5])})"
-        raise StoreError(
-            f"{rows.dataset.folder}: by: {column}: expected values with at least 2 items each, and"
-            f" {problem if single else 'no item has one'}. Filter these items out, or choose"
-            " another attribute"
-        )
-    return {value: replace(rows, items=np.array(found)) for value, found in places.items()}
 
 
 def _write_samples(drawing: _Drawing, recipe: SampleRecipe, folder: Path) -> list[float]:

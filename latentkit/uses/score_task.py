@@ -4,7 +4,6 @@ against labels where there are any.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,7 @@ from typing import TYPE_CHECKING
 from latentkit.contracts import TaskContext
 from latentkit.errors import StoreError
 from latentkit.recipe.schema import dump_recipe, resolve
-from latentkit.runtime.paths import is_url
-from latentkit.uses.recipes import COMBINED, ScoreRecipe
+from latentkit.uses.recipes import COMBINED, ScoreRecipe, with_absolute
 
 if TYPE_CHECKING:
     from latentkit.uses.calibration import Bools, Scores, Threshold
@@ -68,7 +66,7 @@ def run_scoring(recipe: ScoreRecipe, context: TaskContext) -> ScoreResult | None
 
     if not context.is_first_process:
         return None
-    recipe = _with_absolute_clean(recipe)
+    recipe = with_absolute(recipe, "clean")
     scored, clean = _open(recipe, choose_device(context.device))
     labels = _find_labels(scored, clean, recipe)
     images = [UNUSUAL + scored.media.suffix] if recipe.from_media else []
@@ -82,7 +80,7 @@ def run_scoring(recipe: ScoreRecipe, context: TaskContext) -> ScoreResult | None
 
 def open_scoring(recipe: ScoreRecipe, remote: Collection[str]) -> None:
     """Open the latent datasets and their decoder on the CPU, and write nothing."""
-    recipe = _with_absolute_clean(recipe)
+    recipe = with_absolute(recipe, "clean")
     _find_labels(*_open(recipe, "cpu"), recipe)
 
 
@@ -106,16 +104,6 @@ def report_scoring(result: ScoreResult | None) -> str:
         precision = result.average_precision[name]
         lines.append(f"  {name}: ROC AUC {area:.4f}, average precision {precision:.4f}")
     return "\n".join(lines)
-
-
-def _with_absolute_clean(recipe: ScoreRecipe) -> ScoreRecipe:
-    """Return the recipe with an absolute path of the clean dataset, which it starts from its own
-    folder.
-    """
-    if recipe.clean is None or is_url(recipe.clean):
-        return recipe
-    path = os.path.abspath(recipe.base_dir / os.path.expanduser(recipe.clean))
-    return recipe.model_copy(update={"clean": path})
 
 
 def _open(recipe: ScoreRecipe, device: str) -> tuple[ScoredDataset, ScoredDataset | None]:

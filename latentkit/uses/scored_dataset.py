@@ -16,13 +16,13 @@ from latentkit.evaluation.evaluate import EvaluateSettings, NamedMetric, evaluat
 from latentkit.reading.dataset import open_dataset
 from latentkit.runtime.bad_samples import BadSamplePolicy
 from latentkit.store.columns import escape
-from latentkit.store.dataset_json import read_dataset, read_index
+from latentkit.store.dataset_json import read_dataset
 from latentkit.store.fingerprint import different_parts
 from latentkit.tasks.build_parts import configured_encode_of
 from latentkit.tasks.preview import prepare_by_key
 from latentkit.uses.calibration import Bools, Scores
 from latentkit.uses.decoded_media import MediaDecoder, open_media_decoder
-from latentkit.uses.raw_rows import RawRows, open_rows
+from latentkit.uses.raw_rows import RawRows, content_of, open_rows
 from latentkit.uses.recipes import ScoreRecipe
 
 
@@ -61,13 +61,6 @@ class ScoredDataset:
         views = self.rows.dataset.row_views
         assert views is not None
         return views
-
-    @cached_property
-    def content(self) -> set[str]:
-        """Return the sha256 of every item's media."""
-        folder = self.rows.dataset.folder
-        index = read_index(folder, read_dataset(folder), ["content"])
-        return {value for value in index["content"].to_pylist() if value}
 
     def values_of(self, column: str) -> list[str]:
         """Return the values of an attribute, sorted."""
@@ -169,7 +162,7 @@ def check_clean(clean: ScoredDataset, scored: ScoredDataset) -> None:
             f"clean: {clean.where} has latents of the shape {clean.rows.shape}; expected"
             f" {scored.rows.shape}, as {scored.where} has. Encode both with the same size"
         )
-    if shared := len(clean.content & scored.content):
+    if shared := len(content_of(clean.rows.dataset) & content_of(scored.rows.dataset)):
         raise StoreError(
             f"clean: {clean.where} shares {shared} items with {scored.where} (equal media);"
             " expected other items, as thresholds set by what is scored mean nothing"
