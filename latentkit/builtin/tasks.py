@@ -39,35 +39,27 @@ def latentkit_tasks() -> Iterator[TaskSpec]:
         check=lazy("latentkit.tasks.evaluate_task:open_evaluation"),
         report=lazy("latentkit.cli.closing_words:report_evaluation"),
     )
-    yield TaskSpec(
-        "sample",
-        "new items, drawn from a latent dataset and decoded",
-        lazy("latentkit.uses.recipes:SampleRecipe"),
-        lazy("latentkit.uses.sample_task:run_sampling"),
-        check=lazy("latentkit.uses.sample_task:open_sampling"),
-        report=lazy("latentkit.uses.sample_task:report_sampling"),
-    )
-    yield TaskSpec(
-        "interpolate",
-        "the way from one item of a latent dataset to another, decoded",
-        lazy("latentkit.uses.recipes:InterpolateRecipe"),
-        lazy("latentkit.uses.interpolate_task:run_interpolation"),
-        check=lazy("latentkit.uses.interpolate_task:open_interpolation"),
-        report=lazy("latentkit.uses.interpolate_task:report_interpolation"),
-    )
-    yield TaskSpec(
-        "augment",
-        "more items for each class of a small latent dataset",
-        lazy("latentkit.uses.recipes:AugmentRecipe"),
-        lazy("latentkit.uses.augment_task:run_augmenting"),
-        check=lazy("latentkit.uses.augment_task:open_augmenting"),
-        report=lazy("latentkit.uses.augment_task:report_augmenting"),
-    )
-    yield TaskSpec(
-        "score",
-        "how unusual each item of a latent dataset is",
-        lazy("latentkit.uses.recipes:ScoreRecipe"),
-        lazy("latentkit.uses.score_task:run_scoring"),
-        check=lazy("latentkit.uses.score_task:open_scoring"),
-        report=lazy("latentkit.uses.score_task:report_scoring"),
-    )
+    yield from _tasks_of_uses()
+
+
+def _tasks_of_uses() -> Iterator[TaskSpec]:
+    """Return the tasks that use a latent dataset. Each has a module of its name."""
+    for name, verb, summary in (
+        ("sample", "sampling", "new items, drawn from a latent dataset and decoded"),
+        (
+            "interpolate",
+            "interpolation",
+            "the way from one item of a latent dataset to another, decoded",
+        ),
+        ("augment", "augmenting", "more items for each class of a small latent dataset"),
+        ("score", "scoring", "how unusual each item of a latent dataset is"),
+    ):
+        module = f"latentkit.uses.{name}_task"
+        yield TaskSpec(
+            name,
+            summary,
+            lazy(f"latentkit.uses.recipes:{name.title()}Recipe"),
+            lazy(f"{module}:run_{verb}"),
+            check=lazy(f"{module}:open_{verb}"),
+            report=lazy(f"{module}:report_{verb}"),
+        )
