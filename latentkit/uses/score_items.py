@@ -122,7 +122,7 @@ def _decode(recipe: ScoreRecipe, dataset: ScoredDataset, scale: float | None) ->
 def _select(found: Mapping[str, Scores], rows: RawRows, scale: float) -> dict[str, Scores]:
     """Return the scores of some rows."""
     of_rows = {name: values[rows.items] for name, values in found.items()}
-    scores = {name: of_rows[name] for name in of_rows.keys() & {"reconstruction", "regret"}}
+    scores = {name: of_rows[name] for name in of_rows if name in ("reconstruction", "regret")}
     if "kl" in of_rows:
         scores["negative_elbo"] = negative_elbo(of_rows["mean_square"], of_rows["kl"], scale)
     return scores
