@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from latentkit._version import __version__
 
 if TYPE_CHECKING:
-    from latentkit.api import augment, encode, interpolate, run, sample, score
+    from latentkit.api import augment, augment_study, encode, interpolate, run, sample, score
     from latentkit.api import open_dataset as open
     from latentkit.api import open_encoder as encoder
     from latentkit.encoding.encoded_latents import EncodedLatents
@@ -28,6 +28,7 @@ __all__ = [
     "LatentEncoder",
     "__version__",
     "augment",
+    "augment_study",
     "collate",
     "encode",
     "encoder",
@@ -44,6 +45,7 @@ _PLACES = {
     "run": ("latentkit.api", "run"),
     "sample": ("latentkit.api", "sample"),
     "augment": ("latentkit.api", "augment"),
+    "augment_study": ("latentkit.api", "augment_study"),
     "interpolate": ("latentkit.api", "interpolate"),
     "score": ("latentkit.api", "score"),
     "open": ("latentkit.api", "open_dataset"),

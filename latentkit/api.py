@@ -1,5 +1,5 @@
-"""The public functions: `latentkit.encode`, `run`, `sample`, `interpolate`, `augment`, `score`,
-`open`, `encoder`.
+"""The public functions: `latentkit.encode`, `run`, `sample`, `interpolate`, `augment`,
+`augment_study`, `score`, `open`, `encoder`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from latentkit.recipe.overrides import Overrides
     from latentkit.store.folder import Folder
     from latentkit.store.unit_cache import Cache
+    from latentkit.uses.augment_study_task import AugmentStudyResult
     from latentkit.uses.augment_task import AugmentResult
     from latentkit.uses.interpolate_task import InterpolateResult
     from latentkit.uses.recipes import PathMethod, SamplerName
@@ -217,6 +218,40 @@ def augment(
     place = None if test is None else os.fspath(test)
     values = {"label": label, "test": place, "seed": seed}
     return _run_use("augment", dataset, output, values, overrides, device)  # type: ignore[no-any-return]
+
+
+def augment_study(
+    dataset: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    test: str | os.PathLike[str],
+    label: str = "label",
+    sizes: Sequence[int] = (10, 50, 200),
+    seed: int = 0,
+    overrides: Overrides = (),
+    device: str = "auto",
+) -> AugmentStudyResult | None:
+    """Train a classifier on few images, with classical augmentation, with new items of `augment`,
+    with both and with neither, and write accuracies with intervals and a verdict into the folder
+    `output` (augment-study.json).
+
+    Args:
+        dataset: folder of a latent dataset of images to train on, or its URL.
+        test: latent dataset of test items; an error says if one of them is in `dataset`.
+        label: attribute that is the class.
+        sizes: items per class to train on.
+        seed: of the first repetition.
+        overrides: other keys of the recipe, such as {"seeds": 10}.
+        device: as for `run`.
+
+    Returns:
+        None in all processes of a launch but the first.
+
+    Raises:
+        LatentkitError: whatever the user can fix, such as a class with too few items.
+    """
+    values = {"test": os.fspath(test), "label": label, "sizes": list(sizes), "seed": seed}
+    return _run_use("augment-study", dataset, output, values, overrides, device)  # type: ignore[no-any-return]
 
 
 def score(

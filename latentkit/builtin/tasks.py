@@ -52,13 +52,18 @@ def _tasks_of_uses() -> Iterator[TaskSpec]:
             "the way from one item of a latent dataset to another, decoded",
         ),
         ("augment", "augmenting", "more items for each class of a small latent dataset"),
+        (
+            "augment-study",
+            "augment_study",
+            "whether new items help a classifier, beside classical augmentation",
+        ),
         ("score", "scoring", "how unusual each item of a latent dataset is"),
     ):
-        module = f"latentkit.uses.{name}_task"
+        module = f"latentkit.uses.{name.replace('-', '_')}_task"
         yield TaskSpec(
             name,
             summary,
-            lazy(f"latentkit.uses.recipes:{name.title()}Recipe"),
+            lazy(f"latentkit.uses.recipes:{name.title().replace('-', '')}Recipe"),
             lazy(f"{module}:run_{verb}"),
             check=lazy(f"{module}:open_{verb}"),
             report=lazy(f"{module}:report_{verb}"),

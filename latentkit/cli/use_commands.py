@@ -87,6 +87,25 @@ def _augment(options: argparse.Namespace) -> int:
     return _run(options, "augment", {"label": options.label, "test": options.test})
 
 
+def _add_augment_study(command: argparse.ArgumentParser) -> None:
+    _add_places(command)
+    command.add_argument(
+        "--test", metavar="DATASET", required=True, help="latent dataset of test items"
+    )
+    command.add_argument(
+        "--label", default="label", metavar="COLUMN", help="attribute that is the class"
+    )
+    command.add_argument(
+        "--sizes", type=int, nargs="+", default=[10, 50, 200], metavar="N", help="items per class"
+    )
+    _add_rest(command)
+
+
+def _augment_study(options: argparse.Namespace) -> int:
+    chosen = {"test": options.test, "label": options.label, "sizes": options.sizes}
+    return _run(options, "augment-study", chosen)
+
+
 def _add_score(command: argparse.ArgumentParser) -> None:
     _add_places(command)
     command.add_argument(
@@ -131,6 +150,12 @@ COMMANDS = (
         "make more items for each class of a small latent dataset",
         _add_augment,
         _augment,
+    ),
+    CommandSpec(
+        "augment-study",
+        "say whether such items help a classifier",
+        _add_augment_study,
+        _augment_study,
     ),
     CommandSpec(
         "score", "say how unusual each item of a latent dataset is", _add_score, _score

@@ -106,6 +106,7 @@ def _open(recipe: AugmentRecipe, device: str) -> tuple[RawRows, int, MediaDecode
     from latentkit.reading.dataset import open_dataset
     from latentkit.store.dataset_json import read_dataset
     from latentkit.uses.decoded_media import open_media_decoder
+    from latentkit.uses.new_items import check_posteriors
     from latentkit.uses.raw_rows import content_of, open_rows
 
     if not (recipe.draws or recipe.interpolations or recipe.samples):
@@ -118,6 +119,7 @@ def _open(recipe: AugmentRecipe, device: str) -> tuple[RawRows, int, MediaDecode
     except ValueError as error:
         raise StoreError(f"{recipe.origin}: label or test_column: {error}") from error
     rows = open_rows(dataset, "auto", recipe.seed)
+    check_posteriors(rows, recipe)
     num_left_out = 0
     if recipe.test_column is not None:
         tests = {str(value) for value in recipe.test_values}

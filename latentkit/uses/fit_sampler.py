@@ -12,7 +12,7 @@ from torch import Tensor
 
 from latentkit.uses.mixture import GaussianMixture, why_not
 from latentkit.uses.raw_rows import RawRows
-from latentkit.uses.recipes import AugmentRecipe, SampleRecipe
+from latentkit.uses.recipes import NewItemKeys, SampleRecipe
 from latentkit.uses.samplers import (
     ChannelGaussian,
     LowRankGaussian,
@@ -23,7 +23,7 @@ from latentkit.uses.samplers import (
 )
 
 Fit = Callable[[RawRows], Sampler]
-Options = SampleRecipe | AugmentRecipe
+Options = SampleRecipe | NewItemKeys
 
 FULL_COVARIANCE_VALUES = 512
 """Values of a latent up to which all their covariances are measured."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from latentkit.errors import StoreError
 from latentkit.uses.raw_rows import RawRows
-from latentkit.uses.recipes import AugmentRecipe
+from latentkit.uses.recipes import NewItemKeys
 from latentkit.uses.samplers import Sampler
 
 MIXED = (0.25, 0.75)
@@ -44,8 +44,21 @@ class NewItem:
         return {**known, "share": self.share}
 
 
+def check_posteriors(rows: RawRows, recipe: NewItemKeys) -> None:
+    """Check that there are posteriors to draw from, if the recipe draws.
+
+    Raises:
+        StoreError: none are stored.
+    """
+    if recipe.draws and not rows.dataset.has_moments:
+        raise StoreError(
+            f"{rows.dataset.folder}: draws: it has no stored moments to draw from. Set draws to 0,"
+            " or encode with output.store: moments"
+        )
+
+
 def make_items(
-    classes: Mapping[Any, RawRows], samplers: Mapping[Any, Sampler], recipe: AugmentRecipe
+    classes: Mapping[Any, RawRows], samplers: Mapping[Any, Sampler], recipe: NewItemKeys
 ) -> Iterator[NewItem]:
     """Yield the new items of each item, class by class. They depend on the seed, the keys and the
     items of the class alone.
@@ -64,21 +77,10 @@ def make_items(
                 yield NewItem(latent, label, "sample")
 
 
-def _draw(rows: RawRows, label: Any, recipe: AugmentRecipe) -> Iterator[NewItem]:
-    """Yield draws of each item's posterior.
-
-    Raises:
-        StoreError: no posteriors are stored.
-    """
-    if not recipe.draws:
-        return
-    if not rows.dataset.has_moments:
-        raise StoreError(
-            f"{rows.dataset.folder}: draws: it has no stored moments to draw from. Set draws to 0,"
-            " or encode with output.store: moments"
-        )
+def _draw(rows: RawRows, label: Any, recipe: NewItemKeys) -> Iterator[NewItem]:
+    """Yield draws of each item's posterior."""
     keys = rows.dataset.keys
-    for items in rows.item_batches():
+    for items in rows.item_batches() if recipe.draws else ():
         mean, logvar = rows.moments(items)
         assert logvar is not None
         for item, one, spread in zip(items.tolist(), mean, (logvar / 2).exp(), strict=True):
@@ -88,7 +90,7 @@ def _draw(rows: RawRows, label: Any, recipe: AugmentRecipe) -> Iterator[NewItem]
                 yield NewItem(drawn, label, "draw", [keys[item]])
 
 
-def _interpolate(rows: RawRows, label: Any, recipe: AugmentRecipe) -> Iterator[NewItem]:
+def _interpolate(rows: RawRows, label: Any, recipe: NewItemKeys) -> Iterator[NewItem]:
     """Yield mixtures of each item with others of its class."""
     means, keys = replace(rows, draws=False), rows.dataset.keys
     for place, item in enumerate(rows.items.tolist() if recipe.interpolations else []):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field
 
 from latentkit.contracts import Recipe, RecipePart
 from latentkit.recipe.parts import AtLeastOne
 from latentkit.runtime.paths import is_url
+
+AtLeastTwo = Annotated[int, Field(ge=2)]
 
 SamplerName = Literal[
     "auto", "normal", "channel-gaussian", "spatial-gaussian", "low-rank", "mixture"
@@ -60,12 +62,30 @@ class SampleRecipe(Recipe):
     output: UseOutput = Field(description="where the new items go")
 
 
-class AugmentRecipe(Recipe):
+class NewItemKeys(Recipe):
+    """How many new items are made of each labeled item, and how."""
+
+    latents: str = Field(min_length=1, description="latent dataset of labeled items to train on")
+    label: str = Field("label", min_length=1, description="attribute that is the class")
+    draws: int = Field(2, ge=0, description="new items of each item: draws of its posterior")
+    interpolations: int = Field(
+        1, ge=0, description="new items of each item: between it and another of its class"
+    )
+    samples: int = Field(
+        1,
+        ge=0,
+        description="new items for each item: samples of a distribution fitted to its class",
+    )
+    sampler: SamplerName = Field("auto", description="distribution of `samples`; see task sample")
+    rank: AtLeastOne = Field(64, description="directions of the sampler low-rank")
+    components: AtLeastOne = Field(1, description="Gaussians of the sampler mixture, per class")
+    batch_size: AtLeastOne = Field(8, description="items that pass the decoder at once")
+
+
+class AugmentRecipe(NewItemKeys):
     """More items for each class of a small latent dataset, decoded."""
 
     task: Literal["augment"] = Field(description="what the recipe does")
-    latents: str = Field(min_length=1, description="latent dataset of labeled items to train on")
-    label: str = Field("label", min_length=1, description="attribute that is the class")
     test: str | None = Field(
         None,
         min_length=1,
@@ -82,20 +102,28 @@ class AugmentRecipe(Recipe):
     test_values: tuple[str | int | float | bool, ...] = Field(
         (), description="values of `test_column` of test items, which are left out"
     )
-    draws: int = Field(2, ge=0, description="new items of each item: draws of its posterior")
-    interpolations: int = Field(
-        1, ge=0, description="new items of each item: between it and another of its class"
-    )
-    samples: int = Field(
-        1,
-        ge=0,
-        description="new items for each item: samples of a distribution fitted to its class",
-    )
-    sampler: SamplerName = Field("auto", description="distribution of `samples`; see task sample")
-    rank: AtLeastOne = Field(64, description="directions of the sampler low-rank")
-    components: AtLeastOne = Field(1, description="Gaussians of the sampler mixture, per class")
-    batch_size: AtLeastOne = Field(8, description="items that pass the decoder at once")
     output: UseOutput = Field(description="where the new items go")
+
+
+class AugmentStudyRecipe(NewItemKeys):
+    """Whether new items help a classifier, beside classical augmentation."""
+
+    task: Literal["augment-study"] = Field(description="what the recipe does")
+    test: str = Field(
+        min_length=1, description="latent dataset of the test items; none may be among `latents`"
+    )
+    sizes: tuple[AtLeastTwo, ...] = Field(
+        (10, 50, 200), min_length=1, description="items per class to train on, for each study"
+    )
+    seeds: int = Field(
+        5, ge=2, le=21, description="repetitions, each with other items and another network"
+    )
+    steps: AtLeastOne = Field(400, description="training steps of each classifier, of 64 images")
+    flips: bool = Field(
+        False, description="whether classical augmentation mirrors images; not for digits or text"
+    )
+    max_test: AtLeastOne = Field(2000, description="test items, spread evenly over the dataset")
+    output: UseOutput = Field(description="where the results go")
 
 
 PathMethod = Literal["linear", "spherical", "neighbors"]

@@ -13,9 +13,9 @@ from latentkit.errors import EncoderError, StoreError
 from latentkit.uses.calibration import Scores, combine
 from latentkit.uses.decoding_scores import DecodingScores, negative_elbo
 from latentkit.uses.latent_scores import NormalLatents, score_latents
+from latentkit.uses.media_dataset import MediaDataset
 from latentkit.uses.raw_rows import RawRows
 from latentkit.uses.recipes import COMBINED, ScoreRecipe
-from latentkit.uses.scored_dataset import ScoredDataset
 
 CLEAN_HELD_OUT = 5
 """One in so many clean items sets the thresholds; the others define what is usual."""
@@ -39,7 +39,7 @@ class ItemScores:
 
 
 def score_items(
-    recipe: ScoreRecipe, scored: ScoredDataset, clean: ScoredDataset | None
+    recipe: ScoreRecipe, scored: MediaDataset, clean: MediaDataset | None
 ) -> ItemScores:
     """Score a dataset, and the held-out part of the clean one (without a clean one: itself).
 
@@ -74,7 +74,7 @@ def score_items(
 
 
 def split_usual(
-    recipe: ScoreRecipe, scored: ScoredDataset, clean: ScoredDataset | None
+    recipe: ScoreRecipe, scored: MediaDataset, clean: MediaDataset | None
 ) -> tuple[RawRows, RawRows]:
     """Return the rows that define what is usual, and those that set the thresholds.
 
@@ -97,7 +97,7 @@ def split_usual(
     return usual, held_out
 
 
-def _decode(recipe: ScoreRecipe, dataset: ScoredDataset, scale: float | None) -> dict[str, Scores]:
+def _decode(recipe: ScoreRecipe, dataset: MediaDataset, scale: float | None) -> dict[str, Scores]:
     """Return what decoding says of every row; with a scale also the likelihood regret."""
     module = None
     if scale is not None:

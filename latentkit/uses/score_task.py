@@ -4,7 +4,7 @@ against labels where there are any.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ from latentkit.uses.recipes import COMBINED, ScoreRecipe, with_absolute
 
 if TYPE_CHECKING:
     from latentkit.uses.calibration import Bools, Scores, Threshold
-    from latentkit.uses.scored_dataset import ScoredDataset
+    from latentkit.uses.media_dataset import MediaDataset
 
 SCORES, SUMMARY, UNUSUAL = "scores.parquet", "score.json", "unusual"
 
@@ -106,12 +106,20 @@ def report_scoring(result: ScoreResult | None) -> str:
     return "\n".join(lines)
 
 
-def _open(recipe: ScoreRecipe, device: str) -> tuple[ScoredDataset, ScoredDataset | None]:
+def _open(recipe: ScoreRecipe, device: str) -> tuple[MediaDataset, MediaDataset | None]:
+    from latentkit.uses.media_dataset import check_clean, open_media_dataset
     from latentkit.uses.score_items import split_usual
-    from latentkit.uses.scored_dataset import check_clean, open_scored
 
-    scored = open_scored(recipe.latents, recipe, device)
-    clean = None if recipe.clean is None else open_scored(recipe.clean, recipe, device)
+    def open_one(path: str, columns: Sequence[str]) -> MediaDataset:
+        return open_media_dataset(path, columns, recipe, device, recipe.from_media)
+
+    try:
+        scored = open_one(recipe.latents, [recipe.label] if recipe.label else [])
+        clean = None if recipe.clean is None else open_one(recipe.clean, [])
+    except StoreError as error:
+        if "source can't be opened" not in str(error):
+            raise
+        raise StoreError(f"{error}. Set from_media to false to score latents alone") from error
     if clean is not None:
         check_clean(clean, scored)
     split_usual(recipe, scored, clean)
@@ -119,7 +127,7 @@ def _open(recipe: ScoreRecipe, device: str) -> tuple[ScoredDataset, ScoredDatase
 
 
 def _find_labels(
-    scored: ScoredDataset, clean: ScoredDataset | None, recipe: ScoreRecipe
+    scored: MediaDataset, clean: MediaDataset | None, recipe: ScoreRecipe
 ) -> Bools | None:
     """Return which rows are labeled unusual; None without labels.
 
@@ -149,8 +157,8 @@ def _find_labels(
 def _measure(
     recipe: ScoreRecipe,
     folder: Path,
-    scored: ScoredDataset,
-    clean: ScoredDataset | None,
+    scored: MediaDataset,
+    clean: MediaDataset | None,
     labels: Bools | None,
 ) -> ScoreResult:
     """Score all rows, set thresholds, and measure the scores against labels."""
@@ -181,7 +189,7 @@ def _measure(
 
 
 def _write(
-    result: ScoreResult, recipe: ScoreRecipe, scored: ScoredDataset, labels: Bools | None
+    result: ScoreResult, recipe: ScoreRecipe, scored: MediaDataset, labels: Bools | None
 ) -> None:
     """Write scores.parquet, score.json and the image of the most unusual items."""
     import pyarrow as pa

@@ -126,7 +126,7 @@ def test_python_gets_what_a_task_gives(tmp_path: Path) -> None:
     [
         (
             TALLY.replace("tally", "taly"),
-            "task: expected encode, train, evaluate, sample, interpolate, augment, score or tally, got 'taly', did you mean 'tally'?",
+            "task: expected encode, train, evaluate, sample, interpolate, augment, augment-study, score or tally, got 'taly', did you mean 'tally'?",
         ),
         (TALLY + "factr: 2\n", "factr: unknown key, did you mean 'factor'?"),
         (

@@ -77,6 +77,7 @@ LIGHT = [
     "tasks.evaluate_task",
     "tasks.build_parts",
     "uses.recipes",
+    "uses.augment_study_task",
     "uses.augment_task",
     "uses.interpolate_task",
     "uses.sample_task",

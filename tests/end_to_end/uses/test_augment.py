@@ -148,9 +148,10 @@ def test_bad_input_is_said(
     assert not (tmp_path / "out").exists()
 
 
-def test_draws_need_stored_moments(make_latents: MakeLatents) -> None:
+def test_draws_need_stored_moments(make_latents: MakeLatents, tmp_path: Path) -> None:
     means = make_latents(0, 4, **{"output.store": "mean"})
     with pytest.raises(LatentkitError, match=r"no stored moments to draw from. Set draws to 0"):
-        make(means, draws=1)
-    assert len(make(means, interpolations=1)) == 4
-    assert np.isfinite(make(means, interpolations=1)[0].latent.numpy()).all()
+        lk.augment(means, tmp_path / "out", device="cpu")
+    made = make(means, interpolations=1)
+    assert len(made) == 4
+    assert np.isfinite(made[0].latent.numpy()).all()

@@ -1,4 +1,4 @@
-"""A latent dataset whose items are scored: its latents, and where needed its decoder and source."""
+"""A latent dataset with its decoder and its source, to compare or use items beside latents."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
-from latentkit.contracts import Encoder, Metric, Source, StreamSource
+from latentkit.contracts import Encoder, Metric, Recipe, Source, StreamSource
 from latentkit.errors import FingerprintError, LatentkitError, StoreError
 from latentkit.evaluation.evaluate import EvaluateSettings, NamedMetric, evaluate_model
 from latentkit.reading.dataset import open_dataset
@@ -23,11 +24,10 @@ from latentkit.tasks.preview import prepare_by_key
 from latentkit.uses.calibration import Bools, Scores
 from latentkit.uses.decoded_media import MediaDecoder, open_media_decoder
 from latentkit.uses.raw_rows import RawRows, content_of, open_rows
-from latentkit.uses.recipes import ScoreRecipe
 
 
 @dataclass(frozen=True)
-class ScoredDataset:
+class MediaDataset:
     """A latent dataset.
 
     Args:
@@ -96,6 +96,20 @@ class ScoredDataset:
             for name, values in found.per_sample.items()
         }
 
+    def prepare(self, rows: Sequence[tuple[str, str]]) -> list[Tensor]:
+        """Return items as they are prepared for the encoder, by their key and view.
+
+        Raises:
+            StoreError: the source doesn't have one any more.
+        """
+        found = prepare_by_key(self.source, self.media.modality, [key for key, _ in rows])
+        if missing := [key for key, view in rows if (key, view) not in found]:
+            raise StoreError(
+                f"{self.where}: {len(missing)} items can't be read from its source any more, such"
+                f" as {missing[0]!r}; expected all. Encode the dataset again"
+            )
+        return [found[row] for row in rows]
+
     def render_items(self, scores: Scores, count: int, path: Path) -> None:
         """Write the items of the highest scores, each beside what the decoder makes of its mean,
         and the absolute difference of the two (black where they are equal).
@@ -116,34 +130,37 @@ class ScoredDataset:
             self.media.modality.render(shown, path)
 
 
-def open_scored(path: str, recipe: ScoreRecipe, device: str) -> ScoredDataset:
-    """Open a dataset for scoring.
+def open_media_dataset(
+    path: str, columns: Sequence[str], recipe: Recipe, device: str, from_media: bool = True
+) -> MediaDataset:
+    """Open a dataset with its decoder and source.
+
+    Args:
+        columns: attributes that it must have.
+        from_media: whether the decoder and the source are opened.
 
     Raises:
         StoreError: it has no such attribute, or latents of several shapes.
         LatentkitError: the decoder or the source can't be opened.
     """
-    columns = [] if recipe.label is None or path != recipe.latents else [recipe.label]
     try:
         dataset = open_dataset(path, views="all", columns=columns)
     except ValueError as error:
         raise StoreError(f"{recipe.origin}: label: {error}") from error
-    rows = open_rows(dataset, "mean", recipe.seed)
-    if not recipe.from_media:
-        return ScoredDataset(rows, device)
-    advice = "Set from_media to false to score its latents alone"
+    rows = open_rows(dataset, "auto", recipe.seed)
+    if not from_media:
+        return MediaDataset(rows, device)
     try:
         source = configured_encode_of(dataset.folder).open_source()
     except (LatentkitError, OSError) as error:
         raise StoreError(
-            f"{path}: its source can't be opened, to compare items with what the decoder makes of"
-            f" them: {error}. {advice}"
+            f"{path}: its source can't be opened, from which items are read again: {error}"
         ) from error
     parts = read_dataset(dataset.folder)["parts"]
-    return ScoredDataset(rows, device, open_media_decoder(dataset, parts, device), source)
+    return MediaDataset(rows, device, open_media_decoder(dataset, parts, device), source)
 
 
-def check_clean(clean: ScoredDataset, scored: ScoredDataset) -> None:
+def check_clean(clean: MediaDataset, scored: MediaDataset) -> None:
     """Check that a clean dataset is of the same encoder, and shares no item with the other.
 
     Raises:
