@@ -132,8 +132,7 @@ def _open(recipe: AugmentStudyRecipe, device: str) -> tuple[MediaDataset, MediaD
             those to train on.
     """
     from latentkit.uses.media_dataset import open_media_dataset
-    from latentkit.uses.new_items import check_posteriors
-    from latentkit.uses.raw_rows import content_of
+    from latentkit.uses.new_items import check_no_test_items, check_posteriors
 
     train, test = (
         open_media_dataset(path, [recipe.label], recipe, device)
@@ -149,11 +148,7 @@ def _open(recipe: AugmentStudyRecipe, device: str) -> tuple[MediaDataset, MediaD
                 f"{train.where}: {recipe.label} {value!r} has {len(rows)} items; expected at least"
                 f" {most}. Set sizes to smaller numbers"
             )
-    if shared := len(content_of(train.rows.dataset) & content_of(test.rows.dataset)):
-        raise StoreError(
-            f"{train.where}: {shared} items are in the test dataset {test.where} too (equal media);"
-            " expected none"
-        )
+    check_no_test_items(train.rows, test.rows.dataset)
     return train, test
 
 

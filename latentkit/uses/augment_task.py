@@ -106,8 +106,8 @@ def _open(recipe: AugmentRecipe, device: str) -> tuple[RawRows, int, MediaDecode
     from latentkit.reading.dataset import open_dataset
     from latentkit.store.dataset_json import read_dataset
     from latentkit.uses.decoded_media import open_media_decoder
-    from latentkit.uses.new_items import check_posteriors
-    from latentkit.uses.raw_rows import content_of, open_rows
+    from latentkit.uses.new_items import check_no_test_items, check_posteriors
+    from latentkit.uses.raw_rows import open_rows
 
     if not (recipe.draws or recipe.interpolations or recipe.samples):
         raise RecipeError(
@@ -133,12 +133,7 @@ def _open(recipe: AugmentRecipe, device: str) -> tuple[RawRows, int, MediaDecode
             )
         rows, num_left_out = replace(rows, items=rows.items[~is_test]), int(is_test.sum())
     if recipe.test is not None:
-        used = content_of(dataset, set(map(dataset.keys.__getitem__, rows.items.tolist())))
-        if shared := len(used & content_of(open_dataset(recipe.test))):
-            raise StoreError(
-                f"{dataset.folder}: {shared} items are in the test dataset {recipe.test} too (equal"
-                " media); expected none, as new items made of them would make the test meaningless"
-            )
+        check_no_test_items(rows, open_dataset(recipe.test))
     parts = read_dataset(dataset.folder)["parts"]
     return rows, num_left_out, open_media_decoder(dataset, parts, device)
 

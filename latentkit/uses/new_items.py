@@ -7,15 +7,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from latentkit.errors import StoreError
-from latentkit.uses.raw_rows import RawRows
+from latentkit.uses.raw_rows import RawRows, content_of
 from latentkit.uses.recipes import NewItemKeys
 from latentkit.uses.samplers import Sampler
+
+if TYPE_CHECKING:
+    from latentkit.reading.dataset import LatentDataset
 
 MIXED = (0.25, 0.75)
 """Share of the first of two items in a mixture: nearer to one of them it would be a copy."""
@@ -54,6 +57,21 @@ def check_posteriors(rows: RawRows, recipe: NewItemKeys) -> None:
         raise StoreError(
             f"{rows.dataset.folder}: draws: it has no stored moments to draw from. Set draws to 0,"
             " or encode with output.store: moments"
+        )
+
+
+def check_no_test_items(rows: RawRows, test: LatentDataset) -> None:
+    """Check that no item of a test dataset is among the rows, by its media.
+
+    Raises:
+        StoreError: some are.
+    """
+    names = rows.dataset.keys
+    used = content_of(rows.dataset, {names[item] for item in rows.items.tolist()})
+    if shared := len(used & content_of(test)):
+        raise StoreError(
+            f"{rows.dataset.folder}: {shared} items are in the test dataset {test.folder} too"
+            " (equal media); expected none, as new items made of them would make the test meaningless"
         )
 
 
