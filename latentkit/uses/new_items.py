@@ -71,7 +71,8 @@ def check_no_test_items(rows: RawRows, test: LatentDataset) -> None:
     if shared := len(used & content_of(test)):
         raise StoreError(
             f"{rows.dataset.folder}: {shared} items are in the test dataset {test.folder} too"
-            " (equal media); expected none, as new items made of them would make the test meaningless"
+            " (equal media); expected none, as new items made of them would make the test"
+            " meaningless"
         )
 
 
