@@ -68,7 +68,7 @@ def test_nothing_is_overwritten(
 def test_an_unknown_recipe_is_refused_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipes", "copy", "quikstart"]) == 2
     said = capsys.readouterr().err
-    assert "no recipe is named 'quikstart', did you mean 'quickstart'? Known: encode-folder" in said
+    assert "no recipe is named 'quikstart', did you mean 'quickstart'? Known: augment-study" in said
 
 
 def test_a_folder_that_can_t_be_made_is_refused(

@@ -113,7 +113,7 @@ def weights() -> dict[str, Tensor]:
     """Random Inception weights with the classes of the FID graph."""
     torch.manual_seed(0)
     return {
-        **Inception(as_fid=True).state_dict(),
+        **Inception(pools_as_fid_graph=True).state_dict(),
         "fc.weight": torch.zeros(1008, 2048),
         "fc.bias": torch.zeros(1008),
     }

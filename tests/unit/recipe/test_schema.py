@@ -182,9 +182,9 @@ MISTAKES = [
     ),
     (
         ["task=encod"],
-        ["task: expected encode, train, evaluate or sample, got 'encod', did you mean 'encode'?"],
+        ["task: expected encode, train, evaluate, sample, interpolate, augment, augment-study or score, got 'encod', did you mean 'encode'?"],
     ),
-    (["task=3"], ["task: expected encode, train, evaluate or sample, got 3"]),
+    (["task=3"], ["task: expected encode, train, evaluate, sample, interpolate, augment, augment-study or score, got 3"]),
     (
         ["seed=x", "preview=-1"],
         [
@@ -244,7 +244,7 @@ def test_a_file_that_is_no_mapping_is_refused(text: str, got: str, tmp_path: Pat
 
 def test_a_recipe_without_a_task_names_the_tasks(tmp_path: Path) -> None:
     assert configured_encodes(tmp_path, "source: {use: folder}") == [
-        "task: missing; expected encode, train, evaluate or sample"
+        "task: missing; expected encode, train, evaluate, sample, interpolate, augment, augment-study or score"
     ]
 
 
@@ -337,8 +337,9 @@ def models_below(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
 
 def test_every_key_of_every_recipe_is_described() -> None:
     [base] = [base for base in Recipe.__mro__ if base.__name__ == "RecipePart"]
+    recipes = {spec.recipe for spec in latentkit_tasks()}  # some load on first use
     parts = {part for part in models_below(base) if part.__module__.startswith("latentkit.")}
-    assert {*(spec.recipe for spec in latentkit_tasks()), LossUse} <= parts
+    assert {*recipes, LossUse} <= parts
     bare = [
         f"{part.__name__}.{name}"
         for part in parts
